@@ -1,0 +1,68 @@
+//! What a model is served on.
+
+use serde::{Deserialize, Serialize};
+
+/// The class of the CPU as a device.
+pub const CPU_CLASS: &str = "cpu";
+
+/// The kind of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// A set of cores.
+    Cpu,
+    /// An NVIDIA GPU.
+    Gpu,
+}
+
+/// One device of one worker.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Device {
+    /// CPU or GPU.
+    pub kind: DeviceKind,
+    /// `cpu`, or the normalised NVML name: the unit of comparison between workers.
+    pub class: String,
+    /// The name that the hardware gives itself.
+    pub name: String,
+    /// NVML index on its host; null for a CPU.
+    pub index: Option<u32>,
+    /// NVML UUID; null for a CPU.
+    pub uuid: Option<String>,
+    /// The NVIDIA driver's version; null for a CPU.
+    pub driver: Option<String>,
+    /// The device's own memory, or the host's for a CPU.
+    pub memory_total_bytes: Option<u64>,
+    /// Logical cores, for a CPU.
+    pub cores: Option<u32>,
+}
+
+/// The class of an NVML device name: lower case, each run of other characters than letters and
+/// digits one hyphen. `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`.
+pub fn class_of(name: &str) -> String {
+    name.split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect::<Vec<_>>()
+        .join("-")
+}
+
+/// Whether a request's device word (`cpu`, `gpu`, `all` or a class) takes in a slot of this class.
+pub fn selects(word: &str, class: &str) -> bool {
+    match word {
+        "all" => true,
+        "gpu" => class != CPU_CLASS,
+        word => word == class,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_normalised_and_selected() {
+        assert_eq!(class_of("NVIDIA H100 80GB HBM3"), "nvidia-h100-80gb-hbm3");
+        assert!(selects("gpu", "nvidia-a10") && selects("all", "cpu") && selects("cpu", "cpu"));
+        assert!(!selects("gpu", "cpu") && !selects("nvidia-a10", "nvidia-t4"));
+    }
+}

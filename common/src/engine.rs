@@ -1,0 +1,129 @@
+//! The table of engines: what each loads, speaks and where it listens. How one is launched is the worker's.
+
+use crate::model::Format;
+
+/// What a client speaks to a server.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// KServe v2, the Open Inference Protocol.
+    KserveV2,
+    /// TensorFlow Serving's PredictionService.
+    Tfs,
+    /// MLModelCI's own Predict service.
+    MlmodelciPredict,
+}
+
+impl Protocol {
+    /// The name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KserveV2 => "kserve-v2",
+            Self::Tfs => "tfs",
+            Self::MlmodelciPredict => "mlmodelci-predict",
+        }
+    }
+}
+
+/// One built-in engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EngineInfo {
+    /// Its name in requests.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub title: &'static str,
+    /// The artifact formats that it loads, best first.
+    pub formats: &'static [Format],
+    /// What clients speak to it.
+    pub protocol: Protocol,
+    /// Default ports on a CPU slot: HTTP, gRPC.
+    pub cpu_ports: (u16, u16),
+    /// Default ports on a GPU slot; none where it has no GPU form.
+    pub gpu_ports: Option<(u16, u16)>,
+}
+
+pub const ONNX_HTTP_PORT: u16 = 8001;
+pub const ONNX_GRPC_PORT: u16 = 8002;
+pub const ONNX_GPU_HTTP_PORT: u16 = 8010;
+pub const ONNX_GPU_GRPC_PORT: u16 = 8011;
+pub const RTEN_HTTP_PORT: u16 = 8021;
+pub const RTEN_GRPC_PORT: u16 = 8022;
+pub const TORCHSCRIPT_HTTP_PORT: u16 = 8100;
+pub const TORCHSCRIPT_GRPC_PORT: u16 = 8101;
+pub const TORCHSCRIPT_GPU_HTTP_PORT: u16 = 8110;
+pub const TORCHSCRIPT_GPU_GRPC_PORT: u16 = 8111;
+pub const TRITON_HTTP_PORT: u16 = 8200;
+pub const TRITON_GRPC_PORT: u16 = 8201;
+pub const TRITON_METRICS_PORT: u16 = 8202;
+pub const TFS_HTTP_PORT: u16 = 8501;
+pub const TFS_GRPC_PORT: u16 = 8500;
+pub const TFS_GPU_HTTP_PORT: u16 = 8510;
+pub const TFS_GPU_GRPC_PORT: u16 = 8511;
+/// Slot k of a worker adds k times this to an engine's ports.
+pub const SLOT_PORT_STEP: u16 = 1000;
+
+/// The built-in engines. `noop` (answers at once with an empty result; for measuring modelmeter itself) and `endpoint` (a
+/// server that already runs) are never chosen by `auto`.
+pub const ENGINES: [EngineInfo; 7] = [
+    EngineInfo {
+        name: "onnx",
+        title: "ONNX Runtime, loaded at run time",
+        formats: &[Format::Onnx],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (ONNX_HTTP_PORT, ONNX_GRPC_PORT),
+        gpu_ports: Some((ONNX_GPU_HTTP_PORT, ONNX_GPU_GRPC_PORT)),
+    },
+    EngineInfo {
+        name: "rten",
+        title: "rten, the embedded default, pure Rust",
+        formats: &[Format::Onnx],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (RTEN_HTTP_PORT, RTEN_GRPC_PORT),
+        gpu_ports: None,
+    },
+    EngineInfo {
+        name: "torchscript",
+        title: "TorchScript in the user's own torch",
+        formats: &[Format::Torchscript],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (TORCHSCRIPT_HTTP_PORT, TORCHSCRIPT_GRPC_PORT),
+        gpu_ports: Some((TORCHSCRIPT_GPU_HTTP_PORT, TORCHSCRIPT_GPU_GRPC_PORT)),
+    },
+    EngineInfo {
+        name: "triton",
+        title: "NVIDIA Triton Inference Server",
+        formats: &[Format::Triton, Format::Onnx, Format::Torchscript, Format::Savedmodel],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (TRITON_HTTP_PORT, TRITON_GRPC_PORT),
+        gpu_ports: Some((TRITON_HTTP_PORT, TRITON_GRPC_PORT)),
+    },
+    EngineInfo {
+        name: "tfs",
+        title: "TensorFlow Serving",
+        formats: &[Format::Savedmodel],
+        protocol: Protocol::Tfs,
+        cpu_ports: (TFS_HTTP_PORT, TFS_GRPC_PORT),
+        gpu_ports: Some((TFS_GPU_HTTP_PORT, TFS_GPU_GRPC_PORT)),
+    },
+    EngineInfo {
+        name: "noop",
+        title: "no engine: costs nothing, measures modelmeter itself",
+        formats: &[Format::Onnx],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (0, 0),
+        gpu_ports: None,
+    },
+    EngineInfo {
+        name: "endpoint",
+        title: "a server that already runs, named by the worker's configuration",
+        formats: &[],
+        protocol: Protocol::KserveV2,
+        cpu_ports: (0, 0),
+        gpu_ports: None,
+    },
+];
+
+/// The built-in engine of this name.
+pub fn find(name: &str) -> Option<&'static EngineInfo> {
+    ENGINES.iter().find(|engine| engine.name == name)
+}

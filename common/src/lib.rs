@@ -1,0 +1,33 @@
+//! The language of the house: the words that coordinator, worker, serving and command line share.
+//!
+//! What belongs here: documents (request, task, part, profile), the pure rules on them (ids, state
+//! transitions, statistics), the wire envelope, and the `Broker` seam. What does not: anything that
+//! launches, measures, stores or serves.
+
+pub mod artifact;
+pub mod broker;
+pub mod config;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod ids;
+pub mod load;
+pub mod model;
+pub mod part;
+pub mod profile;
+pub mod request;
+pub mod stats;
+pub mod status;
+pub mod task;
+pub mod time;
+pub mod wire;
+
+pub use error::{Code, Problem};
+pub use ids::{ProfileId, RequestId, TaskId};
+pub use time::Timestamp;
+
+/// Version of every document in the hub; raised when a field changes its meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The version of modelmeter that this was built from.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

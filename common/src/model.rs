@@ -1,0 +1,212 @@
+//! A model and its artifacts, and the tensors that go in and come out.
+
+use crate::{Problem, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// `name:version`, as the hub knows a model.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// The model's name.
+    pub name: String,
+    /// Its version; for a file, the start of its sha256.
+    pub version: String,
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.version)
+    }
+}
+
+/// The format of an artifact.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// One `.onnx` file.
+    Onnx,
+    /// One traced or scripted `.pt` file.
+    Torchscript,
+    /// A TensorFlow SavedModel directory.
+    Savedmodel,
+    /// A Triton model directory.
+    Triton,
+}
+
+impl Format {
+    /// The name in JSON and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx",
+            Self::Torchscript => "torchscript",
+            Self::Savedmodel => "savedmodel",
+            Self::Triton => "triton",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The model in one format; its content is known by its sha256.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ArtifactRef {
+    /// What engines can load it.
+    pub format: Format,
+    /// Lower-case hex.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A model as the hub keeps it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Model {
+    /// Version of this document.
+    pub schema_version: u32,
+    /// Name and version.
+    #[serde(flatten)]
+    pub id: ModelRef,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// The formats that it is kept in; none for a server that already runs.
+    pub artifacts: Vec<ArtifactRef>,
+    /// Its inputs, as its own signature names them.
+    pub inputs: Vec<TensorSpec>,
+    /// Its outputs.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// A tensor in a signature: some axes may be open.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// The tensor's name.
+    pub name: String,
+    /// The element type.
+    pub dtype: Datatype,
+    /// Axis by axis; the first is the batch if it is open.
+    pub shape: Vec<Dim>,
+}
+
+/// One axis of a signature.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dim {
+    /// Always this long.
+    Fixed(u64),
+    /// Open, with its name in the model (empty if it has none).
+    Dynamic(String),
+}
+
+/// A concrete tensor: what is sent.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct TensorShape {
+    /// The tensor's name.
+    pub name: String,
+    /// The element type.
+    pub dtype: Datatype,
+    /// Axis by axis, the batch included.
+    pub shape: Vec<u64>,
+}
+
+impl TensorShape {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+/// Element types, named as KServe v2 names them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs)]
+pub enum Datatype {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+    /// Strings.
+    Bytes,
+}
+
+impl Datatype {
+    /// Every type, in the order of the specification.
+    pub const ALL: [Self; 14] = [
+        Self::Bool,
+        Self::Uint8,
+        Self::Uint16,
+        Self::Uint32,
+        Self::Uint64,
+        Self::Int8,
+        Self::Int16,
+        Self::Int32,
+        Self::Int64,
+        Self::Fp16,
+        Self::Bf16,
+        Self::Fp32,
+        Self::Fp64,
+        Self::Bytes,
+    ];
+
+    /// The KServe v2 name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOL",
+            Self::Uint8 => "UINT8",
+            Self::Uint16 => "UINT16",
+            Self::Uint32 => "UINT32",
+            Self::Uint64 => "UINT64",
+            Self::Int8 => "INT8",
+            Self::Int16 => "INT16",
+            Self::Int32 => "INT32",
+            Self::Int64 => "INT64",
+            Self::Fp16 => "FP16",
+            Self::Bf16 => "BF16",
+            Self::Fp32 => "FP32",
+            Self::Fp64 => "FP64",
+            Self::Bytes => "BYTES",
+        }
+    }
+
+    /// Bytes an element, or none for strings.
+    pub fn size(self) -> Option<usize> {
+        match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
+            Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
+            Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
+            Self::Bytes => None,
+        }
+    }
+}
+
+impl fmt::Display for Datatype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Datatype {
+    type Err = Problem;
+
+    /// Accepts the KServe v2 name in either case.
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let upper = text.to_ascii_uppercase();
+        Self::ALL.into_iter().find(|dtype| dtype.as_str() == upper).ok_or_else(|| {
+            Problem::invalid("dtype", format!("unknown element type '{text}'"))
+                .with_hint(format!("one of {}", Self::ALL.map(Self::as_str).join(", ")))
+        })
+    }
+}

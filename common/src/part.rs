@@ -1,0 +1,209 @@
+//! What a worker publishes: one part for each load point of an attempt, and one final.
+//!
+//! These travel as bincode ([`crate::wire`]), so no field may be skipped, flattened or untagged.
+
+use crate::{
+    Problem, RequestId, TaskId, Timestamp,
+    device::Device,
+    ids,
+    load::LoadPoint,
+    stats::{Histogram, Interval},
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The partial result of one load point of one attempt of a task.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Part {
+    /// Version of this document.
+    pub schema_version: u32,
+    /// The request it belongs to.
+    pub request_id: RequestId,
+    /// The task.
+    pub task_id: TaskId,
+    /// The attempt; attempts are never mixed.
+    pub attempt: u32,
+    /// Its place in the attempt, from 0.
+    pub seq: u32,
+    /// What was measured.
+    pub point: Point,
+}
+
+impl Part {
+    /// Its key in the hub.
+    pub fn id(&self) -> String {
+        ids::part_id(self.task_id, self.attempt, self.seq)
+    }
+}
+
+/// The end of an attempt: what it was, and what it must consist of to count.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Final {
+    /// Version of this document.
+    pub schema_version: u32,
+    /// The request it belongs to.
+    pub request_id: RequestId,
+    /// The task.
+    pub task_id: TaskId,
+    /// The attempt.
+    pub attempt: u32,
+    /// The worker's name.
+    pub worker: String,
+    /// The device that it ran on.
+    pub device: Device,
+    /// By the worker's own clock.
+    pub started_at: Timestamp,
+    /// By the worker's own clock.
+    pub ended_at: Timestamp,
+    /// What was measured, or why nothing was.
+    pub outcome: Outcome,
+}
+
+impl Final {
+    /// Its key in the hub.
+    pub fn id(&self) -> String {
+        ids::final_id(self.task_id, self.attempt)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Measured: complete when each of these parts is in the hub.
+    Done {
+        /// The sha256 (hex) of each part's wire form, by seq.
+        parts: Vec<String>,
+        /// The engine that served.
+        deployment: Deployment,
+    },
+    /// Not measured. Whether it is tried again is the coordinator's rule.
+    Failed {
+        /// Why.
+        error: Problem,
+    },
+}
+
+/// The engine as it was deployed for an attempt.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Deployment {
+    /// The engine's own version.
+    pub engine_version: String,
+    /// `process`, `docker` or `attach`.
+    pub launch: String,
+    /// The image's digest, for `docker`.
+    pub image_digest: Option<String>,
+    /// Launch to ready; null where it already ran.
+    pub deploy_ms: Option<f64>,
+    /// The first call after ready; null where it already served.
+    pub first_inference_ms: Option<f64>,
+}
+
+/// The measurement of one load point.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Point {
+    /// The load.
+    pub load: LoadPoint,
+    /// Items in a call.
+    pub batch_size: u32,
+    /// Warm-up before it, not part of it.
+    pub warmup_s: f64,
+    /// The measured time.
+    pub duration_s: f64,
+    /// Calls that ended in the measured time, failures included.
+    pub requests: u64,
+    /// Calls that failed.
+    pub errors: u64,
+    /// The failures, by kind.
+    pub error_kinds: BTreeMap<String, u64>,
+    /// Successful calls a second, with its 95 % interval.
+    pub requests_per_s: Option<Interval>,
+    /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
+    pub latency: Histogram,
+    /// 95 % intervals of the latency's percentiles, in ms; absent where the samples cannot carry one.
+    pub percentiles: Vec<Percentile>,
+    /// Open loop: latency from the actual send.
+    pub service: Option<Histogram>,
+    /// Open loop: actual minus scheduled send.
+    pub send_lateness: Option<Histogram>,
+    /// The GPU while this ran.
+    pub gpu: Option<GpuUse>,
+    /// The engine's process tree; none for a remote server.
+    pub engine_cpu: Option<EngineCpu>,
+    /// Cores that the client itself used.
+    pub client_cpu_cores: f64,
+    /// The machine around it.
+    pub host: HostUse,
+    /// Whether the stop rule was met before the maximum duration.
+    pub converged: bool,
+    /// Whether it may be compared; if not, a warning says why.
+    pub valid: bool,
+    /// What a reader must know, with what to do.
+    pub warnings: Vec<Warning>,
+    /// Why a field is null: path in the profile's point, code and message.
+    pub unavailable: BTreeMap<String, Reason>,
+}
+
+/// A percentile of a point's latency.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Percentile {
+    /// 50, 90, 95, 99 or 99.9.
+    pub q: f64,
+    /// The value and interval in ms; none where the samples cannot carry it.
+    pub ms: Option<Interval>,
+    /// Effective samples that this percentile needs.
+    pub needs: u64,
+    /// Effective samples that there were.
+    pub had: u64,
+}
+
+/// A GPU while a point ran. Ratios are 0 to 1.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct GpuUse {
+    pub utilization_ratio: Option<f64>,
+    pub memory_used_bytes: Option<u64>,
+    pub memory_used_ratio: Option<f64>,
+    pub memory_delta_bytes: Option<i64>,
+    pub memory_process_bytes: Option<u64>,
+    pub power_w: Option<f64>,
+    pub energy_j: Option<f64>,
+    pub sm_clock_mhz: Option<f64>,
+    pub temperature_c: Option<f64>,
+    pub throttle: Vec<String>,
+}
+
+/// The engine's process tree while a point ran.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct EngineCpu {
+    /// Cores used on average.
+    pub cores: f64,
+    /// Resident memory at the end.
+    pub rss_bytes: u64,
+}
+
+/// The host while a point ran. Ratios are 0 to 1 of all cores.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HostUse {
+    pub cpu_busy_ratio: f64,
+    pub steal_ratio: f64,
+}
+
+/// Something that makes a point less sound, with what to do about it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Warning {
+    /// For programs.
+    pub code: String,
+    /// For people: what it is and what to do.
+    pub message: String,
+}
+
+/// Why a field is null.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reason {
+    /// For programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}

@@ -1,0 +1,194 @@
+//! The profile: the fold of a cell's repeats, and the public contract of the hub. Units are in the names.
+
+use crate::{
+    Problem, ProfileId, RequestId, Timestamp,
+    device::DeviceKind,
+    load::{Arrivals, LoadPoint},
+    model::{Format, ModelRef, TensorShape},
+    part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
+    stats::Interval,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One cell of one request, failed ones included.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Profile {
+    #[serde(rename = "_id")]
+    pub id: ProfileId,
+    pub schema_version: u32,
+    pub modelmeter_version: String,
+    /// Raised each time it is folded anew: compare-and-swap.
+    pub revision: u64,
+    pub request_id: RequestId,
+    pub state: ProfileState,
+    pub error: Option<Problem>,
+    /// When the cell's last repeat ended.
+    pub created_at: Timestamp,
+    pub labels: BTreeMap<String, String>,
+    pub model: ModelRef,
+    pub artifact: Option<ProfileArtifact>,
+    pub inputs: Vec<TensorShape>,
+    pub inspector: String,
+    pub engine: ProfileEngine,
+    pub device: ProfileDevice,
+    pub batch_size: u32,
+    pub repeats: Vec<Repeat>,
+    pub deploy_ms: Option<f64>,
+    pub first_inference_ms: Option<f64>,
+    pub reference: Option<Summary>,
+    pub peak: Option<PeakSummary>,
+    pub sla: Option<SlaResult>,
+    pub points: Vec<ProfilePoint>,
+    /// Why a field is null, by its path.
+    pub unavailable: BTreeMap<String, Reason>,
+}
+
+/// How a cell ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileState {
+    /// Every repeat was measured.
+    Done,
+    /// Some repeats were.
+    Partial,
+    /// None was.
+    Failed,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ProfileArtifact {
+    pub format: Format,
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ProfileEngine {
+    pub name: String,
+    pub version: Option<String>,
+    pub launch: Option<String>,
+    pub image_digest: Option<String>,
+    pub settings: BTreeMap<String, Value>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ProfileDevice {
+    pub kind: DeviceKind,
+    pub class: String,
+    pub name: Option<String>,
+    pub driver: Option<String>,
+    pub memory_total_bytes: Option<u64>,
+}
+
+/// Where a repeat ran.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Repeat {
+    pub worker: String,
+    pub device_uuid: Option<String>,
+    pub attempt: u32,
+}
+
+/// A load as documents show it.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ProfileLoad {
+    Closed { concurrency: u32 },
+    Open { rate_per_s: f64, arrivals: Arrivals },
+}
+
+impl From<LoadPoint> for ProfileLoad {
+    fn from(load: LoadPoint) -> Self {
+        match load {
+            LoadPoint::Closed { concurrency } => Self::Closed { concurrency },
+            LoadPoint::Open { rate_per_s, arrivals } => Self::Open { rate_per_s, arrivals },
+        }
+    }
+}
+
+/// The headline of a point.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Summary {
+    pub load: ProfileLoad,
+    pub throughput_inferences_per_s: Option<f64>,
+    pub p50_latency_ms: Option<f64>,
+    pub p95_latency_ms: Option<f64>,
+    pub p99_latency_ms: Option<f64>,
+}
+
+/// The headline of the valid point with the most inferences a second, with its device.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PeakSummary {
+    #[serde(flatten)]
+    pub summary: Summary,
+    pub gpu_memory_used_bytes: Option<u64>,
+    pub gpu_memory_used_ratio: Option<f64>,
+    pub gpu_memory_delta_bytes: Option<i64>,
+    pub gpu_utilization_ratio: Option<f64>,
+}
+
+/// Whether the SLA was met, and the best point that met it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SlaResult {
+    pub percentile: f64,
+    pub latency_ms: f64,
+    pub met: bool,
+    pub best: Option<PeakSummary>,
+}
+
+/// One load point, folded over the repeats.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ProfilePoint {
+    pub load: ProfileLoad,
+    pub duration_s: f64,
+    pub requests: u64,
+    pub errors: u64,
+    pub error_kinds: BTreeMap<String, u64>,
+    pub inferences: u64,
+    pub requests_per_s: Option<f64>,
+    pub throughput_inferences_per_s: Option<Interval>,
+    pub latency_ms: Latency,
+    pub service_ms: Option<Latency>,
+    pub send_lateness_ms: Option<Lateness>,
+    pub gpu: Option<GpuUse>,
+    pub engine_cpu: Option<EngineCpu>,
+    pub client_cpu_cores: f64,
+    pub host: HostUse,
+    pub converged: bool,
+    pub valid: bool,
+    pub warnings: Vec<Warning>,
+    /// Why a field of this point is null, by its path within the point.
+    pub unavailable: BTreeMap<String, Reason>,
+}
+
+/// A latency distribution in milliseconds; a percentile that the samples cannot carry is null.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Latency {
+    pub mean: Option<f64>,
+    pub p50: Option<Interval>,
+    pub p90: Option<Interval>,
+    pub p95: Option<Interval>,
+    pub p99: Option<Interval>,
+    pub p99_9: Option<Interval>,
+    pub max: Option<f64>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Lateness {
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
+}

@@ -1,0 +1,301 @@
+//! What a user asks for.
+
+use crate::{
+    Problem, RequestId, Timestamp,
+    load::{Load, Sla, Stop},
+    model::{Dim, Model, ModelRef},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The most cells that one request may expand to.
+pub const MAX_CELLS: usize = 20_000;
+/// The largest batch size.
+pub const MAX_BATCH_SIZE: u32 = 4096;
+/// The most calls in flight.
+pub const MAX_CONCURRENCY: u32 = 4096;
+
+/// A request: model × engines × devices × batch sizes × load. Validated whole before anything runs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    /// `name[:version]` in the hub.
+    pub model: String,
+    /// Engine names, or `auto` alone: each engine with a fitting artifact that some worker has.
+    pub engines: Vec<String>,
+    /// Per engine, per setting: one value or a list; each combination is a cell.
+    pub engine_settings: BTreeMap<String, BTreeMap<String, Value>>,
+    /// Per input, the whole shapes (batch axis included, its length is replaced by the batch size).
+    pub shapes: BTreeMap<String, Vec<Vec<u64>>>,
+    /// `cpu`, `gpu`, `all` or device classes.
+    pub devices: Vec<String>,
+    /// Items in a call.
+    pub batch_sizes: Vec<u32>,
+    /// The load.
+    pub load: Load,
+    /// A fixed number of calls a point instead of the stop rule (the classic `batch_num`).
+    pub batches: Option<u64>,
+    /// When a point ends.
+    pub stop: Stop,
+    /// Wall time for the whole request, shared out over its cells.
+    pub budget_ms: Option<u64>,
+    /// The latency to stay under.
+    pub sla: Option<Sla>,
+    /// Independent repetitions of each cell.
+    pub repeats: u32,
+    /// A custom inspector's name; by default the engine's own.
+    pub inspector: Option<String>,
+    /// Of test data, order and arrivals.
+    pub seed: u64,
+    /// Weight in the choice of the next task among requests, 1 to 100.
+    pub priority: u32,
+    /// After this, cells that no slot can run fail.
+    pub deadline_ms: u64,
+    /// Fail such cells at once.
+    pub no_wait: bool,
+    /// Free words to find it by.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            engines: vec!["auto".into()],
+            engine_settings: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            devices: vec!["cpu".into()],
+            batch_sizes: vec![1, 2, 4, 8],
+            load: Load::default(),
+            batches: None,
+            stop: Stop::default(),
+            budget_ms: None,
+            sla: None,
+            repeats: 1,
+            inspector: None,
+            seed: 0,
+            priority: 10,
+            deadline_ms: 24 * 3_600_000,
+            no_wait: false,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+impl Request {
+    /// Checks what can be checked without the hub: every error names the field, what it got, what is allowed.
+    pub fn validate(&self) -> Result<(), Problem> {
+        not_empty("model", self.model.is_empty())?;
+        not_empty("engines", self.engines.is_empty())?;
+        not_empty("devices", self.devices.is_empty())?;
+        not_empty("batch_sizes", self.batch_sizes.is_empty())?;
+        for &batch in &self.batch_sizes {
+            within("batch_sizes", u64::from(batch), 1, u64::from(MAX_BATCH_SIZE))?;
+        }
+        within("repeats", u64::from(self.repeats), 1, 100)?;
+        within("priority", u64::from(self.priority), 1, 100)?;
+        if self.engines.len() > 1 && self.engines.iter().any(|e| e == "auto") {
+            return Err(Problem::invalid("engines", "'auto' stands alone, without other engines"));
+        }
+        for engine in self.engine_settings.keys() {
+            if !self.engines.iter().any(|e| e == engine || e == "auto") {
+                return Err(Problem::invalid(
+                    "engine_settings",
+                    format!("settings for '{engine}', which is not among the engines"),
+                )
+                .with_hint(format!("engines are {}", self.engines.join(", "))));
+            }
+        }
+        for (input, shapes) in &self.shapes {
+            if shapes.is_empty() || shapes.iter().any(|s| s.contains(&0)) {
+                return Err(Problem::invalid(
+                    "shapes",
+                    format!("'{input}' needs at least one shape, of lengths of 1 or more"),
+                ));
+            }
+        }
+        self.validate_load()?;
+        self.validate_stop()
+    }
+
+    fn validate_load(&self) -> Result<(), Problem> {
+        match &self.load {
+            Load::Closed { concurrencies } => {
+                for &c in concurrencies {
+                    within("load.concurrencies", u64::from(c), 1, u64::from(MAX_CONCURRENCY))?;
+                }
+            }
+            Load::Open { rates, .. } => {
+                not_empty("load.rates", rates.is_empty())?;
+                for &rate in rates {
+                    if !(rate > 0.0 && rate <= 1e6) {
+                        return Err(Problem::invalid("load.rates", format!("{rate} calls a second"))
+                            .with_hint("above 0, at most 1000000"));
+                    }
+                }
+            }
+            Load::SlaSearch { .. } if self.sla.is_none() => {
+                return Err(
+                    Problem::invalid("load", "an SLA search needs an SLA").with_hint("for example --sla p95=50ms")
+                );
+            }
+            Load::SlaSearch { .. } => {}
+        }
+        match &self.sla {
+            Some(sla) if !(50.0..=99.9).contains(&sla.percentile) => {
+                Err(Problem::invalid("sla.percentile", format!("{}", sla.percentile)).with_hint("50 to 99.9"))
+            }
+            Some(sla) if !(sla.latency_ms > 0.0 && sla.latency_ms.is_finite()) => {
+                Err(Problem::invalid("sla.latency_ms", format!("{}", sla.latency_ms)).with_hint("above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_stop(&self) -> Result<(), Problem> {
+        let stop = &self.stop;
+        if !(stop.precision > 0.0 && stop.precision <= 0.5) {
+            return Err(Problem::invalid("stop.precision", format!("{}", stop.precision))
+                .with_hint("above 0, at most 0.5 (50 %)"));
+        }
+        within("stop.max_duration_ms", stop.max_duration_ms, 10, 3_600_000)?;
+        within("stop.timeout_ms", stop.timeout_ms, 1, 600_000)?;
+        within("stop.max_in_flight", u64::from(stop.max_in_flight), 1, 65_536)?;
+        if stop.min_duration_ms > stop.max_duration_ms {
+            return Err(Problem::invalid(
+                "stop.min_duration_ms",
+                format!("{} ms is longer than max_duration_ms, {} ms", stop.min_duration_ms, stop.max_duration_ms),
+            ));
+        }
+        if let Some(batches) = self.batches {
+            within("batches", batches, 1, 1_000_000_000)?;
+        }
+        match self.budget_ms {
+            Some(budget) => within("budget_ms", budget, 1_000, 7 * 24 * 3_600_000),
+            None => Ok(()),
+        }
+    }
+
+    /// The axes besides the batch that the model leaves open and no shape sets: the error asks for them.
+    pub fn check_shapes(&self, model: &Model) -> Result<(), Problem> {
+        for (name, shapes) in &self.shapes {
+            let Some(input) = model.inputs.iter().find(|input| &input.name == name) else {
+                let known: Vec<_> = model.inputs.iter().map(|i| i.name.as_str()).collect();
+                return Err(Problem::invalid("shapes", format!("the model has no input '{name}'"))
+                    .with_hint(format!("its inputs are {}", known.join(", "))));
+            };
+            for shape in shapes {
+                let fits = shape.len() == input.shape.len()
+                    && shape
+                        .iter()
+                        .zip(&input.shape)
+                        .skip(1)
+                        .all(|(got, dim)| !matches!(dim, Dim::Fixed(n) if n != got));
+                if !fits {
+                    return Err(Problem::invalid(
+                        "shapes",
+                        format!("{name}={shape:?} does not fit {}", describe(&input.shape)),
+                    ));
+                }
+            }
+        }
+        for input in &model.inputs {
+            let open = input.shape.iter().skip(1).any(|dim| matches!(dim, Dim::Dynamic(_)));
+            if open && !self.shapes.contains_key(&input.name) {
+                return Err(Problem::invalid(
+                    "shapes",
+                    format!("input '{}' has open axes: {}", input.name, describe(&input.shape)),
+                )
+                .with_hint(format!(
+                    "set them, for example --shape {}={}",
+                    input.name,
+                    example(&input.shape)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A shape as people read it: `[batch, 3, height, width]`.
+pub fn describe(shape: &[Dim]) -> String {
+    let axes: Vec<String> = shape
+        .iter()
+        .map(|dim| match dim {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Dynamic(name) if name.is_empty() => "?".into(),
+            Dim::Dynamic(name) => name.clone(),
+        })
+        .collect();
+    format!("[{}]", axes.join(", "))
+}
+
+fn example(shape: &[Dim]) -> String {
+    let axis = |(i, dim): (usize, &Dim)| match dim {
+        Dim::Fixed(n) => n.to_string(),
+        Dim::Dynamic(_) if i == 0 => "1".into(),
+        Dim::Dynamic(_) => "224".into(),
+    };
+    shape.iter().enumerate().map(axis).collect::<Vec<_>>().join(",")
+}
+
+fn not_empty(field: &str, empty: bool) -> Result<(), Problem> {
+    if empty { Err(Problem::invalid(field, "is empty, needs at least one")) } else { Ok(()) }
+}
+
+fn within(field: &str, value: u64, low: u64, high: u64) -> Result<(), Problem> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(Problem::invalid(field, format!("{value} is out of range")).with_hint(format!("{low} to {high}")))
+}
+
+/// Where a request stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestState {
+    /// Stored; its tasks are being inserted or run.
+    Running,
+    /// Every cell is profiled.
+    Done,
+    /// Some cells are profiled, some failed.
+    Partial,
+    /// No cell could be profiled.
+    Failed,
+    /// The user stopped it.
+    Cancelled,
+}
+
+impl RequestState {
+    /// Whether it never changes again.
+    pub fn is_terminal(self) -> bool {
+        self != Self::Running
+    }
+}
+
+/// A request as the hub keeps it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RequestDoc {
+    /// The client's idempotency key.
+    #[serde(rename = "_id")]
+    pub id: RequestId,
+    /// Version of this document.
+    pub schema_version: u32,
+    /// When it was submitted, by the hub's clock.
+    pub created_at: Timestamp,
+    /// When its last task ended.
+    pub ended_at: Option<Timestamp>,
+    /// Where it stands.
+    pub state: RequestState,
+    /// Whether every task has been inserted; until then expansion is repeated after a crash.
+    pub expanded: bool,
+    /// Number of its tasks.
+    pub tasks: u64,
+    /// Number of its cells.
+    pub cells: u64,
+    /// The model, resolved.
+    pub model: ModelRef,
+    /// What was asked, as asked.
+    pub request: Request,
+}

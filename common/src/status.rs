@@ -1,0 +1,93 @@
+//! What `status`, `watch`, `--dry-run` and `workers` show.
+
+use crate::{RequestId, Timestamp, device::Device, model::ModelRef, request::RequestState, task::TaskState};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Where a request stands, cell by cell.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Status {
+    pub request_id: RequestId,
+    pub state: RequestState,
+    pub model: ModelRef,
+    pub created_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    pub cells: Vec<CellStatus>,
+}
+
+/// Where one repeat of a cell stands, and what it waits for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CellStatus {
+    pub engine: String,
+    pub engine_settings: BTreeMap<String, Value>,
+    pub device: String,
+    pub batch_size: u32,
+    pub repeat: u32,
+    pub state: TaskState,
+    pub attempts: u32,
+    pub worker: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// What a request would do.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Dryrun {
+    pub model: ModelRef,
+    pub cells: Vec<PlannedCell>,
+    /// From the stop rules, the repeats and the slots that are there now.
+    pub estimated_seconds: Estimate,
+}
+
+/// From the fastest to the slowest that the stop rules allow.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Estimate {
+    pub low: f64,
+    pub high: f64,
+}
+
+/// One cell of a dry run.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PlannedCell {
+    pub engine: String,
+    pub engine_settings: BTreeMap<String, Value>,
+    pub device: String,
+    pub batch_size: u32,
+    pub repeats: u32,
+    /// Slots that could run it now.
+    pub slots: u32,
+    /// Why it cannot run now; null if it can.
+    pub reason: Option<String>,
+}
+
+/// A worker as the hub knows it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct WorkerDoc {
+    #[serde(rename = "_id")]
+    pub name: String,
+    pub schema_version: u32,
+    pub revision: u64,
+    pub incarnation: String,
+    pub version: String,
+    pub slots: Vec<SlotDoc>,
+    pub labels: BTreeMap<String, String>,
+    pub registered_at: Timestamp,
+    pub seen_at: Timestamp,
+}
+
+/// One slot of a worker.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SlotDoc {
+    pub index: u32,
+    pub device: Device,
+    pub engines: Vec<String>,
+    /// The pool whose queue it consumes.
+    pub pool: String,
+}

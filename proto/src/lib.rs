@@ -1,0 +1,19 @@
+//! The contracts that cross a process boundary, generated from `proto/*.proto`. No logic belongs here.
+
+/// The control API: `Control` for users, `Work` for workers.
+pub mod control {
+    tonic::include_proto!("modelmeter.v1");
+}
+
+/// KServe v2 (Open Inference Protocol) over gRPC.
+pub mod kserve {
+    tonic::include_proto!("inference");
+}
+
+/// The ONNX file format.
+pub mod onnx {
+    include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}
+
+/// The encoded `FileDescriptorSet` of every contract, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
