@@ -62,7 +62,7 @@ pub const TFS_GPU_GRPC_PORT: u16 = 8511;
 /// Slot k of a worker adds k times this to an engine's ports.
 pub const SLOT_PORT_STEP: u16 = 1000;
 
-/// The built-in engines. `noop` (answers at once with an empty result; for measuring modelmeter itself) and `endpoint` (a
+/// The built-in engines. `null` (answers at once with zeros; for measuring modelmeter itself) and `endpoint` (a
 /// server that already runs) are never chosen by `auto`.
 pub const ENGINES: [EngineInfo; 7] = [
     EngineInfo {
@@ -106,8 +106,8 @@ pub const ENGINES: [EngineInfo; 7] = [
         gpu_ports: Some((TFS_GPU_HTTP_PORT, TFS_GPU_GRPC_PORT)),
     },
     EngineInfo {
-        name: "noop",
-        title: "no engine: costs nothing, measures modelmeter itself",
+        name: "null",
+        title: "answers at once with zeros: measures modelmeter itself",
         formats: &[Format::Onnx],
         protocol: Protocol::KserveV2,
         cpu_ports: (0, 0),
