@@ -2,6 +2,11 @@
 //! one unacknowledged delivery at a time. Messages are droppable hints or insert-only results, so at
 //! least once is enough; an adapter may deliver twice, and must redeliver what was not acknowledged.
 
+pub mod amqp;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod memory;
+
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -98,6 +103,20 @@ pub fn task_queue(pool: &str) -> String {
 
 /// The longest that a publish or declare may take before it counts as failed.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest queue name and message id, in bytes: AMQP's short strings carry no more.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// The most messages that wait in one queue; a publish beyond is refused.
+pub const MAX_QUEUE_MESSAGES: usize = 1_000_000;
+
+/// Names go on the wire as AMQP's short strings, so both adapters refuse the same ones.
+fn check_name(what: &str, name: &str) -> Result<(), BrokerError> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Err(BrokerError::Refused(format!("a {what} of {} bytes: it takes 1 to {MAX_NAME_BYTES}", name.len())));
+    }
+    Ok(())
+}
 
 /// Why a broker call failed. All but `Closed`, `BadUrl` and `NoQueue` may succeed when tried again.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,227 @@
+//! The broker inside one process, for embedded mode and tests: the same promises as RabbitMQ, redelivery
+//! included, except that nothing outlives the process.
+
+use super::{Broker, BrokerError, Consumer, Delivery, MAX_QUEUE_MESSAGES, QUARANTINE, Settle, Verdict, check_name};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+};
+use tokio::sync::Notify;
+
+/// An in-process broker. Clones share the queues.
+#[derive(Clone, Default)]
+pub struct MemoryBroker(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Woken after each change that may let a consumer go on.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    queues: HashMap<String, VecDeque<Message>>,
+    consumers: HashMap<u64, Consuming>,
+    /// The last consumer id and delivery tag given out.
+    last_id: u64,
+    closed: bool,
+}
+
+struct Message {
+    body: Arc<[u8]>,
+    redelivered: bool,
+}
+
+/// What the broker knows of a consumer: its deliveries by tag, in the order of delivery.
+struct Consuming {
+    queue: String,
+    unacked: BTreeMap<u64, Message>,
+}
+
+impl MemoryBroker {
+    /// An empty broker.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the broker's lock")
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, State>, BrokerError> {
+        let state = self.lock();
+        if state.closed { Err(BrokerError::Closed) } else { Ok(state) }
+    }
+
+    /// The next message for a consumer that has fewer than `prefetch` unacknowledged.
+    fn take(&self, consumer: u64, prefetch: usize) -> Result<Option<(u64, Arc<[u8]>, bool)>, BrokerError> {
+        let mut state = self.open()?;
+        let State { queues, consumers, last_id, .. } = &mut *state;
+        let consuming = consumers.get_mut(&consumer).ok_or(BrokerError::Closed)?;
+        // A queue deleted under its consumer comes back, as with the other adapter.
+        let queue = queues.entry(consuming.queue.clone()).or_default();
+        if prefetch > 0 && consuming.unacked.len() >= prefetch {
+            return Ok(None);
+        }
+        let Some(message) = queue.pop_front() else { return Ok(None) };
+        *last_id += 1;
+        let taken = (*last_id, Arc::clone(&message.body), message.redelivered);
+        consuming.unacked.insert(*last_id, message);
+        Ok(Some(taken))
+    }
+
+    fn settle(&self, consumer: u64, tag: u64, verdict: Verdict) -> bool {
+        let mut state = self.lock();
+        let State { queues, consumers, .. } = &mut *state;
+        let Some(consuming) = consumers.get_mut(&consumer) else { return false };
+        let Some(message) = consuming.unacked.remove(&tag) else { return false };
+        match verdict {
+            Verdict::Ack => {}
+            Verdict::Requeue => give_back(queues, &consuming.queue, message),
+            Verdict::Reject if consuming.queue == QUARANTINE => {}
+            Verdict::Reject => queues.entry(QUARANTINE.to_owned()).or_default().push_back(message),
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        true
+    }
+
+    fn forget(&self, consumer: u64) {
+        let mut state = self.lock();
+        if let Some(consuming) = state.consumers.remove(&consumer) {
+            for message in consuming.unacked.into_values().rev() {
+                give_back(&mut state.queues, &consuming.queue, message);
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+}
+
+/// Back to the front, unless the queue was deleted meanwhile.
+fn give_back(queues: &mut HashMap<String, VecDeque<Message>>, queue: &str, message: Message) {
+    if let Some(queue) = queues.get_mut(queue) {
+        queue.push_front(Message { redelivered: true, ..message });
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    async fn declare(&self, queue: &str) -> Result<(), BrokerError> {
+        check_name("queue name", queue)?;
+        let mut state = self.0.open()?;
+        state.queues.entry(QUARANTINE.to_owned()).or_default();
+        state.queues.entry(queue.to_owned()).or_default();
+        Ok(())
+    }
+
+    async fn publish(&self, queue: &str, message_id: &str, body: &[u8]) -> Result<(), BrokerError> {
+        check_name("queue name", queue)?;
+        check_name("message id", message_id)?;
+        let message = Message { body: body.into(), redelivered: false };
+        let mut state = self.0.open()?;
+        let messages = state.queues.get_mut(queue).ok_or_else(|| BrokerError::NoQueue(queue.to_owned()))?;
+        if messages.len() >= MAX_QUEUE_MESSAGES {
+            return Err(BrokerError::Refused(format!("queue '{queue}' is full with {MAX_QUEUE_MESSAGES} messages")));
+        }
+        messages.push_back(message);
+        drop(state);
+        self.0.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn consume(&self, queue: &str, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
+        let mut state = self.0.open()?;
+        if !state.queues.contains_key(queue) {
+            return Err(BrokerError::NoQueue(queue.to_owned()));
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        state.consumers.insert(id, Consuming { queue: queue.to_owned(), unacked: BTreeMap::new() });
+        drop(state);
+        Ok(Box::new(MemoryConsumer { shared: Arc::clone(&self.0), id, prefetch: prefetch.into() }))
+    }
+
+    async fn depth(&self, queue: &str) -> Result<Option<u64>, BrokerError> {
+        Ok(self.0.open()?.queues.get(queue).map(|messages| messages.len() as u64))
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        let mut state = self.0.open()?;
+        state.queues.remove(queue);
+        for consuming in state.consumers.values_mut().filter(|c| c.queue == queue) {
+            consuming.unacked.clear();
+        }
+        drop(state);
+        self.0.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn close(&self) {
+        let consumers: Vec<u64> = {
+            let mut state = self.0.lock();
+            state.closed = true;
+            state.consumers.keys().copied().collect()
+        };
+        for consumer in consumers {
+            self.0.forget(consumer);
+        }
+        self.0.changed.notify_waiters();
+    }
+}
+
+struct MemoryConsumer {
+    shared: Arc<Shared>,
+    id: u64,
+    prefetch: usize,
+}
+
+#[async_trait]
+impl Consumer for MemoryConsumer {
+    async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            // Listen before looking, so that no change falls between the two.
+            changed.as_mut().enable();
+            if let Some((tag, body, redelivered)) = self.shared.take(self.id, self.prefetch)? {
+                let settle = MemorySettle { shared: Arc::clone(&self.shared), consumer: self.id, tag };
+                return Ok(Delivery::new(body.to_vec(), redelivered, Box::new(settle)));
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        self.shared.forget(self.id);
+    }
+}
+
+struct MemorySettle {
+    shared: Arc<Shared>,
+    consumer: u64,
+    tag: u64,
+}
+
+#[async_trait]
+impl Settle for MemorySettle {
+    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<bool, BrokerError> {
+        Ok(self.shared.settle(self.consumer, self.tag, verdict))
+    }
+}
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn passes_the_conformance_suite() {
+        super::super::conformance::run_all(|| async { Arc::new(MemoryBroker::new()) as Arc<dyn Broker> }).await;
+    }
+}
