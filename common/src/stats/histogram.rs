@@ -74,6 +74,11 @@ impl Histogram {
         if self.is_empty() { 0 } else { self.0.value_at_quantile((rank as f64 - 0.5) / self.len() as f64) }
     }
 
+    /// Number of values of at most this (to within the digits), in nanoseconds.
+    pub fn count_up_to(&self, ns: u64) -> u64 {
+        self.0.count_between(0, ns)
+    }
+
     /// The mean, in nanoseconds.
     pub fn mean_ns(&self) -> f64 {
         self.0.mean()

@@ -1,0 +1,279 @@
+//! The fold of a cell's repeats at one load: a pure function, the same bytes in whatever order they come.
+
+use super::{
+    Histogram, Interval,
+    percentile::{PERCENTILES, Sample, percentile_of},
+    special::t95,
+};
+use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, Warning};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Repeats of one load point, as one.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)]
+pub struct FoldedPoint {
+    pub requests: u64,
+    pub errors: u64,
+    pub error_kinds: BTreeMap<String, u64>,
+    /// Of all repeats together.
+    pub duration_s: f64,
+    /// Successful calls a second.
+    pub requests_per_s: Option<Interval>,
+    /// In the order of [`PERCENTILES`].
+    pub percentiles: Vec<Percentile>,
+    pub latency: Histogram,
+    pub service: Option<Histogram>,
+    pub send_lateness: Option<Histogram>,
+    pub gpu: Option<GpuUse>,
+    pub engine_cpu: Option<EngineCpu>,
+    pub client_cpu_cores: f64,
+    pub host: HostUse,
+    pub converged: bool,
+    pub valid: bool,
+    pub warnings: Vec<Warning>,
+    pub unavailable: BTreeMap<String, Reason>,
+}
+
+/// Folds the repeats of one load point. None of none.
+pub fn fold_points(points: &[&Point]) -> Option<FoldedPoint> {
+    let mut points = points.to_vec();
+    // Sums of floats depend on their order: fix it by what is summed.
+    points.sort_by_cached_key(|p| serde_json::to_vec(p).expect("a point holds nothing that JSON cannot carry"));
+    let points = points.as_slice();
+    points.first()?;
+    let (requests, errors) = (total(points, |p| p.requests), total(points, |p| p.errors));
+    let latency = merged(points.iter().map(|p| &p.latency));
+    let mut unavailable = BTreeMap::new();
+    for point in points {
+        unavailable.extend(point.unavailable.clone());
+    }
+    let percentiles: Vec<_> = PERCENTILES.iter().map(|&q| fold_percentile(q, points, &latency, errors)).collect();
+    for p in percentiles.iter().filter(|p| p.ms.is_some()) {
+        // A repeat alone may not have carried what all together carry.
+        unavailable.remove(&percentile_path(p.q));
+    }
+    for p in percentiles.iter().filter(|p| p.ms.is_none()) {
+        unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
+    }
+    Some(FoldedPoint {
+        requests,
+        errors,
+        error_kinds: error_kinds(points),
+        duration_s: points.iter().map(|p| p.duration_s).sum(),
+        requests_per_s: fold_throughput(points),
+        percentiles,
+        latency,
+        service: merged_some(points, |p| p.service.as_ref()),
+        send_lateness: merged_some(points, |p| p.send_lateness.as_ref()),
+        gpu: fold_gpu(points),
+        engine_cpu: fold_engine(points),
+        client_cpu_cores: mean(points.iter().map(|p| p.client_cpu_cores)),
+        host: HostUse {
+            cpu_busy_ratio: mean(points.iter().map(|p| p.host.cpu_busy_ratio)),
+            steal_ratio: mean(points.iter().map(|p| p.host.steal_ratio)),
+        },
+        converged: points.iter().all(|p| p.converged),
+        valid: points.iter().all(|p| p.valid),
+        warnings: points.iter().flat_map(|p| p.warnings.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
+        unavailable,
+    })
+}
+
+/// The path of a percentile in a profile's point.
+pub fn percentile_path(q: f64) -> String {
+    format!("latency_ms.p{}", q.to_string().replace('.', "_"))
+}
+
+/// Why a percentile is null.
+pub fn percentile_reason(p: &Percentile) -> Reason {
+    if p.had < p.needs {
+        let message = format!("needs {} requests, had {}", p.needs, p.had);
+        Reason { code: "too_few_requests".into(), message }
+    } else {
+        Reason { code: "among_failures".into(), message: "it falls among the calls that failed".into() }
+    }
+}
+
+fn total(points: &[&Point], of: impl Fn(&Point) -> u64) -> u64 {
+    points.iter().map(|p| of(p)).sum()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.collect();
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn merged<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Histogram {
+    histograms.fold(Histogram::default(), |mut sum, h| {
+        sum.merge(h);
+        sum
+    })
+}
+
+/// None unless some repeat has it.
+fn merged_some(points: &[&Point], of: impl Fn(&Point) -> Option<&Histogram>) -> Option<Histogram> {
+    let mut some = points.iter().filter_map(|p| of(p)).peekable();
+    some.peek()?;
+    Some(merged(some))
+}
+
+fn error_kinds(points: &[&Point]) -> BTreeMap<String, u64> {
+    let mut kinds = BTreeMap::new();
+    for (kind, n) in points.iter().flat_map(|p| &p.error_kinds) {
+        *kinds.entry(kind.clone()).or_insert(0) += n;
+    }
+    kinds
+}
+
+fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64) -> Percentile {
+    let alone: Vec<&Percentile> = points.iter().filter_map(|p| p.percentiles.iter().find(|x| x.q == q)).collect();
+    if let ([_], [only]) = (points, alone.as_slice()) {
+        return (*only).clone();
+    }
+    let had = alone.iter().map(|p| p.had).sum();
+    let pooled = percentile_of(q, Sample { latency, failures }, had);
+    let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.ms).collect();
+    Percentile { ms: pooled.ms.map(|ms| widen(ms, &repeats)), ..pooled }
+}
+
+fn fold_throughput(points: &[&Point]) -> Option<Interval> {
+    let repeats: Vec<Interval> = points.iter().filter_map(|p| p.requests_per_s).collect();
+    if repeats.len() < points.len() || repeats.len() < 2 {
+        return repeats.first().copied().filter(|_| points.len() == 1);
+    }
+    let duration: f64 = points.iter().map(|p| p.duration_s).sum();
+    let weighted = |of: &dyn Fn(&Interval) -> f64| -> Vec<f64> {
+        points.iter().zip(&repeats).map(|(p, i)| of(i) * p.duration_s / duration).collect()
+    };
+    let value: f64 = weighted(&|i| i.value).iter().sum();
+    // Within the repeats: independent errors add as squares.
+    let half = weighted(&|i| i.relative_half_width() * i.value).iter().map(|h| h * h).sum::<f64>().sqrt();
+    Some(widen(Interval { value, ci95: [(value - half).max(0.0), value + half] }, &repeats))
+}
+
+/// Widens an interval of the pooled samples by what the repeats differ: two are covered whole; from three
+/// up, Student's t interval of their values.
+fn widen(pooled: Interval, repeats: &[Interval]) -> Interval {
+    let [mut low, mut high] = pooled.ci95;
+    if repeats.len() >= 3 {
+        let n = repeats.len() as f64;
+        let mean = repeats.iter().map(|i| i.value).sum::<f64>() / n;
+        let variance = repeats.iter().map(|i| (i.value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        let half = t95(n - 1.0) * (variance / n).sqrt();
+        low = low.min(mean - half).max(0.0);
+        high = high.max(mean + half);
+    } else {
+        low = repeats.iter().fold(low, |low, i| low.min(i.ci95[0]));
+        high = repeats.iter().fold(high, |high, i| high.max(i.ci95[1]));
+    }
+    Interval { value: pooled.value, ci95: [low, high] }
+}
+
+/// The mean over the repeats that have the figure; none where no repeat has it.
+fn mean_some(gpus: &[&GpuUse], of: impl Fn(&GpuUse) -> Option<f64>) -> Option<f64> {
+    let some: Vec<f64> = gpus.iter().filter_map(|gpu| of(gpu)).collect();
+    (!some.is_empty()).then(|| mean(some.into_iter()))
+}
+
+fn fold_gpu(points: &[&Point]) -> Option<GpuUse> {
+    let gpus: Vec<&GpuUse> = points.iter().filter_map(|p| p.gpu.as_ref()).collect();
+    gpus.first()?;
+    let bytes = |of: &dyn Fn(&GpuUse) -> Option<u64>| {
+        mean_some(&gpus, |g| of(g).map(|b| b as f64)).map(|mean| mean.round() as u64)
+    };
+    Some(GpuUse {
+        utilization_ratio: mean_some(&gpus, |g| g.utilization_ratio),
+        memory_used_bytes: bytes(&|g| g.memory_used_bytes),
+        memory_used_ratio: mean_some(&gpus, |g| g.memory_used_ratio),
+        memory_delta_bytes: mean_some(&gpus, |g| g.memory_delta_bytes.map(|b| b as f64)).map(|m| m.round() as i64),
+        memory_process_bytes: bytes(&|g| g.memory_process_bytes),
+        power_w: mean_some(&gpus, |g| g.power_w),
+        // Energy belongs to the requests, which are added up too.
+        energy_j: gpus.iter().map(|g| g.energy_j).sum(),
+        sm_clock_mhz: mean_some(&gpus, |g| g.sm_clock_mhz),
+        temperature_c: mean_some(&gpus, |g| g.temperature_c),
+        throttle: gpus.iter().flat_map(|g| g.throttle.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
+    })
+}
+
+fn fold_engine(points: &[&Point]) -> Option<EngineCpu> {
+    let engines: Vec<EngineCpu> = points.iter().filter_map(|p| p.engine_cpu).collect();
+    (!engines.is_empty()).then(|| EngineCpu {
+        cores: mean(engines.iter().map(|e| e.cores)),
+        rss_bytes: mean(engines.iter().map(|e| e.rss_bytes as f64)).round() as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::LoadPoint;
+
+    fn point(rate: f64, latency_ms: u64) -> Point {
+        let mut latency = Histogram::default();
+        (0..1000).for_each(|i| latency.record(latency_ms * 1_000_000 + i * 100));
+        let percentiles =
+            PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 1 }, 1001)).to_vec();
+        Point {
+            load: LoadPoint::Closed { concurrency: 1 },
+            batch_size: 1,
+            warmup_s: 0.5,
+            duration_s: 1000.0 / rate,
+            requests: 1001,
+            errors: 1,
+            error_kinds: BTreeMap::from([("timeout".into(), 1)]),
+            requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
+            latency,
+            percentiles,
+            service: None,
+            send_lateness: None,
+            gpu: Some(GpuUse { energy_j: Some(rate), ..GpuUse::default() }),
+            engine_cpu: Some(EngineCpu { cores: 0.1, rss_bytes: 3 }),
+            client_cpu_cores: rate / 7.0,
+            host: HostUse::default(),
+            converged: rate > 90.0,
+            valid: true,
+            warnings: vec![Warning { code: "w".into(), message: "m".into() }],
+            unavailable: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn one_repeat_keeps_its_own_intervals() {
+        let one = point(100.0, 10);
+        let folded = fold_points(&[&one]).unwrap();
+        assert_eq!(folded.percentiles, one.percentiles);
+        assert_eq!(folded.requests_per_s, one.requests_per_s);
+        assert!(folded.unavailable.contains_key("latency_ms.p99_9"));
+        assert!(fold_points(&[]).is_none());
+    }
+
+    #[test]
+    fn the_order_of_the_repeats_changes_no_bit() {
+        let [a, b, c] = [point(100.1, 10), point(103.3, 9), point(97.7, 11)];
+        let first = fold_points(&[&a, &b, &c]).unwrap();
+        for order in [[&a, &c, &b], [&b, &a, &c], [&b, &c, &a], [&c, &a, &b], [&c, &b, &a]] {
+            assert_eq!(format!("{:?}", fold_points(&order).unwrap()), format!("{first:?}"));
+        }
+        assert_eq!((first.requests, first.errors, first.error_kinds["timeout"]), (3003, 3, 3));
+        assert_eq!(first.latency.len(), 3000);
+        assert_eq!(first.warnings.len(), 1);
+        assert!(first.converged && first.valid);
+    }
+
+    #[test]
+    fn the_spread_between_repeats_widens_the_interval() {
+        let [a, b, c] = [point(90.0, 10), point(100.0, 10), point(110.0, 10)];
+        let three = fold_points(&[&a, &b, &c]).unwrap();
+        // t(2) = 4.303, s = 10: 24.8 on each side.
+        let [low, high] = three.requests_per_s.unwrap().ci95;
+        assert!((low - 75.2).abs() < 0.5 && (high - 124.8).abs() < 0.5, "{low} {high}");
+        assert!(!three.converged);
+        let two = fold_points(&[&a, &c]).unwrap().requests_per_s.unwrap();
+        assert!(two.ci95[0] <= 89.0 && two.ci95[1] >= 111.0 && (two.value - 99.0).abs() < 0.5);
+        // 3 times 1001 effective samples carry what one repeat did not: still not 3688.
+        assert_eq!(three.percentiles[4].had, 3003);
+        assert_eq!(three.percentiles[4].ms, None);
+        assert!(three.percentiles[3].ms.is_some());
+    }
+}

@@ -1,0 +1,192 @@
+//! Percentiles with distribution-free 95 % intervals, and the one-sided claim that an SLA is met.
+//!
+//! An interval's ends are order statistics: the ranks come from the binomial law of how many samples lie
+//! below the true percentile (H. A. David and H. N. Nagaraja, "Order Statistics", 7.1). Autocorrelated
+//! samples count for fewer: the *effective* number makes that binomial variance equal the one that batch
+//! means find for the same count ([`super::batch`]).
+
+use super::{
+    Histogram, Interval,
+    batch::spread,
+    special::{binomial_cdf, binomial_quantile},
+};
+use crate::part::Percentile;
+
+/// The percentiles that documents show.
+pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
+/// Probability outside an interval, on each side.
+const TAIL: f64 = 0.025;
+/// Probability that a claim of a met SLA is wrong.
+const SLA_ERROR: f64 = 0.01;
+/// Two-sided 95 % of the normal law.
+const Z95: f64 = 1.959_963_984_540_054;
+
+/// Effective samples below which no two-sided 95 % interval of this percentile exists.
+pub fn needed(q: f64) -> u64 {
+    let p = (q / 100.0).max(1.0 - q / 100.0);
+    (TAIL.ln() / p.ln()).ceil() as u64
+}
+
+/// Consecutive batches of a run: successes' latencies, and failures, which rank slower than all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// Latencies of the successes.
+    pub latency: &'a Histogram,
+    /// Number of failures.
+    pub failures: u64,
+}
+
+impl Sample<'_> {
+    fn len(&self) -> u64 {
+        self.latency.len() + self.failures
+    }
+}
+
+/// Effective number of samples for the share that is at most `value_ns`, at most the actual number.
+pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> u64 {
+    let n = total.len() as f64;
+    let p = total.latency.count_up_to(value_ns) as f64 / n;
+    // What the whole mass lies on one side of carries no information on its spread.
+    if !(p > 0.0 && p < 1.0) {
+        return total.len();
+    }
+    let residual = |b: &Sample| b.latency.count_up_to(value_ns) as f64 - p * b.len() as f64;
+    let Some(spread) = spread(&batches.iter().map(residual).collect::<Vec<_>>()) else {
+        return total.len();
+    };
+    let inflation = spread.variance / (n * p * (1.0 - p)) * (spread.t / Z95).powi(2);
+    (n / inflation.max(1.0)) as u64
+}
+
+/// The percentile of a run from its total and its batches.
+pub fn percentile(q: f64, total: Sample, batches: &[Sample]) -> Percentile {
+    let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
+    percentile_of(q, total, if total.len() == 0 { 0 } else { effective(value, total, batches) })
+}
+
+/// The percentile of a sample of which `had` are effective.
+pub fn percentile_of(q: f64, total: Sample, had: u64) -> Percentile {
+    let needs = needed(q);
+    let ms = (had >= needs).then(|| interval(q, total, had)).flatten();
+    Percentile { q, ms, needs, had }
+}
+
+/// None where an end of the interval falls among the failures.
+fn interval(q: f64, total: Sample, had: u64) -> Option<Interval> {
+    let (n, p) = (total.len(), q / 100.0);
+    let [low, high] = ranks(had, p);
+    let scale = n as f64 / had as f64;
+    let low = ((low as f64 * scale) as u64).max(1);
+    let high = ((high as f64 * scale).ceil() as u64).min(n);
+    if high > total.latency.len() {
+        return None;
+    }
+    let ms = |rank: u64| total.latency.rank_ns(rank) as f64 / 1e6;
+    Some(Interval { value: ms(rank(q, n)), ci95: [ms(low), ms(high)] })
+}
+
+/// The ranks (from 1) between which the true p-quantile lies with at least 95 %.
+fn ranks(n: u64, p: f64) -> [u64; 2] {
+    // P(B < low) ≤ TAIL: the largest such, else the first.
+    let low = binomial_quantile(TAIL, n, p);
+    let low = if binomial_cdf(low, n, p) <= TAIL { low + 1 } else { low };
+    // P(B ≥ high) ≤ TAIL: the smallest such.
+    let high = binomial_quantile(1.0 - TAIL, n, p) + 1;
+    [low.max(1), high.min(n)]
+}
+
+/// The rank (from 1) of a percentile among n.
+pub fn rank(q: f64, n: u64) -> u64 {
+    // 99.9 / 100 * 1000 is a hair above 999.
+    ((q / 100.0 * n as f64 - 1e-9).ceil() as u64).clamp(1, n.max(1))
+}
+
+/// Whether n independent requests of which `over` took longer than the limit show, at 99 % confidence,
+/// that the share over it is below 1 − q/100.
+pub fn sla_met(q: f64, n: u64, over: u64) -> bool {
+    n > 0 && binomial_cdf(over, n, 1.0 - q / 100.0) <= SLA_ERROR
+}
+
+/// The fewest requests that can show it with this many over the limit.
+pub fn sla_needs(q: f64, over: u64) -> u64 {
+    let (mut low, mut high) = (over, over + 1);
+    while !sla_met(q, high, over) {
+        (low, high) = (high, high * 2);
+    }
+    while high - low > 1 {
+        let mid = low + (high - low) / 2;
+        if sla_met(q, mid, over) { high = mid } else { low = mid }
+    }
+    high
+}
+
+/// The claim for a sample of which `had` are effective: failures are over the limit.
+pub fn sla_met_by(q: f64, limit_ns: u64, total: Sample, had: u64) -> bool {
+    let n = total.len();
+    let over = n - total.latency.count_up_to(limit_ns);
+    let effective_over = (over as f64 * had as f64 / n.max(1) as f64).ceil() as u64;
+    sla_met(q, had.min(n), effective_over)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(values: impl IntoIterator<Item = u64>) -> Histogram {
+        let mut h = Histogram::default();
+        values.into_iter().for_each(|v| h.record(v));
+        h
+    }
+
+    #[test]
+    fn the_fewest_samples_are_those_of_the_binomial_law() {
+        assert_eq!(PERCENTILES.map(needed), [6, 36, 72, 368, 3688]);
+    }
+
+    #[test]
+    fn the_sla_table() {
+        let table = [
+            (90.0, [44, 64, 81, 197]),
+            (95.0, [90, 130, 165, 398]),
+            (99.0, [459, 662, 838, 2010]),
+            (99.9, [4603, 6636, 8403, 20140]),
+        ];
+        for (q, needs) in table {
+            assert_eq!([0, 1, 2, 10].map(|over| sla_needs(q, over)), needs, "p{q}");
+            assert!(sla_met(q, needs[1], 1) && !sla_met(q, needs[1] - 1, 1));
+        }
+    }
+
+    #[test]
+    fn at_the_fewest_samples_the_interval_is_all_of_them() {
+        for q in PERCENTILES {
+            let n = needed(q);
+            let h = filled((1..=n).map(|i| i * 1_000_000));
+            let got = percentile_of(q, Sample { latency: &h, failures: 0 }, n).ms.unwrap();
+            assert!((got.ci95[1] / n as f64 - 1.0).abs() < 2e-3, "p{q}: {got:?}");
+            assert_eq!(percentile_of(q, Sample { latency: &h, failures: 0 }, n - 1).ms, None);
+        }
+    }
+
+    #[test]
+    fn failures_rank_slower_than_every_success() {
+        let h = filled((1..=900).map(|i| i * 1_000_000));
+        let total = Sample { latency: &h, failures: 100 };
+        assert!((percentile_of(50.0, total, 1000).ms.unwrap().value - 500.0).abs() < 1.0);
+        assert_eq!(percentile_of(95.0, total, 1000).ms, None);
+        assert!(!sla_met_by(95.0, 10_000_000_000, total, 1000));
+        assert!(sla_met_by(80.0, 10_000_000_000, total, 1000));
+    }
+
+    #[test]
+    fn correlated_batches_count_for_fewer() {
+        let batches: Vec<_> = (0..20u64).map(|b| filled((0..100).map(|_| (1 + b % 4 / 2) * 1_000_000))).collect();
+        let total = batches.iter().fold(Histogram::default(), |mut sum, b| {
+            sum.merge(b);
+            sum
+        });
+        let samples: Vec<_> = batches.iter().map(|latency| Sample { latency, failures: 0 }).collect();
+        let had = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples);
+        assert!(had < 40, "{had} of 2000: each batch is all fast or all slow");
+    }
+}

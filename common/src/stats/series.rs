@@ -1,0 +1,167 @@
+//! A run as a bounded series of consecutive batches: what its throughput and percentiles are worth.
+
+use super::{
+    Histogram, Interval,
+    batch::spread,
+    percentile::{PERCENTILES, Sample, percentile},
+};
+use crate::part::Percentile;
+
+/// At this many batches neighbours are joined in pairs, so that memory does not grow with the run.
+const MOST: usize = 32;
+
+/// What happened in a stretch of a run. It ends at the end of a call, so that count and duration belong
+/// together to the nanosecond.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Latencies of the successes.
+    pub latency: Histogram,
+    /// Number of failures.
+    pub failures: u64,
+    /// From the end of the batch before to the end of this one.
+    pub duration_ns: u64,
+}
+
+impl Batch {
+    fn add(&mut self, other: &Self) {
+        self.latency.merge(&other.latency);
+        self.failures += other.failures;
+        self.duration_ns += other.duration_ns;
+    }
+
+    fn sample(&self) -> Sample<'_> {
+        Sample { latency: &self.latency, failures: self.failures }
+    }
+}
+
+/// A run so far.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    batches: Vec<Batch>,
+    width_ns: u64,
+    total: Batch,
+    /// Successes that count for throughput: without those of [`Series::push_late`].
+    in_time: u64,
+}
+
+impl Series {
+    /// Adds the next stretch.
+    pub fn push(&mut self, next: &Batch) {
+        self.total.add(next);
+        self.in_time += next.latency.len();
+        match self.batches.last_mut() {
+            Some(last) if last.duration_ns < self.width_ns => last.add(next),
+            _ => self.batches.push(next.clone()),
+        }
+        if self.batches.len() == MOST {
+            self.width_ns = 2 * (self.total.duration_ns / MOST as u64);
+            self.join();
+        }
+    }
+
+    /// Adds calls that ended after the run: they belong to its latencies, not to its throughput.
+    pub fn push_late(&mut self, late: &Batch) {
+        let late = Batch { duration_ns: 0, ..late.clone() };
+        self.total.add(&late);
+        match self.batches.last_mut() {
+            Some(last) => last.add(&late),
+            None => self.batches.push(late),
+        }
+    }
+
+    fn join(&mut self) {
+        let mut old = std::mem::take(&mut self.batches).into_iter();
+        while let Some(mut pair) = old.next() {
+            if let Some(second) = old.next() {
+                pair.add(&second);
+            }
+            self.batches.push(pair);
+        }
+    }
+
+    /// Everything so far in one.
+    pub fn total(&self) -> &Batch {
+        &self.total
+    }
+
+    /// The batches as they are joined by now.
+    pub fn batches(&self) -> &[Batch] {
+        &self.batches
+    }
+
+    /// Calls so far, failures included.
+    pub fn requests(&self) -> u64 {
+        self.total.latency.len() + self.total.failures
+    }
+
+    /// Successes a second, by batch means of the ratio of count to duration. None below two batches.
+    pub fn throughput(&self) -> Option<Interval> {
+        let duration = self.total.duration_ns as f64;
+        if duration == 0.0 {
+            return None;
+        }
+        // Late successes are in the last batch's histogram: leave them out of its count.
+        let late = self.total.latency.len() - self.in_time;
+        let counts = self.batches.iter().enumerate().map(|(i, b)| {
+            let late = if i + 1 == self.batches.len() { late } else { 0 };
+            (b.latency.len() - late.min(b.latency.len())) as f64
+        });
+        let rate = self.in_time as f64 / duration;
+        let residuals: Vec<f64> = counts.zip(&self.batches).map(|(n, b)| n - rate * b.duration_ns as f64).collect();
+        let spread = spread(&residuals)?;
+        let half = spread.t * spread.variance.sqrt() / duration;
+        let per_s = |per_ns: f64| per_ns * 1e9;
+        Some(Interval { value: per_s(rate), ci95: [per_s((rate - half).max(0.0)), per_s(rate + half)] })
+    }
+
+    /// Every percentile that documents show.
+    pub fn percentiles(&self) -> Vec<Percentile> {
+        let batches: Vec<_> = self.batches.iter().map(Batch::sample).collect();
+        PERCENTILES.iter().map(|&q| percentile(q, self.total.sample(), &batches)).collect()
+    }
+}
+
+/// Whether throughput and each percentile that the samples carry are known to this precision (a share of
+/// the value). The median must be among them.
+pub fn converged(throughput: Option<Interval>, percentiles: &[Percentile], precision: f64) -> bool {
+    let within = |interval: &Interval| interval.relative_half_width() <= precision;
+    throughput.as_ref().is_some_and(within)
+        && percentiles.iter().any(|p| p.q == 50.0 && p.ms.is_some())
+        && percentiles.iter().filter_map(|p| p.ms.as_ref()).all(within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(n: u64, latency_ns: u64) -> Batch {
+        let mut b = Batch { duration_ns: n * latency_ns, ..Batch::default() };
+        (0..n).for_each(|_| b.latency.record(latency_ns));
+        b
+    }
+
+    #[test]
+    fn memory_is_bounded_and_nothing_is_lost() {
+        let mut series = Series::default();
+        for _ in 0..10_000 {
+            series.push(&batch(3, 1_000_000));
+            assert!(series.batches().len() < MOST);
+        }
+        assert_eq!(series.requests(), 30_000);
+        assert_eq!(series.batches().iter().map(|b| b.latency.len()).sum::<u64>(), 30_000);
+        let constant = series.throughput().unwrap();
+        assert!((constant.value - 1000.0).abs() < 1e-6 && constant.relative_half_width() < 1e-9);
+        assert!(converged(Some(constant), &series.percentiles(), 0.01));
+    }
+
+    #[test]
+    fn late_calls_count_for_latency_alone() {
+        let mut series = Series::default();
+        (0..20).for_each(|_| series.push(&batch(100, 1_000_000)));
+        let before = series.throughput();
+        series.push_late(&batch(50, 900_000_000));
+        assert_eq!(series.throughput(), before);
+        assert_eq!(series.requests(), 2050);
+        assert!(series.percentiles().iter().any(|p| p.q == 99.0 && p.ms.is_none_or(|ms| ms.value > 800.0)));
+    }
+}
