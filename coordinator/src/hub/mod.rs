@@ -1,5 +1,15 @@
 //! The seam to the model hub, in our words. The hub is the truth: each change of state is one
 //! compare-and-swap on one document, each part and final is inserted once and never changed.
+//! `design.md` beside this file says how the two adapters keep that.
+
+mod artifact;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod mongo;
+mod open;
+pub mod sqlite;
+
+pub use open::open;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -117,6 +127,9 @@ pub enum HubError {
     Unreachable { address: String, reason: String },
     #[error("hub address '{address}' is not valid: {reason}")]
     BadUrl { address: String, reason: String },
+    #[error("the hub at {address} refused the credentials: {reason}")]
+    Unauthenticated { address: String, reason: String },
+    /// A write may have happened: repeat it or read.
     #[error("the hub did not answer within {0:?}")]
     TimedOut(std::time::Duration),
     #[error("artifact {sha256} came with {what} that does not match")]
@@ -139,12 +152,26 @@ impl HubError {
 impl From<HubError> for Problem {
     fn from(error: HubError) -> Self {
         use modelmeter_common::Code;
-        let code = match &error {
-            HubError::Unreachable { .. } | HubError::TimedOut(_) => Code::Unreachable,
-            HubError::BadUrl { .. } | HubError::Mismatch { .. } => Code::InvalidArgument,
-            HubError::Storage(_) => Code::Storage,
-            HubError::Corrupt { .. } | HubError::Failed(_) => Code::Internal,
+        let (code, hint) = match &error {
+            HubError::Unreachable { .. } => (Code::Unreachable, Some("check that it runs and that --hub names it")),
+            HubError::TimedOut(_) => (Code::Unreachable, Some("check that the hub is up and not overloaded")),
+            HubError::Unauthenticated { .. } => {
+                (Code::Unauthenticated, Some("put a user that may read and write the database into the address"))
+            }
+            HubError::BadUrl { .. } => (
+                Code::InvalidArgument,
+                Some("mongodb://HOST:PORT/DATABASE, mongodb+srv://HOST/DATABASE, sqlite:PATH or the path of a file"),
+            ),
+            HubError::Mismatch { .. } => {
+                (Code::InvalidArgument, Some("the upload was cut off or altered; send it again"))
+            }
+            HubError::Storage(_) => (Code::Storage, Some("check free space and permissions of the hub's folder")),
+            HubError::Corrupt { .. } | HubError::Failed(_) => (Code::Internal, None),
         };
-        Self::new(code, error.to_string())
+        let problem = Self::new(code, error.to_string());
+        match hint {
+            Some(hint) => problem.with_hint(hint),
+            None => problem,
+        }
     }
 }

@@ -1,0 +1,116 @@
+//! Tasks: idempotent inserts, filters, counts, and the compare-and-swap that everything rests on.
+
+use super::{super::*, documents as docs, race};
+use std::sync::Arc;
+
+/// A request's id and `n` tasks of it, in the hub.
+async fn stored(hub: &dyn Hub, n: u32) -> (RequestId, Vec<Task>) {
+    let request = RequestId::random();
+    let tasks: Vec<Task> = (0..n).map(|order| docs::task(request, order)).collect();
+    assert_eq!(hub.insert_tasks(&tasks).await.unwrap(), u64::from(n));
+    (request, tasks)
+}
+
+fn of(request: RequestId) -> TaskFilter {
+    TaskFilter { request: Some(request), ..TaskFilter::default() }
+}
+
+pub async fn inserts_ignore_duplicates(hub: &dyn Hub) {
+    assert_eq!(hub.insert_tasks(&[]).await.unwrap(), 0);
+    let request = RequestId::random();
+    let mut tasks: Vec<Task> = (0..2100).map(|order| docs::task(request, order)).collect();
+    assert_eq!(hub.insert_tasks(&tasks[..50]).await.unwrap(), 50);
+    tasks.reverse();
+    assert_eq!(hub.insert_tasks(&tasks).await.unwrap(), 2050, "the rest, in more than one batch");
+    assert_eq!(hub.insert_tasks(&tasks).await.unwrap(), 0);
+    let altered = Task { revision: 7, ..tasks[0].clone() };
+    assert_eq!(hub.insert_tasks(&[altered]).await.unwrap(), 0);
+    assert_eq!(hub.task(tasks[0].id).await.unwrap(), Some(tasks[0].clone()), "what was there stays");
+    assert_eq!(hub.task(TaskId(request.0)).await.unwrap(), None);
+    tasks.reverse();
+    assert_eq!(hub.tasks(&of(request)).await.unwrap(), tasks, "in order");
+    assert_eq!(hub.count_tasks(request).await.unwrap(), [(TaskState::Waiting, 2100)].into());
+}
+
+pub async fn filters(hub: &dyn Hub) {
+    let (request, mut tasks) = stored(hub, 6).await;
+    let (other, _) = stored(hub, 2).await;
+    let now = docs::at(10);
+    let steps: [fn(&Task, Timestamp) -> Task; 4] = [
+        |task, now| task.queue("pool-a", now).unwrap(),
+        |task, now| task.claim("pool-a", docs::lease(1), now).unwrap(),
+        |task, now| task.claim("pool-b", docs::lease(2), now).unwrap(),
+        |task, now| task.cancel("stopped", now).unwrap(),
+    ];
+    for (task, step) in tasks.iter_mut().zip(steps) {
+        let next = step(task, now);
+        assert!(hub.swap_task(task, &next).await.unwrap());
+        *task = next;
+    }
+    let orders = async |filter: TaskFilter| -> Vec<u32> {
+        hub.tasks(&filter).await.unwrap().iter().map(|task| task.order).collect()
+    };
+    use TaskState::*;
+    assert_eq!(orders(TaskFilter { states: vec![Claimed], ..of(request) }).await, [1, 2]);
+    assert_eq!(orders(TaskFilter { states: vec![Waiting, Cancelled, Queued], ..of(request) }).await, [0, 3, 4, 5]);
+    assert_eq!(orders(TaskFilter { states: vec![Failed], ..of(request) }).await, [0; 0]);
+    assert_eq!(orders(TaskFilter { limit: Some(3), ..of(request) }).await, [0, 1, 2]);
+    assert_eq!(orders(TaskFilter { limit: Some(0), ..of(request) }).await, [0; 0]);
+    let in_pool = |pool: &str| TaskFilter { pool: Some(pool.to_owned()), ..of(request) };
+    assert_eq!(orders(in_pool("pool-a")).await, [0, 1]);
+    assert_eq!(orders(TaskFilter { states: vec![Claimed], ..in_pool("pool-b") }).await, [2]);
+    assert_eq!(orders(in_pool("pool-c")).await, [0; 0]);
+    let key = Some(tasks[0].deployment_key.clone());
+    let same = TaskFilter { deployment_key: key, states: vec![Waiting], limit: Some(1), ..of(request) };
+    assert_eq!(orders(same).await, [4]);
+    assert_eq!(orders(TaskFilter { deployment_key: Some("none".to_owned()), ..of(request) }).await, [0; 0]);
+    let counts = [(Waiting, 2), (Queued, 1), (Claimed, 2), (Cancelled, 1)].into();
+    assert_eq!(hub.count_tasks(request).await.unwrap(), counts);
+    assert_eq!(hub.count_tasks(RequestId::random()).await.unwrap(), TaskCounts::new());
+    over_requests(hub, request, other).await;
+}
+
+async fn over_requests(hub: &dyn Hub, request: RequestId, other: RequestId) {
+    let filter = TaskFilter { states: vec![TaskState::Waiting, TaskState::Queued], ..TaskFilter::default() };
+    let all = hub.tasks(&filter).await.unwrap();
+    let places: Vec<_> = all.iter().map(|task| (task.request_id, task.order)).collect();
+    assert!(places.is_sorted(), "in the order of request, then place");
+    for (request, n) in [(request, 3), (other, 2)] {
+        assert_eq!(places.iter().filter(|(of, _)| *of == request).count(), n);
+    }
+}
+
+pub async fn one_swap_of_many_wins(hub: &Arc<dyn Hub>) {
+    let (_, tasks) = stored(&**hub, 1).await;
+    let mut current = tasks[0].clone();
+    for round in 1..=5 {
+        let old = current.clone();
+        let winners = race(hub, 32, |hub, i| {
+            let (old, mut new) = (old.clone(), old.clone());
+            new.revision += 1;
+            new.reason = Some(format!("racer {i}"));
+            async move { hub.swap_task(&old, &new).await.unwrap() }
+        });
+        assert_eq!(winners.await, 1, "round {round}");
+        current = hub.task(old.id).await.unwrap().unwrap();
+        assert_eq!(current.revision, old.revision + 1);
+    }
+}
+
+pub async fn swaps_move_a_task_between_filters(hub: &dyn Hub) {
+    let (request, tasks) = stored(hub, 1).await;
+    let waiting = &tasks[0];
+    let queued = waiting.queue("p", docs::at(1)).unwrap();
+    let claimed = queued.claim("p", docs::lease(3), docs::at(2)).unwrap();
+    assert!(!hub.swap_task(&queued, &claimed).await.unwrap(), "it was not queued");
+    assert!(hub.swap_task(waiting, &queued).await.unwrap());
+    assert!(!hub.swap_task(waiting, &claimed).await.unwrap(), "a change came first");
+    assert!(hub.swap_task(&queued, &claimed).await.unwrap());
+    assert_eq!(hub.task(waiting.id).await.unwrap(), Some(claimed.clone()), "lease and times to the millisecond");
+    let queued = TaskFilter { states: vec![TaskState::Queued], ..of(request) };
+    assert_eq!(hub.tasks(&queued).await.unwrap(), vec![]);
+    let absent = docs::task(RequestId::random(), 0);
+    let next = absent.queue("p", docs::at(1)).unwrap();
+    assert!(!hub.swap_task(&absent, &next).await.unwrap());
+    assert_eq!(hub.task(absent.id).await.unwrap(), None, "a swap never inserts");
+}

@@ -1,0 +1,160 @@
+//! The one thread that owns the connection, and the group commit.
+//!
+//! Jobs queue up; the thread takes all that are there, runs them in one transaction and commits once before
+//! it answers any of them. So each write is on the disk before its caller hears of it, and many callers
+//! share one `fsync`.
+
+use super::super::HubError;
+use rusqlite::{Connection, ErrorCode};
+use std::{path::Path, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+
+/// Jobs that wait before callers do.
+const QUEUE: usize = 1024;
+/// Jobs in one transaction.
+const BATCH: usize = 256;
+/// How long to wait for another process that writes.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Answers a job's caller, once it is known whether the transaction was committed.
+type Answer = Box<dyn FnOnce(Option<&rusqlite::Error>) + Send>;
+
+struct Job {
+    writes: bool,
+    run: Box<dyn FnOnce(&Connection) -> Answer + Send>,
+}
+
+/// A handle on the thread, which ends with the last handle.
+#[derive(Clone)]
+pub(super) struct Store(mpsc::Sender<Job>);
+
+impl Store {
+    pub(super) fn open(path: &Path, schema: &str, version: u32) -> Result<Self, HubError> {
+        let connection = prepare(path, schema, version)?;
+        let (sender, mut jobs) = mpsc::channel::<Job>(QUEUE);
+        let serve = move || {
+            while let Some(first) = jobs.blocking_recv() {
+                let mut batch = vec![first];
+                batch.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(BATCH - 1));
+                run(&connection, batch);
+            }
+        };
+        let thread = std::thread::Builder::new().name("hub-sqlite".to_owned()).spawn(serve);
+        thread.map(|_| Self(sender)).map_err(|error| HubError::Failed(format!("no thread for the hub: {error}")))
+    }
+
+    /// Runs statements that change nothing.
+    pub(super) async fn read<T, F>(&self, job: F) -> Result<T, HubError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.submit(false, job).await
+    }
+
+    /// Runs statements in a transaction, and returns once they are on the disk.
+    pub(super) async fn write<T, F>(&self, job: F) -> Result<T, HubError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.submit(true, job).await
+    }
+
+    async fn submit<T, F>(&self, writes: bool, job: F) -> Result<T, HubError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let run = move |connection: &Connection| -> Answer {
+            let result = job(connection).map_err(|error| in_our_words(&error));
+            Box::new(move |failed| {
+                // A caller that went away needs no answer.
+                let _ = answer.send(failed.map_or(result, |error| Err(in_our_words(error))));
+            })
+        };
+        let ended = || HubError::Failed("the hub's thread has ended".to_owned());
+        self.0.send(Job { writes, run: Box::new(run) }).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+}
+
+fn run(connection: &Connection, batch: Vec<Job>) {
+    let writes = batch.iter().any(|job| job.writes);
+    if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+        return refuse(connection, batch, &error);
+    }
+    let answers: Vec<Answer> = batch.into_iter().map(|job| (job.run)(connection)).collect();
+    let committed = if writes { connection.execute_batch("COMMIT") } else { Ok(()) };
+    if committed.is_err() && !connection.is_autocommit() {
+        // The error that the callers hear of is the commit's.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    for answer in answers {
+        answer(committed.as_ref().err());
+    }
+}
+
+/// No transaction could be begun: reads still run, writes change nothing and are told why.
+fn refuse(connection: &Connection, batch: Vec<Job>, error: &rusqlite::Error) {
+    let _ = connection.execute_batch("PRAGMA query_only = ON");
+    for job in batch {
+        let writes = job.writes;
+        (job.run)(connection)(writes.then_some(error));
+    }
+    let _ = connection.execute_batch("PRAGMA query_only = OFF");
+}
+
+fn prepare(path: &Path, schema: &str, version: u32) -> Result<Connection, HubError> {
+    let here = |error: &rusqlite::Error| match in_our_words(error) {
+        HubError::Storage(reason) => HubError::Storage(format!("{}: {reason}", path.display())),
+        HubError::Failed(reason) => HubError::Failed(format!("{}: {reason}", path.display())),
+        other => other,
+    };
+    let connection = Connection::open(path).map_err(|error| here(&error))?;
+    let found = configure(&connection, schema, version).map_err(|error| here(&error))?;
+    if found > version {
+        let reason = format!("{} was written by a newer modelmeter (schema {found}, here {version})", path.display());
+        return Err(HubError::Storage(reason));
+    }
+    Ok(connection)
+}
+
+/// Makes the tables where they are missing; gives the schema's version that was found or made.
+fn configure(connection: &Connection, schema: &str, version: u32) -> rusqlite::Result<u32> {
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    if schema_version(connection)? == 0 {
+        // Looked at again under the lock: another process may be making them too.
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        if schema_version(connection)? == 0 {
+            connection.execute_batch(&format!("{schema}; PRAGMA user_version = {version}"))?;
+        }
+        connection.execute_batch("COMMIT")?;
+    }
+    schema_version(connection)
+}
+
+fn schema_version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn in_our_words(error: &rusqlite::Error) -> HubError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => HubError::TimedOut(BUSY),
+        Some(
+            ErrorCode::ReadOnly
+            | ErrorCode::DiskFull
+            | ErrorCode::CannotOpen
+            | ErrorCode::PermissionDenied
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::TooBig,
+        ) => HubError::Storage(error.to_string()),
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            HubError::Storage(format!("the file is not a hub, or is damaged: {error}"))
+        }
+        _ => HubError::Failed(error.to_string()),
+    }
+}
