@@ -40,6 +40,13 @@ struct Consuming {
     unacked: BTreeMap<u64, Message>,
 }
 
+/// A message handed to a consumer.
+struct Taken {
+    tag: u64,
+    body: Arc<[u8]>,
+    redelivered: bool,
+}
+
 impl MemoryBroker {
     /// An empty broker.
     pub fn new() -> Self {
@@ -58,7 +65,7 @@ impl Shared {
     }
 
     /// The next message for a consumer that has fewer than `prefetch` unacknowledged.
-    fn take(&self, consumer: u64, prefetch: usize) -> Result<Option<(u64, Arc<[u8]>, bool)>, BrokerError> {
+    fn take(&self, consumer: u64, prefetch: usize) -> Result<Option<Taken>, BrokerError> {
         let mut state = self.open()?;
         let State { queues, consumers, last_id, .. } = &mut *state;
         let consuming = consumers.get_mut(&consumer).ok_or(BrokerError::Closed)?;
@@ -69,7 +76,7 @@ impl Shared {
         }
         let Some(message) = queue.pop_front() else { return Ok(None) };
         *last_id += 1;
-        let taken = (*last_id, Arc::clone(&message.body), message.redelivered);
+        let taken = Taken { tag: *last_id, body: Arc::clone(&message.body), redelivered: message.redelivered };
         consuming.unacked.insert(*last_id, message);
         Ok(Some(taken))
     }
@@ -188,7 +195,7 @@ impl Consumer for MemoryConsumer {
             tokio::pin!(changed);
             // Listen before looking, so that no change falls between the two.
             changed.as_mut().enable();
-            if let Some((tag, body, redelivered)) = self.shared.take(self.id, self.prefetch)? {
+            if let Some(Taken { tag, body, redelivered }) = self.shared.take(self.id, self.prefetch)? {
                 let settle = MemorySettle { shared: Arc::clone(&self.shared), consumer: self.id, tag };
                 return Ok(Delivery::new(body.to_vec(), redelivered, Box::new(settle)));
             }

@@ -64,7 +64,7 @@ impl Target {
     }
 
     fn tried(&self) -> String {
-        format!("a {} login to virtual host '{}'", self.uri.scheme, self.uri.vhost)
+        format!("the login to virtual host '{}' over {}", self.uri.vhost, self.uri.scheme)
     }
 
     fn reason(&self, error: &Error) -> String {
