@@ -152,10 +152,10 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// The closest of `known` to `given`, for "did you mean": at most a third of it away in edits.
+/// The closest of `known` to `given`, for "did you mean": at most half of it away in edits.
 pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, best) = known.into_iter().map(|k| (edits(given, k), k)).min()?;
-    (distance <= given.len().max(3) / 3).then_some(best)
+    (distance <= given.len().max(4) / 2).then_some(best)
 }
 
 /// Levenshtein distance, in bytes.

@@ -106,6 +106,9 @@ pub enum TaskState {
 }
 
 impl TaskState {
+    /// Every state, in the order of a task's life.
+    pub const ALL: [Self; 6] = [Self::Waiting, Self::Queued, Self::Claimed, Self::Done, Self::Failed, Self::Cancelled];
+
     /// Whether it never changes again.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)

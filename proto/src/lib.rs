@@ -17,3 +17,6 @@ pub mod onnx {
 
 /// The encoded `FileDescriptorSet` of every contract, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The gRPC metadata key under which an error travels whole: `modelmeter_common::Problem` as JSON.
+pub const PROBLEM_KEY: &str = "modelmeter-problem-bin";

@@ -1,0 +1,438 @@
+//! The fold of a cell's repeats into its profile: pure, independent of the order of its input, recomputable from the
+//! parts at any time.
+
+use modelmeter_common::{
+    SCHEMA_VERSION, Timestamp, VERSION,
+    device::{CPU_CLASS, DeviceKind},
+    load::{LoadPoint, Sla},
+    part::{Deployment, Final, Outcome, Part, Percentile, Point, Reason},
+    profile::{
+        Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine, ProfilePoint,
+        ProfileState, Repeat, SlaResult, Summary,
+    },
+    request::RequestDoc,
+    stats::{
+        Histogram, Interval,
+        fold::{FoldedPoint, fold_points},
+        percentile::{Sample, sla_met_by},
+    },
+    task::Task,
+};
+use std::collections::BTreeMap;
+
+const NS_PER_MS: f64 = 1e6;
+
+/// The winning attempt of one repeat.
+pub struct Measured {
+    /// Which repeat.
+    pub repeat: u32,
+    /// Its final, `Done`.
+    pub last: Final,
+    /// Its parts.
+    pub parts: Vec<Part>,
+}
+
+/// The profile of a cell whose repeats have all ended. `tasks` has at least one.
+pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revision: u64) -> Profile {
+    let mut tasks: Vec<&Task> = tasks.iter().collect();
+    tasks.sort_by_key(|task| task.repeat);
+    let mut measured: Vec<&Measured> = measured.iter().collect();
+    measured.sort_by_key(|m| m.repeat);
+    let (task, cell) = (tasks[0], &tasks[0].cell);
+    let folded = fold(&measured);
+    let sla = request.request.sla.as_ref().map(|sla| judge(sla, &folded, cell.batch_size));
+    let reference = folded.first().map(|(load, point)| summary(*load, point, cell.batch_size));
+    let peak =
+        best(folded.iter().filter(|(_, point)| point.valid)).map(|(load, point)| peak(*load, point, cell.batch_size));
+    let mut unavailable = BTreeMap::new();
+    if peak.is_none() && !measured.is_empty() {
+        unavailable.insert("peak".to_owned(), reason("no_valid_point", "no load point was valid; each point says why"));
+    }
+    let deployments = || measured.iter().filter_map(|m| deployment(&m.last));
+    Profile {
+        id: task.profile_id,
+        schema_version: SCHEMA_VERSION,
+        modelmeter_version: VERSION.to_owned(),
+        revision,
+        request_id: request.id,
+        state: match measured.len() {
+            0 => ProfileState::Failed,
+            n if n < tasks.len() => ProfileState::Partial,
+            _ => ProfileState::Done,
+        },
+        error: tasks.iter().filter(|task| task.winner.is_none()).find_map(|task| task.error.clone()),
+        created_at: tasks.iter().map(|task| task.since_at).max().unwrap_or(Timestamp(0)),
+        labels: request.request.labels.clone(),
+        model: cell.model.clone(),
+        artifact: cell.artifact.as_ref().map(|a| ProfileArtifact {
+            format: a.format,
+            sha256: a.sha256.clone(),
+            bytes: a.bytes,
+        }),
+        inputs: cell.inputs.clone(),
+        inspector: cell.inspector.clone(),
+        engine: ProfileEngine {
+            name: cell.engine.clone(),
+            version: deployments().next().map(|d| d.engine_version.clone()),
+            launch: deployments().next().map(|d| d.launch.clone()),
+            image_digest: deployments().next().and_then(|d| d.image_digest.clone()),
+            settings: cell.engine_settings.clone(),
+        },
+        device: device(&cell.device_class, measured.first().map(|m| &m.last)),
+        batch_size: cell.batch_size,
+        repeats: measured
+            .iter()
+            .map(|m| Repeat {
+                worker: m.last.worker.clone(),
+                device_uuid: m.last.device.uuid.clone(),
+                attempt: m.last.attempt,
+            })
+            .collect(),
+        deploy_ms: deployments().find_map(|d| d.deploy_ms),
+        first_inference_ms: deployments().find_map(|d| d.first_inference_ms),
+        reference,
+        peak,
+        sla,
+        points: folded.iter().map(|(load, point)| profile_point(*load, point, cell.batch_size)).collect(),
+        unavailable,
+    }
+}
+
+/// The points of all repeats, folded by equal load, in the order of the load.
+fn fold(measured: &[&Measured]) -> Vec<(LoadPoint, FoldedPoint)> {
+    let mut by_load: Vec<(LoadPoint, Vec<&Point>)> = Vec::new();
+    for part in measured.iter().flat_map(|m| &m.parts) {
+        match by_load.iter_mut().find(|(load, _)| *load == part.point.load) {
+            Some((_, points)) => points.push(&part.point),
+            None => by_load.push((part.point.load, vec![&part.point])),
+        }
+    }
+    by_load.sort_by(|(a, _), (b, _)| size(a).total_cmp(&size(b)));
+    by_load.into_iter().filter_map(|(load, points)| Some((load, fold_points(&points)?))).collect()
+}
+
+/// What loads are ordered by: the reference, one in flight or the lowest rate, comes first.
+fn size(load: &LoadPoint) -> f64 {
+    match load {
+        LoadPoint::Closed { concurrency } => f64::from(*concurrency),
+        LoadPoint::Open { rate_per_s, .. } => *rate_per_s,
+    }
+}
+
+fn best<'a>(points: impl Iterator<Item = &'a (LoadPoint, FoldedPoint)>) -> Option<&'a (LoadPoint, FoldedPoint)> {
+    points.filter(|(_, p)| p.requests_per_s.is_some()).max_by(|(_, a), (_, b)| rate(a).total_cmp(&rate(b)))
+}
+
+fn rate(point: &FoldedPoint) -> f64 {
+    point.requests_per_s.map_or(0.0, |interval| interval.value)
+}
+
+/// Whether the SLA holds at 99 % confidence at some valid point, and the fastest such point.
+fn judge(sla: &Sla, points: &[(LoadPoint, FoldedPoint)], batch_size: u32) -> SlaResult {
+    let limit_ns = (sla.latency_ms * NS_PER_MS) as u64;
+    let meets = |point: &FoldedPoint| {
+        let sample = Sample { latency: &point.latency, failures: point.errors };
+        // The fewest effective samples that any percentile had: the claim is not surer than the run.
+        let had = point.percentiles.iter().map(|p| p.had).min().unwrap_or(0);
+        point.valid && sla_met_by(sla.percentile, limit_ns, sample, had)
+    };
+    let best = best(points.iter().filter(|(_, point)| meets(point)));
+    SlaResult {
+        percentile: sla.percentile,
+        latency_ms: sla.latency_ms,
+        met: best.is_some(),
+        best: best.map(|(load, point)| peak(*load, point, batch_size)),
+    }
+}
+
+fn deployment(last: &Final) -> Option<&Deployment> {
+    match &last.outcome {
+        Outcome::Done { deployment, .. } => Some(deployment),
+        Outcome::Failed { .. } => None,
+    }
+}
+
+/// The device that it ran on; for a cell that never ran, what is known from its class.
+fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
+    match last.map(|last| &last.device) {
+        Some(device) => ProfileDevice {
+            kind: device.kind,
+            class: device.class.clone(),
+            name: Some(device.name.clone()),
+            driver: device.driver.clone(),
+            memory_total_bytes: device.memory_total_bytes,
+        },
+        None => ProfileDevice {
+            kind: if class == CPU_CLASS { DeviceKind::Cpu } else { DeviceKind::Gpu },
+            class: class.to_owned(),
+            name: None,
+            driver: None,
+            memory_total_bytes: None,
+        },
+    }
+}
+
+fn summary(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> Summary {
+    Summary {
+        load: load.into(),
+        throughput_inferences_per_s: point.requests_per_s.map(|r| r.value * f64::from(batch_size)),
+        p50_latency_ms: percentile(&point.percentiles, 50.0).map(|p| p.value),
+        p95_latency_ms: percentile(&point.percentiles, 95.0).map(|p| p.value),
+        p99_latency_ms: percentile(&point.percentiles, 99.0).map(|p| p.value),
+    }
+}
+
+fn peak(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> PeakSummary {
+    let gpu = point.gpu.as_ref();
+    PeakSummary {
+        summary: summary(load, point, batch_size),
+        gpu_memory_used_bytes: gpu.and_then(|g| g.memory_used_bytes),
+        gpu_memory_used_ratio: gpu.and_then(|g| g.memory_used_ratio),
+        gpu_memory_delta_bytes: gpu.and_then(|g| g.memory_delta_bytes),
+        gpu_utilization_ratio: gpu.and_then(|g| g.utilization_ratio),
+    }
+}
+
+fn percentile(percentiles: &[Percentile], q: f64) -> Option<Interval> {
+    percentiles.iter().find(|p| p.q == q).and_then(|p| p.ms)
+}
+
+fn profile_point(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> ProfilePoint {
+    let items = f64::from(batch_size);
+    let successes = point.requests.saturating_sub(point.errors);
+    let mut unavailable = point.unavailable.clone();
+    if matches!(load, LoadPoint::Closed { .. }) {
+        for path in ["service_ms", "send_lateness_ms"] {
+            unavailable.insert(path.to_owned(), reason("closed_loop", "only an open loop has a schedule"));
+        }
+    }
+    ProfilePoint {
+        load: load.into(),
+        duration_s: point.duration_s,
+        requests: point.requests,
+        errors: point.errors,
+        error_kinds: point.error_kinds.clone(),
+        inferences: successes * u64::from(batch_size),
+        requests_per_s: point.requests_per_s.map(|r| r.value),
+        throughput_inferences_per_s: point
+            .requests_per_s
+            .map(|r| Interval { value: r.value * items, ci95: r.ci95.map(|end| end * items) }),
+        latency_ms: latency(&point.latency, &point.percentiles),
+        // Service time has no intervals of its own: plain percentiles would look as sure as the others.
+        service_ms: point.service.as_ref().map(|h| Latency {
+            mean: (!h.is_empty()).then(|| h.mean_ns() / NS_PER_MS),
+            max: (!h.is_empty()).then(|| h.max_ns() as f64 / NS_PER_MS),
+            ..Latency::default()
+        }),
+        send_lateness_ms: point.send_lateness.as_ref().filter(|h| !h.is_empty()).map(|h| Lateness {
+            p50: h.percentile_ns(50.0) as f64 / NS_PER_MS,
+            p99: h.percentile_ns(99.0) as f64 / NS_PER_MS,
+            max: h.max_ns() as f64 / NS_PER_MS,
+        }),
+        gpu: point.gpu.clone(),
+        engine_cpu: point.engine_cpu,
+        client_cpu_cores: point.client_cpu_cores,
+        host: point.host,
+        converged: point.converged,
+        valid: point.valid,
+        warnings: point.warnings.clone(),
+        unavailable,
+    }
+}
+
+fn latency(histogram: &Histogram, percentiles: &[Percentile]) -> Latency {
+    Latency {
+        mean: (!histogram.is_empty()).then(|| histogram.mean_ns() / NS_PER_MS),
+        p50: percentile(percentiles, 50.0),
+        p90: percentile(percentiles, 90.0),
+        p95: percentile(percentiles, 95.0),
+        p99: percentile(percentiles, 99.0),
+        p99_9: percentile(percentiles, 99.9),
+        max: (!histogram.is_empty()).then(|| histogram.max_ns() as f64 / NS_PER_MS),
+    }
+}
+
+fn reason(code: &str, message: &str) -> Reason {
+    Reason { code: code.to_owned(), message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use modelmeter_common::{
+        Code, Problem, RequestId,
+        device::Device,
+        model::ModelRef,
+        part::HostUse,
+        request::{Request, RequestState},
+        stats::percentile::{PERCENTILES, percentile_of},
+        task::{Cell, Lease},
+    };
+    use uuid::Uuid;
+
+    fn request() -> RequestDoc {
+        RequestDoc {
+            id: RequestId(Uuid::from_u128(9)),
+            schema_version: SCHEMA_VERSION,
+            created_at: Timestamp(0),
+            ended_at: None,
+            state: RequestState::Running,
+            expanded: true,
+            tasks: 3,
+            cells: 1,
+            model: ModelRef { name: "m".into(), version: "1".into() },
+            request: Request {
+                sla: Some(Sla { percentile: 95.0, latency_ms: 12.0 }),
+                repeats: 3,
+                ..Request::default()
+            },
+        }
+    }
+
+    fn task(repeat: u32, winner: Option<u32>) -> Task {
+        let cell = Cell {
+            model: request().model,
+            artifact: None,
+            engine: "endpoint".into(),
+            engine_settings: BTreeMap::new(),
+            device_class: "cpu".into(),
+            batch_size: 4,
+            inputs: vec![],
+            inspector: "default".into(),
+        };
+        let waiting = crate::expand::tasks(request().id, &request().request, &[cell], Timestamp(0))
+            .into_iter()
+            .find(|task| task.repeat == repeat)
+            .unwrap();
+        let lease = Lease { worker: "w".into(), incarnation: "i".into(), slot: 0, expires_at: Timestamp(9) };
+        let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
+        match winner {
+            Some(attempt) => claimed.complete(attempt, Timestamp(2)).unwrap(),
+            None => claimed.fail(1, Problem::new(Code::BadResponse, "not finite"), Timestamp(2)).unwrap(),
+        }
+    }
+
+    fn measured(repeat: u32, concurrency_and_rate: &[(u32, f64)]) -> Measured {
+        let of = |(concurrency, rate): (u32, f64)| {
+            let mut latency = Histogram::default();
+            (0..2000u64).for_each(|i| latency.record(10_000_000 * u64::from(concurrency) + i));
+            let percentiles = PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, 2000));
+            Point {
+                load: LoadPoint::Closed { concurrency },
+                batch_size: 4,
+                warmup_s: 0.1,
+                duration_s: 2000.0 / rate,
+                requests: 2000,
+                errors: 0,
+                error_kinds: BTreeMap::new(),
+                requests_per_s: Some(Interval { value: rate, ci95: [rate * 0.98, rate * 1.02] }),
+                latency,
+                percentiles: percentiles.to_vec(),
+                service: None,
+                send_lateness: None,
+                gpu: None,
+                engine_cpu: None,
+                client_cpu_cores: 0.1,
+                host: HostUse::default(),
+                converged: true,
+                valid: concurrency < 8,
+                warnings: vec![],
+                unavailable: BTreeMap::new(),
+            }
+        };
+        let (request_id, task_id) = (request().id, task(repeat, Some(1)).id);
+        let device = Device {
+            kind: DeviceKind::Cpu,
+            class: "cpu".into(),
+            name: "test".into(),
+            index: None,
+            uuid: None,
+            driver: None,
+            memory_total_bytes: Some(1),
+            cores: Some(2),
+        };
+        let deployment = Deployment {
+            engine_version: "1".into(),
+            launch: "attach".into(),
+            image_digest: None,
+            deploy_ms: None,
+            first_inference_ms: None,
+        };
+        let parts = concurrency_and_rate.iter().enumerate().map(|(seq, &load)| Part {
+            schema_version: SCHEMA_VERSION,
+            request_id,
+            task_id,
+            attempt: 1,
+            seq: seq as u32,
+            point: of(load),
+        });
+        Measured {
+            repeat,
+            parts: parts.collect(),
+            last: Final {
+                schema_version: SCHEMA_VERSION,
+                request_id,
+                task_id,
+                attempt: 1,
+                worker: format!("w{repeat}"),
+                device,
+                started_at: Timestamp(0),
+                ended_at: Timestamp(1),
+                outcome: Outcome::Done { parts: vec![], deployment },
+            },
+        }
+    }
+
+    #[test]
+    fn the_same_parts_in_any_order_give_the_same_bytes() {
+        let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
+        let loads = [(1, 100.0), (2, 130.0), (4, 133.0)];
+        let fold = |order: [u32; 3], backwards: bool| {
+            let measured: Vec<_> = order
+                .iter()
+                .map(|&repeat| {
+                    let mut one = measured(repeat, &loads.map(|(c, rate)| (c, rate + f64::from(repeat))));
+                    if backwards {
+                        one.parts.reverse();
+                    }
+                    one
+                })
+                .collect();
+            serde_json::to_string(&profile(&request(), &tasks, &measured, 1)).unwrap()
+        };
+        let first = fold([0, 1, 2], false);
+        for order in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            assert_eq!(fold(order, true), first);
+        }
+    }
+
+    #[test]
+    fn the_headline_is_the_fastest_valid_point_and_the_sla_the_fastest_that_meets_it() {
+        let loads = [(1, 100.0), (4, 150.0), (8, 900.0)];
+        let folded = profile(&request(), &[task(0, Some(1))], &[measured(0, &loads)], 1);
+        let peak = folded.peak.unwrap().summary;
+        assert_eq!(peak.load, modelmeter_common::profile::ProfileLoad::Closed { concurrency: 4 });
+        assert_eq!(peak.throughput_inferences_per_s, Some(600.0), "4 items a call; the faster point is not valid");
+        assert!((folded.reference.unwrap().p50_latency_ms.unwrap() - 10.0).abs() < 0.1);
+        let sla = folded.sla.unwrap();
+        assert!(sla.met);
+        assert_eq!(
+            sla.best.unwrap().summary.throughput_inferences_per_s,
+            Some(400.0),
+            "only one in flight is under 12 ms"
+        );
+        assert_eq!(folded.points[0].inferences, 8000);
+        assert!(folded.points[0].unavailable["latency_ms.p99_9"].message.contains("had 2000"));
+    }
+
+    #[test]
+    fn a_cell_is_partial_or_failed_with_its_last_error() {
+        let tasks = [task(0, Some(1)), task(1, None)];
+        let partial = profile(&request(), &tasks, &[measured(0, &[(1, 100.0)])], 1);
+        assert_eq!((partial.state, partial.repeats.len()), (ProfileState::Partial, 1));
+        assert_eq!(partial.error.unwrap().code, Code::BadResponse);
+        let failed = profile(&request(), &[task(1, None)], &[], 1);
+        assert_eq!(failed.state, ProfileState::Failed);
+        assert!(failed.peak.is_none() && failed.points.is_empty());
+    }
+}

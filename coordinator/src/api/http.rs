@@ -1,0 +1,76 @@
+//! The HTTP port: health, and the hub's documents as JSON for people with curl.
+
+use crate::{
+    core::Core,
+    hub::{HubError, ProfileFilter},
+};
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use modelmeter_common::Problem;
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const DEFAULT_LIMIT: u32 = 100;
+
+/// Serves until `stop`.
+pub async fn run(core: Arc<Core>, listener: TcpListener, stop: CancellationToken) {
+    let routes = Router::new()
+        .route("/healthz", get(health))
+        .route("/v1/requests", get(requests))
+        .route("/v1/workers", get(workers))
+        .route("/v1/profiles", get(profiles))
+        .with_state(core);
+    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+/// An error as JSON, in the form that the command line prints.
+struct Failure(HubError);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let problem: Problem = self.0.into();
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": problem }))).into_response()
+    }
+}
+
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        Self(error)
+    }
+}
+
+#[derive(Deserialize)]
+struct Which {
+    model: Option<String>,
+    limit: Option<u32>,
+}
+
+type Documents<T> = Result<Json<Vec<T>>, Failure>;
+
+/// Healthy means that the hub answers.
+async fn health(State(core): State<Arc<Core>>) -> Result<Json<serde_json::Value>, Failure> {
+    Ok(Json(json!({ "status": "ok", "hub_time": core.hub.now().await? })))
+}
+
+async fn requests(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
+    Ok(Json(core.hub.requests(false, which.limit.unwrap_or(DEFAULT_LIMIT)).await?))
+}
+
+async fn workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Serialize> {
+    Ok(Json(core.live_workers().await?))
+}
+
+async fn profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
+    let filter = ProfileFilter { model: which.model, limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
+    Ok(Json(core.hub.profiles(&filter).await?))
+}

@@ -1,0 +1,267 @@
+//! What a worker calls. The claim is the one place where a task starts to run.
+
+use super::{artifacts, from_json, hub_status, parse, status_of, submit, to_json};
+use crate::{
+    core::{Core, Step},
+    hub::TaskFilter,
+    pool,
+};
+use futures::Stream;
+use modelmeter_common::{
+    Problem, SCHEMA_VERSION, TaskId,
+    broker::{RESULTS, task_queue},
+    device::Device,
+    status::{SlotDoc, WorkerDoc},
+    task::{Assignment, Lease, Refusal, Task, TaskState},
+};
+use modelmeter_proto::control::{
+    ArtifactChunk, ArtifactId, AttemptFate, AttemptRef, ClaimNextRequest, ClaimReply, ClaimRequest, Granted,
+    HandBackReply, HandBackRequest, Refused, RegisterReply, RegisterRequest, RenewReply, RenewRequest, Slot,
+    attempt_fate::Fate, claim_reply::Outcome, refused::Why, work_server::Work,
+};
+use std::{collections::HashSet, pin::Pin, sync::Arc};
+use tonic::{Request, Response, Status};
+
+/// Candidates that one `ClaimNext` tries before it says that none is left.
+const CLAIM_NEXT_TRIES: u32 = 16;
+
+/// The `Work` service.
+pub struct WorkApi {
+    core: Arc<Core>,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// A worker's slot, as a claim names it.
+struct Claimant<'a> {
+    worker: &'a str,
+    incarnation: &'a str,
+    slot: SlotDoc,
+}
+
+impl WorkApi {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    /// The registered worker of this incarnation.
+    async fn worker(&self, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, Status> {
+        let workers = self.core.hub.workers().await.map_err(hub_status)?;
+        Ok(workers.into_iter().find(|worker| worker.name == name && worker.incarnation == incarnation))
+    }
+
+    /// The slot that claims, or why it may not.
+    async fn claimant<'a>(
+        &self,
+        worker: &'a str,
+        incarnation: &'a str,
+        slot: u32,
+    ) -> Result<Result<Claimant<'a>, Why>, Status> {
+        let Some(doc) = self.worker(worker, incarnation).await? else { return Ok(Err(Why::StaleWorker)) };
+        let slot = doc.slots.into_iter().find(|s| s.index == slot);
+        Ok(slot.map(|slot| Claimant { worker, incarnation, slot }).ok_or(Why::WrongSlot))
+    }
+
+    /// Grants the task to the slot, or says why not.
+    async fn grant(&self, task: TaskId, by: &Claimant<'_>) -> Result<Outcome, Status> {
+        let core = &self.core;
+        let step = core.step(task, |task, now| {
+            if !pool::fits(task, &by.slot.device.class, &by.slot.engines) {
+                return Err(Refusal::State);
+            }
+            let expires_at = now.plus(core.lease);
+            let (worker, incarnation) = (by.worker.to_owned(), by.incarnation.to_owned());
+            task.claim(&by.slot.pool, Lease { worker, incarnation, slot: by.slot.index, expires_at }, now)
+        });
+        match step.await.map_err(hub_status)? {
+            Step::Stepped(task) => {
+                core.work.notify_one();
+                Ok(Outcome::Granted(self.granted(&task).await?))
+            }
+            Step::Unknown => Ok(refused(Why::Unknown)),
+            Step::Refused(Refusal::Held, _) => Ok(refused(Why::Held)),
+            Step::Refused(Refusal::Terminal, _) => Ok(refused(Why::Terminal)),
+            Step::Refused(..) => {
+                core.step(task, |task, now| task.unqueue("it was queued to a pool that cannot run it", now))
+                    .await
+                    .map_err(hub_status)?;
+                Ok(refused(Why::WrongSlot))
+            }
+        }
+    }
+
+    async fn granted(&self, task: &Task) -> Result<Granted, Status> {
+        let request = self.core.hub.request(task.request_id).await.map_err(hub_status)?;
+        let request =
+            request.ok_or_else(|| super::not_found("request", &task.request_id.to_string(), "it vanished"))?;
+        let plan = submit::plan_of(&self.core, &request).await.map_err(hub_status)?;
+        let assignment = Assignment {
+            request_id: task.request_id,
+            task_id: task.id,
+            attempt: task.attempt,
+            cell: task.cell.clone(),
+            plan,
+        };
+        Ok(Granted {
+            task_id: task.id.to_string(),
+            attempt: task.attempt,
+            task_json: to_json(&assignment)?,
+            lease_ms: self.core.lease.as_millis() as u64,
+        })
+    }
+
+    async fn fate(&self, incarnation: &str, attempt: &AttemptRef) -> Result<Fate, Status> {
+        let id = parse("task_id", &attempt.task_id)?;
+        let lease = self.core.lease;
+        let step =
+            self.core.step(id, |task, now| task.renew(attempt.attempt, incarnation, now, lease, &attempt.progress));
+        Ok(match step.await.map_err(hub_status)? {
+            Step::Stepped(_) => Fate::Renewed,
+            Step::Refused(Refusal::Terminal, task) if task.state == TaskState::Cancelled => Fate::Cancelled,
+            Step::Refused(Refusal::Terminal, _) => Fate::Terminal,
+            Step::Refused(..) | Step::Unknown => Fate::Lost,
+        })
+    }
+
+    /// Ends the leases of a worker's earlier incarnations, except those of attempts that it measured to the end; those it holds again.
+    async fn end_old_leases(&self, request: &RegisterRequest) -> Result<(), Status> {
+        let core = &self.core;
+        let held: HashSet<(&str, u32)> = request.held.iter().map(|h| (h.task_id.as_str(), h.attempt)).collect();
+        let claimed = TaskFilter { states: vec![TaskState::Claimed], ..Default::default() };
+        for task in core.hub.tasks(&claimed).await.map_err(hub_status)? {
+            let Some(lease) = &task.lease else { continue };
+            if lease.worker != request.worker || lease.incarnation == request.incarnation {
+                continue;
+            }
+            let keep = held.contains(&(task.id.to_string().as_str(), task.attempt));
+            let step = core.step(task.id, |current, now| match &current.lease {
+                Some(lease) if current.attempt == task.attempt && lease.worker == request.worker => {
+                    if !keep {
+                        return current.lose(task.attempt, now);
+                    }
+                    let lease = Lease {
+                        incarnation: request.incarnation.clone(),
+                        expires_at: now.plus(core.lease),
+                        ..lease.clone()
+                    };
+                    Ok(Task { lease: Some(lease), revision: current.revision + 1, ..current.clone() })
+                }
+                _ => Err(Refusal::NotHolder),
+            });
+            step.await.map_err(hub_status)?;
+        }
+        Ok(())
+    }
+}
+
+fn slot_doc(slot: &Slot) -> Result<SlotDoc, Status> {
+    let device: Device = from_json("device", &slot.device_json)?;
+    let pool = pool::id(&device.class, &slot.engines);
+    Ok(SlotDoc { index: slot.index, device, engines: slot.engines.clone(), pool })
+}
+
+fn refused(why: Why) -> Outcome {
+    Outcome::Refused(Refused { why: why.into() })
+}
+
+fn reply(outcome: Outcome) -> Reply<ClaimReply> {
+    Ok(Response::new(ClaimReply { outcome: Some(outcome) }))
+}
+
+#[tonic::async_trait]
+impl Work for WorkApi {
+    type GetArtifactStream = Pin<Box<dyn Stream<Item = Result<ArtifactChunk, Status>> + Send>>;
+
+    async fn register(&self, request: Request<RegisterRequest>) -> Reply<RegisterReply> {
+        let request = request.into_inner();
+        if request.worker.is_empty() || request.slots.is_empty() {
+            return Err(status_of(&Problem::invalid("worker", "needs a name and at least one slot")));
+        }
+        let slots: Vec<SlotDoc> = request.slots.iter().map(slot_doc).collect::<Result<_, _>>()?;
+        for pool in slots.iter().map(|slot| &slot.pool).collect::<HashSet<_>>() {
+            let declared = self.core.broker.declare(&task_queue(pool)).await;
+            declared.map_err(|e| status_of(&Problem::new(modelmeter_common::Code::Unreachable, e.to_string())))?;
+        }
+        self.end_old_leases(&request).await?;
+        let now = self.core.now();
+        let queues = slots.iter().map(|slot| task_queue(&slot.pool)).collect();
+        let worker = WorkerDoc {
+            name: request.worker,
+            schema_version: SCHEMA_VERSION,
+            revision: 0,
+            incarnation: request.incarnation,
+            version: request.version,
+            slots,
+            labels: request.labels.into_iter().collect(),
+            registered_at: now,
+            seen_at: now,
+        };
+        self.core.hub.put_worker(&worker).await.map_err(hub_status)?;
+        tracing::info!(worker = worker.name, slots = worker.slots.len(), "worker registered");
+        self.core.work.notify_one();
+        Ok(Response::new(RegisterReply {
+            queues,
+            results_queue: RESULTS.to_owned(),
+            lease_ms: self.core.lease.as_millis() as u64,
+        }))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Reply<ClaimReply> {
+        let ClaimRequest { task_id, worker, incarnation, slot } = request.into_inner();
+        match self.claimant(&worker, &incarnation, slot).await? {
+            Ok(by) => reply(self.grant(parse("task_id", &task_id)?, &by).await?),
+            Err(why) => reply(refused(why)),
+        }
+    }
+
+    async fn claim_next(&self, request: Request<ClaimNextRequest>) -> Reply<ClaimReply> {
+        let ClaimNextRequest { after_task_id, worker, incarnation, slot } = request.into_inner();
+        let by = match self.claimant(&worker, &incarnation, slot).await? {
+            Ok(by) => by,
+            Err(why) => return reply(refused(why)),
+        };
+        let after = self.core.hub.task(parse("after_task_id", &after_task_id)?).await.map_err(hub_status)?;
+        let Some(after) = after else { return reply(refused(Why::Unknown)) };
+        let same_deployment = TaskFilter {
+            request: Some(after.request_id),
+            states: vec![TaskState::Waiting, TaskState::Queued],
+            deployment_key: Some(after.deployment_key),
+            limit: Some(CLAIM_NEXT_TRIES),
+            ..Default::default()
+        };
+        for task in self.core.hub.tasks(&same_deployment).await.map_err(hub_status)? {
+            let outcome = self.grant(task.id, &by).await?;
+            if matches!(outcome, Outcome::Granted(_)) {
+                return reply(outcome);
+            }
+        }
+        reply(refused(Why::None))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Reply<RenewReply> {
+        let RenewRequest { worker, incarnation, attempts } = request.into_inner();
+        let Some(doc) = self.worker(&worker, &incarnation).await? else {
+            return Ok(Response::new(RenewReply { fates: Vec::new(), register_again: true }));
+        };
+        let seen = WorkerDoc { seen_at: self.core.now(), ..doc };
+        self.core.hub.put_worker(&seen).await.map_err(hub_status)?;
+        let mut fates = Vec::with_capacity(attempts.len());
+        for attempt in attempts {
+            let fate = self.fate(&incarnation, &attempt).await?;
+            fates.push(AttemptFate { task_id: attempt.task_id, attempt: attempt.attempt, fate: fate.into() });
+        }
+        Ok(Response::new(RenewReply { fates, register_again: false }))
+    }
+
+    async fn hand_back(&self, request: Request<HandBackRequest>) -> Reply<HandBackReply> {
+        let HandBackRequest { task_id, attempt, reason, .. } = request.into_inner();
+        let id = parse("task_id", &task_id)?;
+        self.core.step(id, |task, now| task.hand_back(attempt, &reason, now)).await.map_err(hub_status)?;
+        Ok(Response::new(HandBackReply {}))
+    }
+
+    async fn get_artifact(&self, request: Request<ArtifactId>) -> Reply<Self::GetArtifactStream> {
+        let bytes = artifacts::get(&self.core, &request.into_inner().sha256).await?;
+        Ok(Response::new(Box::pin(bytes)))
+    }
+}

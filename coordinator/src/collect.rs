@@ -1,0 +1,130 @@
+//! Results into the hub: insert-only, keyed by part id, acknowledged after the write. A final names its parts and
+//! their hashes; the first attempt that is complete wins; attempts are never mixed.
+
+use crate::{
+    core::{Core, Step},
+    hub::{HubError, Inserted},
+};
+use modelmeter_common::{
+    TaskId,
+    broker::{Consumer, Delivery},
+    part::{Final, Outcome, Part},
+    wire::{self, Kind, WireError},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Results in hand at once.
+pub const PREFETCH: u16 = 64;
+/// Between tries while the hub does not answer.
+const HUB_PAUSE: Duration = Duration::from_secs(1);
+
+/// Collects until `stop`, then lets what is in hand end.
+pub async fn run(core: Arc<Core>, mut results: Box<dyn Consumer>, stop: CancellationToken) {
+    let mut hands = JoinSet::new();
+    loop {
+        let delivery = tokio::select! {
+            () = stop.cancelled() => break,
+            delivery = results.next() => delivery,
+        };
+        match delivery {
+            Ok(delivery) => drop(hands.spawn(handle(core.clone(), delivery, stop.clone()))),
+            Err(error) => {
+                tracing::error!(%error, "results can no longer be consumed");
+                break;
+            }
+        }
+        while hands.try_join_next().is_some() {}
+    }
+    while hands.join_next().await.is_some() {}
+}
+
+/// Why a result cannot be taken in.
+#[derive(Debug, thiserror::Error)]
+enum CollectError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
+
+/// One delivery: tried again while the hub is away, quarantined if it is not ours.
+async fn handle(core: Arc<Core>, delivery: Delivery, stop: CancellationToken) {
+    let settled = loop {
+        match take_in(&core, &delivery.body).await {
+            Ok(()) => break delivery.ack().await,
+            Err(CollectError::Wire(error)) => {
+                tracing::warn!(%error, bytes = delivery.body.len(), "quarantined a result");
+                break delivery.reject().await;
+            }
+            Err(CollectError::Hub(error)) => {
+                tracing::warn!(%error, "a result waits for the hub");
+                tokio::select! {
+                    () = stop.cancelled() => break delivery.requeue().await,
+                    () = tokio::time::sleep(HUB_PAUSE) => {}
+                }
+            }
+        }
+    };
+    if let Err(error) = settled {
+        tracing::warn!(%error, "a result could not be settled; it will come again");
+    }
+}
+
+async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
+    match wire::kind(body)? {
+        Kind::Part => {
+            let part: Part = wire::decode(body)?;
+            core.hub.insert_part(&part, &wire::sha256_hex(body)).await?;
+            let attempt = (part.task_id, part.attempt);
+            let waits = core.pending.lock().expect("never poisoned: no panic while held").contains(&attempt);
+            if waits {
+                settle_task(core, part.task_id).await?;
+            }
+            Ok(())
+        }
+        Kind::Final => {
+            let last: Final = wire::decode(body)?;
+            // Before the write, so that whichever of part and final comes second sees the other.
+            core.pending.lock().expect("never poisoned: no panic while held").insert((last.task_id, last.attempt));
+            if core.hub.insert_final(&last).await? == Inserted::Existed {
+                tracing::debug!(task = %last.task_id, attempt = last.attempt, "final came again");
+            }
+            Ok(settle_task(core, last.task_id).await?)
+        }
+        Kind::Hint => Err(WireError::Kind { got: Kind::Hint as u16, wanted: Kind::Part as u16 }.into()),
+    }
+}
+
+/// Ends a task by its first complete attempt, or counts an attempt's failure.
+pub async fn settle_task(core: &Core, task: TaskId) -> Result<(), HubError> {
+    for last in core.hub.finals(task).await? {
+        let known =
+            core.pending.lock().expect("never poisoned: no panic while held").contains(&(last.task_id, last.attempt));
+        let step = match &last.outcome {
+            Outcome::Failed { error } => {
+                core.step(task, |task, now| task.fail(last.attempt, error.clone(), now)).await?
+            }
+            Outcome::Done { parts, .. } => {
+                if !is_complete(core, &last, parts).await? {
+                    continue;
+                }
+                core.step(task, |task, now| task.complete(last.attempt, now)).await?
+            }
+        };
+        if known {
+            core.pending.lock().expect("never poisoned: no panic while held").remove(&(last.task_id, last.attempt));
+        }
+        if let Step::Stepped(task) = &step {
+            tracing::debug!(task = %task.id, attempt = last.attempt, state = task.state.as_str(), "attempt settled");
+        }
+    }
+    Ok(())
+}
+
+/// Whether every part that the final names is in the hub, with the hash that it names.
+async fn is_complete(core: &Core, last: &Final, wanted: &[String]) -> Result<bool, HubError> {
+    let stored = core.hub.parts(last.task_id, last.attempt).await?;
+    Ok(stored.len() == wanted.len() && stored.iter().zip(wanted).all(|((_, sha256), wanted)| sha256 == wanted))
+}

@@ -1,0 +1,208 @@
+//! What the coordinator's loops and its API share: the two seams, the hub's clock, and who is told of changes.
+
+use crate::{
+    Options, aggregate,
+    hub::{Hub, HubError, TaskFilter},
+    pool::{self, Pool},
+};
+use modelmeter_common::{
+    Problem, RequestId, TaskId, Timestamp,
+    broker::Broker,
+    profile::Profile,
+    request::{RequestDoc, RequestState},
+    status::WorkerDoc,
+    task::{Refusal, Task, TaskState},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, broadcast};
+
+/// Tries of one compare-and-swap before it is left to the sweep.
+const SWAP_TRIES: u32 = 16;
+/// A worker that was silent for this many leases is not counted on.
+const SILENT_LEASES: u32 = 2;
+
+/// Shared by everything in the coordinator.
+pub struct Core {
+    pub broker: Arc<dyn Broker>,
+    pub hub: Arc<dyn Hub>,
+    pub lease: Duration,
+    /// Wakes the dispatcher: something may be queued.
+    pub work: Notify,
+    changes: broadcast::Sender<RequestId>,
+    clock: Mutex<(Timestamp, Instant)>,
+    /// Attempts whose final came before all of its parts.
+    pub pending: Mutex<HashSet<(TaskId, u32)>>,
+    /// Tasks of a request that are not known to have ended: at zero the hub is asked.
+    open: Mutex<HashMap<RequestId, u64>>,
+}
+
+impl Core {
+    pub async fn new(options: Options) -> Result<Arc<Self>, Problem> {
+        let now = options.hub.now().await?;
+        Ok(Arc::new(Self {
+            broker: options.broker,
+            hub: options.hub,
+            lease: options.lease,
+            work: Notify::new(),
+            changes: broadcast::channel(1024).0,
+            clock: Mutex::new((now, Instant::now())),
+            pending: Mutex::default(),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// The hub's clock, carried on by this machine's monotonic one between readings.
+    pub fn now(&self) -> Timestamp {
+        let (read, at) = *self.clock.lock().expect("never poisoned: no panic while held");
+        read.plus(at.elapsed())
+    }
+
+    /// Reads the hub's clock anew.
+    pub async fn read_clock(&self) -> Result<(), HubError> {
+        let now = self.hub.now().await?;
+        *self.clock.lock().expect("never poisoned: no panic while held") = (now, Instant::now());
+        Ok(())
+    }
+
+    /// Tells watchers that something of this request changed.
+    pub fn changed(&self, request: RequestId) {
+        // No watcher is no error.
+        let _ = self.changes.send(request);
+    }
+
+    /// Changes of any request, from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<RequestId> {
+        self.changes.subscribe()
+    }
+
+    /// Workers that gave a sign of life lately.
+    pub async fn live_workers(&self) -> Result<Vec<WorkerDoc>, HubError> {
+        let (now, silent) = (self.now(), self.lease * SILENT_LEASES);
+        let mut workers = self.hub.workers().await?;
+        workers.retain(|worker| now.since(worker.seen_at) <= silent);
+        Ok(workers)
+    }
+
+    /// The pools that live workers form.
+    pub async fn pools(&self) -> Result<Vec<Pool>, HubError> {
+        Ok(pool::pools(&self.live_workers().await?))
+    }
+
+    /// Applies one transition by compare-and-swap, reading the task anew after each lost race.
+    pub async fn step(
+        &self,
+        id: TaskId,
+        change: impl Fn(&Task, Timestamp) -> Result<Task, Refusal>,
+    ) -> Result<Step, HubError> {
+        for _ in 0..SWAP_TRIES {
+            let Some(old) = self.hub.task(id).await? else { return Ok(Step::Unknown) };
+            let new = match change(&old, self.now()) {
+                Ok(new) => new,
+                Err(refusal) => return Ok(Step::Refused(refusal, Box::new(old))),
+            };
+            if self.hub.swap_task(&old, &new).await? {
+                self.changed(new.request_id);
+                if new.state.is_terminal() {
+                    self.task_ended(&new).await?;
+                } else if new.state == TaskState::Waiting {
+                    self.work.notify_one();
+                }
+                return Ok(Step::Stepped(Box::new(new)));
+            }
+        }
+        Err(HubError::Failed(format!("task {id} was changed {SWAP_TRIES} times under this change")))
+    }
+
+    /// A task reached a terminal state: folds its cell if that was the last repeat, and closes its request if that was the last cell.
+    async fn task_ended(&self, task: &Task) -> Result<(), HubError> {
+        let Some(request) = self.hub.request(task.request_id).await? else { return Ok(()) };
+        self.fold_cell(&request, task).await?;
+        let last = {
+            let mut open = self.open.lock().expect("never poisoned: no panic while held");
+            let left = open.entry(request.id).or_insert(request.tasks);
+            *left = left.saturating_sub(1);
+            *left == 0
+        };
+        if last { self.close_request(&request).await } else { Ok(()) }
+    }
+
+    /// Writes the profile of a task's cell once all of its repeats have ended. Repeated, it writes the same.
+    pub async fn fold_cell(&self, request: &RequestDoc, task: &Task) -> Result<Option<Profile>, HubError> {
+        let key = task.cell.key();
+        let mut repeats = Vec::new();
+        for repeat in 0..request.request.repeats {
+            match self.hub.task(request.id.task(&key, repeat)).await? {
+                Some(task) if task.state.is_terminal() => repeats.push(task),
+                _ => return Ok(None),
+            }
+        }
+        let mut measured = Vec::new();
+        for task in &repeats {
+            let Some(winner) = task.winner else { continue };
+            let parts = self.hub.parts(task.id, winner).await?.into_iter().map(|(part, _)| part).collect();
+            let last = self.hub.finals(task.id).await?.into_iter().find(|last| last.attempt == winner);
+            if let Some(last) = last {
+                measured.push(aggregate::Measured { repeat: task.repeat, last, parts });
+            }
+        }
+        for _ in 0..SWAP_TRIES {
+            let stored = self.hub.profile(task.profile_id).await?;
+            let revision = stored.as_ref().map(|profile| profile.revision);
+            let profile = aggregate::profile(request, &repeats, &measured, revision.unwrap_or(0) + 1);
+            if stored.is_some_and(|stored| Profile { revision: profile.revision, ..stored } == profile) {
+                return Ok(Some(profile));
+            }
+            if self.hub.put_profile(&profile, revision).await? {
+                return Ok(Some(profile));
+            }
+        }
+        Err(HubError::Failed(format!("profile {} was changed {SWAP_TRIES} times under its fold", task.profile_id)))
+    }
+
+    /// Ends a request whose tasks have all ended, after each of its cells has a profile.
+    pub async fn close_request(&self, request: &RequestDoc) -> Result<(), HubError> {
+        let counts = self.hub.count_tasks(request.id).await?;
+        let total: u64 = counts.values().sum();
+        let ended: u64 = counts.iter().filter(|(state, _)| state.is_terminal()).map(|(_, n)| n).sum();
+        if !request.expanded || total != request.tasks || ended != total {
+            return Ok(());
+        }
+        let filter = crate::hub::ProfileFilter { request: Some(request.id), ..Default::default() };
+        let folded: HashSet<_> = self.hub.profiles(&filter).await?.into_iter().map(|profile| profile.id).collect();
+        if (folded.len() as u64) < request.cells {
+            for task in self.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await? {
+                if !folded.contains(&task.profile_id) {
+                    self.fold_cell(request, &task).await?;
+                }
+            }
+        }
+        let count = |state| counts.get(&state).copied().unwrap_or(0);
+        let state = match (count(TaskState::Done), count(TaskState::Cancelled)) {
+            (done, _) if done == total => RequestState::Done,
+            (_, cancelled) if cancelled > 0 => RequestState::Cancelled,
+            (0, _) => RequestState::Failed,
+            _ => RequestState::Partial,
+        };
+        let ended = RequestDoc { state, ended_at: Some(self.now()), ..request.clone() };
+        if self.hub.update_request(request, &ended).await? {
+            tracing::info!(request = %request.id, ?state, "request ended");
+        }
+        self.open.lock().expect("never poisoned: no panic while held").remove(&request.id);
+        self.changed(request.id);
+        Ok(())
+    }
+}
+
+/// What became of a transition.
+pub enum Step {
+    /// Written; the task as it is now.
+    Stepped(Box<Task>),
+    /// Not allowed; the task as it was.
+    Refused(Refusal, Box<Task>),
+    /// No such task.
+    Unknown,
+}

@@ -1,0 +1,369 @@
+//! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
+//! machine and at every repetition.
+
+use crate::pool::Pool;
+use modelmeter_common::{
+    Code, Problem, RequestId, SCHEMA_VERSION, Timestamp,
+    device::{self, CPU_CLASS},
+    engine::{self, ENGINES},
+    error::closest,
+    model::{ArtifactRef, Dim, Format, Model, TensorShape},
+    request::{MAX_CELLS, Request},
+    task::{Cell, Plan, Task, TaskState},
+    wire::sha256_hex,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The share of a budget that is given to measuring; the rest is for deploying and answering.
+const BUDGET_SHARE: f64 = 0.85;
+/// The least time that a budget leaves a task.
+const MIN_TASK_BUDGET_MS: u64 = 300;
+/// How device classes begin: another word that no worker announces is a mistake.
+const CLASS_PREFIXES: [&str; 5] = ["nvidia-", "tesla-", "geforce-", "quadro-", "grid-"];
+
+/// The cells of a request, or what is wrong with it. `pools` resolve `auto` and `gpu` and tell custom engines from mistakes.
+pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
+    request.validate()?;
+    request.check_shapes(model)?;
+    let devices = devices(request, pools)?;
+    let engines = engines(request, model, &devices, pools)?;
+    let mut cells = Vec::new();
+    for (engine, artifact) in &engines {
+        for settings in settings(request, engine) {
+            for device_class in &devices {
+                for shapes in shapes(request) {
+                    for &batch_size in &unique(&request.batch_sizes) {
+                        if cells.len() >= MAX_CELLS {
+                            return Err(Problem::invalid("request", format!("more than {MAX_CELLS} cells"))
+                                .with_hint("submit it in parts"));
+                        }
+                        cells.push(Cell {
+                            model: model.id.clone(),
+                            artifact: artifact.clone(),
+                            engine: engine.clone(),
+                            engine_settings: settings.clone(),
+                            device_class: device_class.clone(),
+                            batch_size,
+                            inputs: inputs(model, &shapes, batch_size)?,
+                            inspector: request.inspector.clone().unwrap_or_else(|| "default".into()),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Ok(cells)
+}
+
+/// The tasks of these cells: repeats × cells in the seeded order, all waiting. `slots`: how many can run at once.
+pub fn tasks(id: RequestId, request: &Request, cells: &[Cell], now: Timestamp) -> Vec<Task> {
+    let mut tasks: Vec<(String, String, Task)> = Vec::with_capacity(cells.len() * request.repeats as usize);
+    for cell in cells {
+        let (key, deployment_key) = (cell.key(), cell.deployment_key());
+        for repeat in 0..request.repeats {
+            let shuffled = |what: &str| sha256_hex(format!("{}/{what}", request.seed).as_bytes());
+            let task = Task {
+                id: id.task(&key, repeat),
+                schema_version: SCHEMA_VERSION,
+                request_id: id,
+                profile_id: id.profile(&key),
+                repeat,
+                order: 0,
+                deployment_key: deployment_key.clone(),
+                cell: cell.clone(),
+                state: TaskState::Waiting,
+                revision: 0,
+                pool: None,
+                attempt: 0,
+                failures: 0,
+                deaths: 0,
+                lease: None,
+                since_at: now,
+                reason: None,
+                error: None,
+                winner: None,
+            };
+            tasks.push((shuffled(&deployment_key), shuffled(&format!("{repeat}/{key}")), task));
+        }
+    }
+    // Deployments among each other, then cells and repeats within one: drift is not taken for a difference.
+    tasks.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let number = |(order, (_, _, task)): (usize, (String, String, Task))| Task { order: order as u32, ..task };
+    tasks.into_iter().enumerate().map(number).collect()
+}
+
+/// What each task measures; a budget is shared out over the tasks that the slots run one after another.
+pub fn plan(request: &Request, tasks: u64, slots: u32) -> Plan {
+    let rounds = tasks.div_ceil(u64::from(slots.max(1))).max(1);
+    let share = |budget: u64| ((budget as f64 * BUDGET_SHARE) as u64 / rounds).max(MIN_TASK_BUDGET_MS);
+    Plan {
+        load: request.load.clone(),
+        batches: request.batches,
+        stop: request.stop.clone(),
+        sla: request.sla.clone(),
+        budget_ms: request.budget_ms.map(share),
+        seed: request.seed,
+    }
+}
+
+/// The device classes asked for: `gpu` and `all` are those of the workers that are there, else any GPU.
+fn devices(request: &Request, pools: &[Pool]) -> Result<Vec<String>, Problem> {
+    let known: BTreeSet<&str> = pools.iter().map(|pool| pool.class.as_str()).collect();
+    let mut classes = BTreeSet::new();
+    for word in &request.devices {
+        let chosen: Vec<&str> = known.iter().copied().filter(|class| device::selects(word, class)).collect();
+        let like_a_class = CLASS_PREFIXES.iter().any(|prefix| word.starts_with(prefix));
+        match word.as_str() {
+            // Nobody is there yet: the task waits for whoever comes.
+            "all" if chosen.is_empty() => classes.extend([CPU_CLASS.to_owned()]),
+            "gpu" | CPU_CLASS if chosen.is_empty() => classes.extend([word.clone()]),
+            _ if !chosen.is_empty() => classes.extend(chosen.into_iter().map(str::to_owned)),
+            _ if like_a_class => classes.extend([word.clone()]),
+            other => {
+                let all: BTreeSet<&str> = known.iter().copied().chain([CPU_CLASS, "gpu", "all"]).collect();
+                return Err(unknown("devices", "device", other, all));
+            }
+        }
+    }
+    Ok(classes.into_iter().collect())
+}
+
+/// The engines asked for, each with the artifact that it loads.
+fn engines(
+    request: &Request,
+    model: &Model,
+    devices: &[String],
+    pools: &[Pool],
+) -> Result<Vec<(String, Option<ArtifactRef>)>, Problem> {
+    let offered: BTreeSet<&str> = pools.iter().flat_map(|pool| pool.engines.iter().map(String::as_str)).collect();
+    if request.engines == ["auto"] {
+        return auto(model, devices, pools);
+    }
+    let mut chosen = BTreeMap::new();
+    for name in &request.engines {
+        let Some(info) = engine::find(name) else {
+            if offered.contains(name.as_str()) {
+                chosen.insert(name.clone(), model.artifacts.first().cloned());
+                continue;
+            }
+            let all = ENGINES.iter().map(|e| e.name).chain(offered.iter().copied()).chain(["auto"]).collect();
+            return Err(unknown("engines", "engine", name, all));
+        };
+        let artifact = fitting(model, info.formats);
+        if artifact.is_none() && !info.formats.is_empty() {
+            let has: Vec<_> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
+            let wants: Vec<_> = info.formats.iter().map(|f| f.as_str()).collect();
+            return Err(Problem::invalid(
+                "engines",
+                format!("engine '{name}' loads {}, but {} has {}", wants.join(" or "), model.id, list(&has)),
+            )
+            .with_hint("add the model in that format, or leave the engine out"));
+        }
+        chosen.insert(name.clone(), artifact);
+    }
+    Ok(chosen.into_iter().collect())
+}
+
+/// Each built-in engine for which the model has a fitting artifact and a worker with such a device offers it.
+fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<(String, Option<ArtifactRef>)>, Problem> {
+    let on_offer = |name: &str| devices.iter().any(|class| crate::pool::why_not(name, class, pools).is_none());
+    let chosen: Vec<_> = ENGINES
+        .iter()
+        .filter(|info| info.name != "null" && on_offer(info.name))
+        .filter_map(|info| {
+            let attached = info.formats.is_empty() && model.artifacts.is_empty();
+            let artifact = fitting(model, info.formats);
+            (attached || artifact.is_some()).then(|| (info.name.to_owned(), artifact))
+        })
+        .collect();
+    if chosen.is_empty() {
+        let has: Vec<_> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
+        return Err(Problem::new(Code::NoWorker, format!("no connected worker offers an engine for {} ({}) on {}", model.id, list(&has), devices.join(", ")))
+            .with_field("engines")
+            .with_hint("name the engines to have the request wait for such a worker; `modelmeter workers` lists those that are there"));
+    }
+    Ok(chosen)
+}
+
+fn fitting(model: &Model, formats: &[Format]) -> Option<ArtifactRef> {
+    formats.iter().find_map(|format| model.artifacts.iter().find(|artifact| artifact.format == *format)).cloned()
+}
+
+/// Every combination of an engine's settings; a value that is a list gives one each.
+fn settings(request: &Request, engine: &str) -> Vec<BTreeMap<String, Value>> {
+    let Some(settings) = request.engine_settings.get(engine) else { return vec![BTreeMap::new()] };
+    product(settings, |value| match value {
+        Value::Array(values) => values.clone(),
+        one => vec![one.clone()],
+    })
+}
+
+/// Every combination of the shapes given for the inputs.
+fn shapes(request: &Request) -> Vec<BTreeMap<String, Vec<u64>>> {
+    product(&request.shapes, Clone::clone)
+}
+
+fn product<V, W: Clone>(axes: &BTreeMap<String, V>, choices: impl Fn(&V) -> Vec<W>) -> Vec<BTreeMap<String, W>> {
+    let mut combinations = vec![BTreeMap::new()];
+    for (name, values) in axes {
+        let with = |so_far: &BTreeMap<String, W>, value: W| {
+            let mut next = so_far.clone();
+            next.insert(name.clone(), value);
+            next
+        };
+        combinations = combinations.iter().flat_map(|c| choices(values).into_iter().map(move |v| with(c, v))).collect();
+    }
+    combinations
+}
+
+/// The concrete inputs at this batch size. An open first axis is the batch; a fixed one must equal it,
+/// unless another input has the open one.
+fn inputs(model: &Model, shapes: &BTreeMap<String, Vec<u64>>, batch: u32) -> Result<Vec<TensorShape>, Problem> {
+    let open = model.inputs.iter().any(|input| matches!(input.shape.first(), Some(Dim::Dynamic(_))));
+    let mut inputs = Vec::new();
+    for input in &model.inputs {
+        let given = shapes.get(&input.name);
+        let mut shape = Vec::with_capacity(input.shape.len());
+        for (axis, dim) in input.shape.iter().enumerate() {
+            shape.push(match (dim, given) {
+                (Dim::Dynamic(_), _) if axis == 0 => u64::from(batch),
+                (Dim::Fixed(n), _) => *n,
+                (Dim::Dynamic(_), Some(given)) => given[axis],
+                (Dim::Dynamic(_), None) => {
+                    return Err(Problem::invalid("shapes", format!("input '{}' has open axes", input.name)));
+                }
+            });
+        }
+        if !open && shape.first().is_some_and(|n| *n != u64::from(batch)) {
+            return Err(Problem::invalid(
+                "batch_sizes",
+                format!("{batch}, but the model's batch axis is fixed at {}", shape[0]),
+            )
+            .with_hint("export the model with a dynamic batch axis, or ask for that batch size alone"));
+        }
+        inputs.push(TensorShape { name: input.name.clone(), dtype: input.dtype, shape });
+    }
+    Ok(inputs)
+}
+
+fn unique(sizes: &[u32]) -> BTreeSet<u32> {
+    sizes.iter().copied().collect()
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() { "no artifact".into() } else { names.join(", ") }
+}
+
+fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Problem {
+    let all = known.iter().copied().collect::<Vec<_>>().join(", ");
+    let hint = match closest(given, known) {
+        Some(near) => format!("did you mean '{near}'? known are {all}"),
+        None => format!("known are {all}"),
+    };
+    Problem::invalid(field, format!("unknown {what} '{given}'")).with_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use modelmeter_common::model::{Datatype, ModelRef, TensorSpec};
+    use serde_json::json;
+    use uuid::Uuid;
+
+    fn model() -> Model {
+        let batch = Dim::Dynamic("batch".into());
+        Model {
+            schema_version: SCHEMA_VERSION,
+            id: ModelRef { name: "m".into(), version: "1".into() },
+            created_at: Timestamp(0),
+            artifacts: vec![ArtifactRef { format: Format::Onnx, sha256: "ab".into(), bytes: 3 }],
+            inputs: vec![TensorSpec {
+                name: "x".into(),
+                dtype: Datatype::Fp32,
+                shape: vec![batch, Dim::Fixed(4), Dim::Dynamic("h".into())],
+            }],
+            outputs: vec![],
+        }
+    }
+
+    fn pools() -> Vec<Pool> {
+        let pool = |class: &str, engines: &[&str]| Pool {
+            id: class.into(),
+            class: class.into(),
+            engines: engines.iter().map(ToString::to_string).collect(),
+            slots: 1,
+        };
+        vec![pool("cpu", &["null", "onnx", "rten"]), pool("nvidia-a10", &["onnx"])]
+    }
+
+    fn request() -> Request {
+        let settings = json!({"threads": [1, 2], "graph_optimization_level": "all"});
+        Request {
+            model: "m".into(),
+            engines: vec!["rten".into(), "onnx".into()],
+            engine_settings: [("onnx".into(), serde_json::from_value(settings).unwrap())].into(),
+            shapes: [("x".into(), vec![vec![1, 4, 8], vec![1, 4, 16]])].into(),
+            devices: vec!["all".into()],
+            batch_sizes: vec![8, 1, 8],
+            repeats: 2,
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn the_matrix_is_whole_and_each_task_is_there_once() {
+        let request = request();
+        let cells = cells(&request, &model(), &pools()).unwrap();
+        // (rten 1 + onnx 2 settings) × 2 classes × 2 shapes × 2 batch sizes
+        assert_eq!(cells.len(), 3 * 2 * 2 * 2);
+        assert!(cells.iter().any(|c| c.batch_size == 8 && c.inputs[0].shape == [8, 4, 16]));
+        let id = RequestId(Uuid::from_u128(5));
+        let tasks = tasks(id, &request, &cells, Timestamp(0));
+        let ids: BTreeSet<_> = tasks.iter().map(|task| task.id).collect();
+        assert_eq!(ids.len(), cells.len() * 2);
+        assert_eq!(
+            tasks,
+            super::tasks(id, &request, &cells.iter().rev().cloned().collect::<Vec<_>>(), Timestamp(0)),
+            "the order is the seed's, not the input's"
+        );
+        let runs = tasks.chunk_by(|a, b| a.deployment_key == b.deployment_key).count();
+        assert_eq!(runs, 6, "the tasks of a deployment lie together");
+    }
+
+    #[test]
+    fn auto_takes_what_fits_and_is_offered_and_never_the_null_engine() {
+        let request = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
+        let cells = cells(&request, &model(), &pools()).unwrap();
+        let names: BTreeSet<_> = cells.iter().map(|c| c.engine.as_str()).collect();
+        assert_eq!(names, ["onnx", "rten"].into());
+        assert_eq!(super::cells(&request, &model(), &[]).unwrap_err().code, Code::NoWorker);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_is_known() {
+        let wrong = |change: fn(&mut Request)| {
+            let mut request = request();
+            request.engine_settings.clear();
+            change(&mut request);
+            cells(&request, &model(), &pools()).unwrap_err()
+        };
+        assert!(wrong(|r| r.engines = vec!["onxx".into()]).hint.unwrap().contains("did you mean 'onnx'"));
+        assert!(wrong(|r| r.devices = vec!["cup".into()]).hint.unwrap().contains("did you mean 'cpu'"));
+        assert!(wrong(|r| r.engines = vec!["tfs".into()]).message.contains("loads savedmodel"));
+        assert!(wrong(|r| r.shapes.clear()).hint.unwrap().contains("--shape x=1,4,224"));
+        assert_eq!(wrong(|r| r.batch_sizes = vec![0]).field.unwrap(), "batch_sizes");
+        let mut fixed = model();
+        fixed.inputs[0].shape = vec![Dim::Fixed(1), Dim::Fixed(4), Dim::Fixed(8)];
+        let request = Request { shapes: BTreeMap::new(), engine_settings: BTreeMap::new(), ..request() };
+        assert!(cells(&request, &fixed, &pools()).unwrap_err().message.contains("fixed at 1"));
+    }
+
+    #[test]
+    fn a_budget_is_shared_over_the_rounds_that_the_slots_need() {
+        let request = Request { budget_ms: Some(100_000), ..request() };
+        assert_eq!(plan(&request, 10, 1).budget_ms, Some(8_500));
+        assert_eq!(plan(&request, 10, 4).budget_ms, Some(28_333));
+        assert_eq!(plan(&request, 100_000, 1).budget_ms, Some(MIN_TASK_BUDGET_MS));
+    }
+}

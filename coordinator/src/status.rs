@@ -1,0 +1,106 @@
+//! What `status`, `watch` and a dry run show, purely: where each cell stands, and what it waits for and why.
+
+use crate::pool::{self, Pool};
+use modelmeter_common::{
+    load::Load,
+    model::Model,
+    request::{Request, RequestDoc},
+    status::{CellStatus, Dryrun, Estimate, PlannedCell, Status},
+    task::{Cell, Plan, Task, TaskState},
+};
+
+/// Seconds that deploying an engine is taken to cost in an estimate.
+const DEPLOY_S: f64 = 2.0;
+/// Load points that a sweep is taken to need, from the fewest to the most.
+const SWEEP_POINTS: (f64, f64) = (3.0, 10.0);
+
+/// Where a request stands, cell by cell, in the order in which they run.
+pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool]) -> Status {
+    Status {
+        request_id: request.id,
+        state: request.state,
+        model: request.model.clone(),
+        created_at: request.created_at,
+        ended_at: request.ended_at,
+        cells: tasks.iter().map(|task| cell(task, pools)).collect(),
+    }
+}
+
+fn cell(task: &Task, pools: &[Pool]) -> CellStatus {
+    CellStatus {
+        engine: task.cell.engine.clone(),
+        engine_settings: task.cell.engine_settings.clone(),
+        device: task.cell.device_class.clone(),
+        batch_size: task.cell.batch_size,
+        repeat: task.repeat,
+        state: task.state,
+        attempts: task.attempt,
+        worker: task.lease.as_ref().map(|lease| lease.worker.clone()),
+        reason: why(task, pools),
+    }
+}
+
+/// What a task waits for, or does, or died of.
+fn why(task: &Task, pools: &[Pool]) -> Option<String> {
+    match task.state {
+        TaskState::Waiting => {
+            let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
+            let waits = blocked.unwrap_or_else(|| "its turn: the slots that can run it are busy".into());
+            Some(match &task.reason {
+                Some(before) => format!("{before}; waits for {waits}"),
+                None => format!("waits for {waits}").replace("waits for no ", "no "),
+            })
+        }
+        TaskState::Queued => {
+            Some(format!("queued for a free slot of pool {}", task.pool.as_deref().unwrap_or("(none)")))
+        }
+        TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
+        TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
+        TaskState::Done => None,
+    }
+}
+
+/// What a request would do: its cells, why some cannot run, how long it will take.
+pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, pools: &[Pool]) -> Dryrun {
+    let planned: Vec<PlannedCell> = cells
+        .iter()
+        .map(|cell| PlannedCell {
+            engine: cell.engine.clone(),
+            engine_settings: cell.engine_settings.clone(),
+            device: cell.device_class.clone(),
+            batch_size: cell.batch_size,
+            repeats: request.repeats,
+            slots: slots(&cell.engine, &cell.device_class, pools),
+            reason: pool::why_not(&cell.engine, &cell.device_class, pools),
+        })
+        .collect();
+    Dryrun { model: model.id.clone(), estimated_seconds: estimate(cells, request, plan, pools), cells: planned }
+}
+
+/// How many slots could run a cell of this engine and device.
+pub fn slots(engine: &str, device_class: &str, pools: &[Pool]) -> u32 {
+    let can = |pool: &&Pool| pool::why_not(engine, device_class, &[(*pool).clone()]).is_none();
+    pools.iter().filter(can).map(|pool| pool.slots).sum()
+}
+
+/// From the fewest seconds that the stop rules allow to the most, over the slots that are there.
+fn estimate(cells: &[Cell], request: &Request, plan: &Plan, pools: &[Pool]) -> Estimate {
+    let (few, many) = match &request.load {
+        Load::Closed { concurrencies } if concurrencies.is_empty() => SWEEP_POINTS,
+        Load::Closed { concurrencies } => {
+            let with_reference = concurrencies.len() + usize::from(!concurrencies.contains(&1));
+            (with_reference as f64, with_reference as f64)
+        }
+        Load::Open { rates, .. } => (rates.len() as f64, rates.len() as f64),
+        Load::SlaSearch { .. } => SWEEP_POINTS,
+    };
+    let seconds = |ms: u64| ms as f64 / 1e3;
+    let cap = plan.budget_ms.map_or(f64::INFINITY, seconds);
+    let (low, high) =
+        ((few * seconds(plan.stop.min_duration_ms)).min(cap), (many * seconds(plan.stop.max_duration_ms)).min(cap));
+    let widest = cells.iter().map(|cell| slots(&cell.engine, &cell.device_class, pools)).max().unwrap_or(0).max(1);
+    let rounds = (cells.len() as f64 * f64::from(request.repeats) / f64::from(widest)).ceil();
+    let deployments = cells.iter().map(Cell::deployment_key).collect::<std::collections::BTreeSet<_>>().len() as f64;
+    let deploying = deployments * DEPLOY_S / f64::from(widest);
+    Estimate { low: rounds * low + deploying, high: rounds * high + deploying }
+}

@@ -1,0 +1,118 @@
+//! Looks for what was lost and puts it right: leases that ran out, hints that vanished, expansions that broke off,
+//! attempts whose last part came late, cells that no slot can run.
+//!
+//! Everything here only repeats, by compare-and-swap, what another path should have done.
+
+use crate::{
+    api::submit,
+    collect,
+    core::Core,
+    hub::{HubError, TaskFilter},
+    pool,
+};
+use modelmeter_common::{
+    Code, Problem,
+    broker::task_queue,
+    request::RequestDoc,
+    task::{Task, TaskState},
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// A hint whose queue is empty was lost if nobody claimed its task for this long.
+const LOST_HINT: Duration = Duration::from_secs(5);
+/// A hint is published again after this long even if its queue is not empty.
+const OLD_HINT: Duration = Duration::from_secs(600);
+/// A claimed task's finals are looked at again after this long.
+const LATE_PARTS: Duration = Duration::from_secs(5);
+
+/// Sweeps every `every` until `stop`.
+pub async fn run(core: Arc<Core>, every: Duration, stop: CancellationToken) {
+    loop {
+        if let Err(error) = sweep(&core).await {
+            tracing::warn!(%error, "sweep cut short");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
+
+async fn sweep(core: &Core) -> Result<(), HubError> {
+    core.read_clock().await?;
+    for request in core.hub.requests(true, 1000).await? {
+        if !request.expanded {
+            submit::expand(core, &request).await?;
+        }
+        live_tasks(core, &request).await?;
+        let counts = core.hub.count_tasks(request.id).await?;
+        if counts.iter().all(|(state, n)| state.is_terminal() || *n == 0) {
+            core.close_request(&request).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn live_tasks(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
+    let of = |states: Vec<TaskState>| TaskFilter { request: Some(request.id), states, ..Default::default() };
+    for task in core.hub.tasks(&of(vec![TaskState::Claimed])).await? {
+        claimed(core, &task).await?;
+    }
+    let mut depths = HashMap::new();
+    for task in core.hub.tasks(&of(vec![TaskState::Queued])).await? {
+        queued(core, &task, &mut depths).await?;
+    }
+    let overdue = core.now().since(request.created_at) >= Duration::from_millis(request.request.deadline_ms);
+    if overdue || request.request.no_wait {
+        hopeless(core, request, overdue).await?;
+    }
+    Ok(())
+}
+
+async fn claimed(core: &Core, task: &Task) -> Result<(), HubError> {
+    let now = core.now();
+    if now.since(task.since_at) >= LATE_PARTS {
+        collect::settle_task(core, task.id).await?;
+    }
+    if task.lease.as_ref().is_some_and(|lease| lease.expires_at < now) {
+        tracing::warn!(task = %task.id, worker = task.lease.as_ref().map(|l| l.worker.as_str()), "lease ran out");
+        core.step(task.id, |current, now| {
+            let held = current.lease.as_ref().is_some_and(|lease| lease.expires_at < now);
+            if held { current.lose(task.attempt, now) } else { Err(modelmeter_common::task::Refusal::NotHolder) }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn queued(core: &Core, task: &Task, depths: &mut HashMap<String, Option<u64>>) -> Result<(), HubError> {
+    let (Some(pool), age) = (&task.pool, core.now().since(task.since_at)) else { return Ok(()) };
+    if age < LOST_HINT {
+        return Ok(());
+    }
+    if !depths.contains_key(pool) {
+        // A broker that does not answer is no proof of loss: look again at the next sweep.
+        let Ok(depth) = core.broker.depth(&task_queue(pool)).await else { return Ok(()) };
+        depths.insert(pool.clone(), depth);
+    }
+    let empty = depths.get(pool).copied().flatten().is_none_or(|depth| depth == 0);
+    if empty || age >= OLD_HINT {
+        core.step(task.id, |task, now| task.unqueue("its hint was lost", now)).await?;
+    }
+    Ok(())
+}
+
+/// Ends waiting tasks that no slot can run.
+async fn hopeless(core: &Core, request: &RequestDoc, overdue: bool) -> Result<(), HubError> {
+    let pools = core.pools().await?;
+    let waiting = TaskFilter { request: Some(request.id), states: vec![TaskState::Waiting], ..Default::default() };
+    for task in core.hub.tasks(&waiting).await? {
+        let Some(why) = pool::why_not(&task.cell.engine, &task.cell.device_class, &pools) else { continue };
+        let when = if overdue { "at the request's deadline" } else { "and the request does not wait" };
+        let hint = "start a worker that can run it; `modelmeter workers` lists those that are there";
+        let problem = Problem::new(Code::NoWorker, format!("{why} {when}")).with_hint(hint);
+        core.step(task.id, |task, now| task.give_up(problem.clone(), now)).await?;
+    }
+    Ok(())
+}

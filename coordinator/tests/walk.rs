@@ -1,0 +1,383 @@
+//! The whole coordinator over its own gRPC, on the memory broker and the sqlite hub, with a worker that is played by
+//! the test: what it is granted, what it publishes, and what becomes of it.
+
+use modelmeter_common::{
+    Code, Problem, RequestId, SCHEMA_VERSION, Timestamp,
+    broker::{Broker, RESULTS, memory::MemoryBroker},
+    device::{Device, DeviceKind},
+    load::LoadPoint,
+    model::{ArtifactRef, Datatype, Dim, Format, Model, ModelRef, TensorSpec},
+    part::{Deployment, Final, HostUse, Outcome, Part, Point},
+    profile::{Profile, ProfileState},
+    request::{Request, RequestState},
+    stats::{Histogram, Interval},
+    status::Status,
+    task::{Assignment, TaskState},
+    wire::{self, Hint, sha256_hex},
+};
+use modelmeter_coordinator::{Handle, Options, hub};
+use modelmeter_proto::control::{
+    AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, CancelRequest, ClaimNextRequest, ClaimRequest,
+    RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content,
+    attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
+    work_client::WorkClient,
+};
+use std::{sync::Arc, time::Duration};
+use tonic::transport::Channel;
+
+const BYTES: &[u8] = b"not a model, but its bytes";
+
+struct House {
+    coordinator: Option<Handle>,
+    broker: Arc<dyn Broker>,
+    control: ControlClient<Channel>,
+    work: WorkClient<Channel>,
+    queue: String,
+    _home: tempfile::TempDir,
+}
+
+impl House {
+    /// A coordinator with one model in its hub and one registered worker of one CPU slot.
+    async fn build(lease: Duration) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
+        let hub = hub::open(&home.path().join("hub.sqlite").display().to_string()).await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = Options { lease, sweep_every: Duration::from_millis(50), ..Options::new(broker.clone(), hub) };
+        let coordinator = modelmeter_coordinator::start(options, listener, None).await.unwrap();
+        let channel =
+            Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
+        let (control, work) = (ControlClient::new(channel.clone()), WorkClient::new(channel));
+        let mut house =
+            Self { coordinator: Some(coordinator), broker, control, work, queue: String::new(), _home: home };
+        house.add_model().await;
+        house.queue = house.register("one").await;
+        house
+    }
+
+    async fn add_model(&mut self) {
+        let artifact = ArtifactRef { format: Format::Onnx, sha256: sha256_hex(BYTES), bytes: BYTES.len() as u64 };
+        let model = Model {
+            schema_version: SCHEMA_VERSION,
+            id: ModelRef { name: "m".into(), version: "1".into() },
+            created_at: Timestamp::now(),
+            artifacts: vec![artifact.clone()],
+            inputs: vec![TensorSpec {
+                name: "x".into(),
+                dtype: Datatype::Fp32,
+                shape: vec![Dim::Dynamic("batch".into()), Dim::Fixed(4)],
+            }],
+            outputs: vec![],
+        };
+        let header = ArtifactHeader { sha256: artifact.sha256, format: "onnx".into(), bytes: artifact.bytes };
+        let chunks = [Content::Header(header), Content::Data(BYTES.to_vec())];
+        let chunks = tokio_stream::iter(chunks.map(|content| ArtifactChunk { content: Some(content) }));
+        self.control.put_artifact(chunks).await.unwrap();
+        self.control.add_model(AddModelRequest { model_json: serde_json::to_string(&model).unwrap() }).await.unwrap();
+    }
+
+    /// Registers an incarnation of the worker; gives its slot's queue.
+    async fn register(&mut self, incarnation: &str) -> String {
+        let slot = Slot {
+            index: 0,
+            device_class: "cpu".into(),
+            device_json: serde_json::to_string(&cpu()).unwrap(),
+            engines: vec!["rten".into()],
+        };
+        let request = RegisterRequest {
+            worker: "w".into(),
+            incarnation: incarnation.into(),
+            slots: vec![slot],
+            ..Default::default()
+        };
+        self.work.register(request).await.unwrap().into_inner().queues.remove(0)
+    }
+
+    async fn submit(&mut self, change: impl FnOnce(&mut Request)) -> RequestId {
+        let mut request = Request { model: "m".into(), engines: vec!["rten".into()], ..Request::default() };
+        change(&mut request);
+        let id = RequestId::random();
+        let request_json = serde_json::to_string(&request).unwrap();
+        let submit = SubmitRequest { request_id: id.to_string(), request_json };
+        self.control.submit(submit.clone()).await.unwrap();
+        assert!(self.control.submit(submit).await.unwrap().into_inner().existed, "idempotent by its id");
+        id
+    }
+
+    /// Takes the next hint of the queue and claims its task.
+    async fn claim(&mut self, incarnation: &str) -> Result<Assignment, Why> {
+        let mut hints = self.broker.consume(&self.queue, 1).await.unwrap();
+        let hint = tokio::time::timeout(Duration::from_secs(10), hints.next()).await.expect("a hint").unwrap();
+        let Hint { task_id } = wire::decode(&hint.body).unwrap();
+        hint.ack().await.unwrap();
+        let claim =
+            ClaimRequest { task_id: task_id.to_string(), worker: "w".into(), incarnation: incarnation.into(), slot: 0 };
+        outcome(self.work.claim(claim).await.unwrap().into_inner().outcome)
+    }
+
+    async fn publish(&self, done: &Assignment, parts: &[Part], outcome: Outcome) {
+        for part in parts {
+            self.broker.publish(RESULTS, &part.id(), &wire::encode(part).unwrap()).await.unwrap();
+        }
+        let last = Final {
+            schema_version: SCHEMA_VERSION,
+            request_id: done.request_id,
+            task_id: done.task_id,
+            attempt: done.attempt,
+            worker: "w".into(),
+            device: cpu(),
+            started_at: Timestamp::now(),
+            ended_at: Timestamp::now(),
+            outcome,
+        };
+        self.broker.publish(RESULTS, &last.id(), &wire::encode(&last).unwrap()).await.unwrap();
+    }
+
+    /// Publishes one part and the final that names it.
+    async fn measure(&self, done: &Assignment, rate: f64) {
+        let part = part(done, rate);
+        let hash = sha256_hex(&wire::encode(&part).unwrap());
+        self.publish(done, &[part], Outcome::Done { parts: vec![hash], deployment: deployment() }).await;
+    }
+
+    async fn status(&mut self, id: RequestId) -> Status {
+        let request = StatusRequest { request_id: id.to_string() };
+        serde_json::from_str(&self.control.status(request).await.unwrap().into_inner().status_json).unwrap()
+    }
+
+    /// Follows the request until it ends.
+    async fn ended(&mut self, id: RequestId) -> Status {
+        let mut watch = self.control.watch(StatusRequest { request_id: id.to_string() }).await.unwrap().into_inner();
+        let mut last = None;
+        let follow = async {
+            while let Some(reply) = watch.message().await.unwrap() {
+                last = Some(reply.status_json);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), follow).await.expect("the request ends");
+        serde_json::from_str(&last.unwrap()).unwrap()
+    }
+
+    async fn profiles(&mut self, id: RequestId) -> Vec<Profile> {
+        let request = ResultsRequest { request_id: id.to_string(), ..Default::default() };
+        let mut stream = self.control.results(request).await.unwrap().into_inner();
+        let mut profiles = Vec::new();
+        while let Some(document) = stream.message().await.unwrap() {
+            profiles.push(serde_json::from_str(&document.json).unwrap());
+        }
+        profiles
+    }
+
+    async fn fate(&mut self, incarnation: &str, of: &Assignment) -> Fate {
+        let attempt =
+            AttemptRef { task_id: of.task_id.to_string(), attempt: of.attempt, progress: "warming up".into() };
+        let request = RenewRequest { worker: "w".into(), incarnation: incarnation.into(), attempts: vec![attempt] };
+        self.work.renew(request).await.unwrap().into_inner().fates[0].fate()
+    }
+
+    async fn close(mut self) {
+        if let Some(coordinator) = self.coordinator.take() {
+            coordinator.stop().await;
+        }
+    }
+}
+
+fn outcome(claimed: Option<Claimed>) -> Result<Assignment, Why> {
+    match claimed.unwrap() {
+        Claimed::Granted(granted) => Ok(serde_json::from_str(&granted.task_json).unwrap()),
+        Claimed::Refused(refused) => Err(refused.why()),
+    }
+}
+
+fn cpu() -> Device {
+    Device {
+        kind: DeviceKind::Cpu,
+        class: "cpu".into(),
+        name: "test".into(),
+        index: None,
+        uuid: None,
+        driver: None,
+        memory_total_bytes: Some(1),
+        cores: Some(2),
+    }
+}
+
+fn deployment() -> Deployment {
+    Deployment {
+        engine_version: "0.27".into(),
+        launch: "process".into(),
+        image_digest: None,
+        deploy_ms: Some(3.5),
+        first_inference_ms: Some(1.5),
+    }
+}
+
+fn part(of: &Assignment, rate: f64) -> Part {
+    let mut latency = Histogram::default();
+    (0..100).for_each(|i| latency.record(1_000_000 + i));
+    let point = Point {
+        load: LoadPoint::Closed { concurrency: 1 },
+        batch_size: of.cell.batch_size,
+        warmup_s: 0.0,
+        duration_s: 1.0,
+        requests: 100,
+        errors: 0,
+        error_kinds: Default::default(),
+        requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
+        latency,
+        percentiles: vec![],
+        service: None,
+        send_lateness: None,
+        gpu: None,
+        engine_cpu: None,
+        client_cpu_cores: 0.1,
+        host: HostUse::default(),
+        converged: true,
+        valid: true,
+        warnings: vec![],
+        unavailable: Default::default(),
+    };
+    Part {
+        schema_version: SCHEMA_VERSION,
+        request_id: of.request_id,
+        task_id: of.task_id,
+        attempt: of.attempt,
+        seq: 0,
+        point,
+    }
+}
+
+#[tokio::test]
+async fn a_request_walks_the_whole_path() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1, 2, 4]).await;
+    let first = house.claim("one").await.unwrap();
+    house.measure(&first, 10.0).await;
+    // The rest by ClaimNext: one deployment serves them all.
+    let mut last = first;
+    for _ in 0..2 {
+        let next = ClaimNextRequest {
+            after_task_id: last.task_id.to_string(),
+            worker: "w".into(),
+            incarnation: "one".into(),
+            slot: 0,
+        };
+        last = outcome(house.work.claim_next(next).await.unwrap().into_inner().outcome).unwrap();
+        house.measure(&last, 20.0).await;
+        house.measure(&last, 20.0).await; // doubled: absorbed
+    }
+    let status = house.ended(id).await;
+    assert_eq!(status.state, RequestState::Done);
+    assert!(status.cells.iter().all(|cell| cell.state == TaskState::Done && cell.attempts == 1), "{status:?}");
+    let profiles = house.profiles(id).await;
+    assert_eq!(profiles.len(), 3);
+    for profile in &profiles {
+        assert_eq!((profile.state, profile.repeats.len()), (ProfileState::Done, 1));
+        let inferences = profile.peak.as_ref().unwrap().summary.throughput_inferences_per_s.unwrap();
+        let rate = if profile.batch_size == profiles[0].batch_size {
+            inferences / f64::from(profile.batch_size)
+        } else {
+            20.0
+        };
+        assert!(rate == 10.0 || rate == 20.0);
+        assert_eq!(profile.engine.version.as_deref(), Some("0.27"));
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn failures_are_tried_three_times_and_bad_results_once() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    for attempt in 1..=3 {
+        let task = house.claim("one").await.unwrap();
+        assert_eq!(task.attempt, attempt);
+        let error = Problem::new(Code::EngineFailed, "the engine died: out of memory");
+        house.publish(&task, &[], Outcome::Failed { error }).await;
+    }
+    let status = house.ended(id).await;
+    assert_eq!((status.state, status.cells[0].attempts), (RequestState::Failed, 3));
+    assert!(status.cells[0].reason.as_ref().unwrap().contains("out of memory"));
+    assert_eq!(house.profiles(id).await[0].error.as_ref().unwrap().code, Code::EngineFailed);
+
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let task = house.claim("one").await.unwrap();
+    house.publish(&task, &[], Outcome::Failed { error: Problem::new(Code::BadResponse, "NaN") }).await;
+    assert_eq!(house.ended(id).await.cells[0].attempts, 1, "the same answer would come again");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_lost_lease_is_run_again_and_the_first_complete_attempt_wins() {
+    let mut house = House::build(Duration::from_millis(400)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let frozen = house.claim("one").await.unwrap();
+    // Nobody renews: the lease runs out, the task is queued again, and the worker, seen again, takes it anew.
+    house.register("one").await;
+    let again = loop {
+        match house.claim("one").await {
+            Ok(task) => break task,
+            Err(Why::Held) => {}
+            Err(Why::StaleWorker) => drop(house.register("one").await),
+            Err(why) => panic!("{why:?}"),
+        }
+    };
+    assert_eq!(again.attempt, frozen.attempt + 1);
+    assert_eq!(house.fate("one", &frozen).await, Fate::Lost);
+    assert_eq!(house.fate("one", &again).await, Fate::Renewed);
+    house.measure(&frozen, 10.0).await;
+    house.ended(id).await;
+    house.measure(&again, 99.0).await;
+    assert_eq!(house.fate("one", &again).await, Fate::Terminal);
+    let profiles = house.profiles(id).await;
+    assert_eq!(profiles.len(), 1);
+    assert_eq!(profiles[0].repeats[0].attempt, frozen.attempt, "the first complete one, never a mixture");
+    assert_eq!(profiles[0].points[0].requests, 100);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_new_incarnation_ends_the_leases_of_the_old_one() {
+    let mut house = House::build(Duration::from_secs(600)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let before = house.claim("one").await.unwrap();
+    house.register("two").await;
+    let after = house.claim("two").await.unwrap();
+    assert_eq!((after.task_id, after.attempt), (before.task_id, 2));
+    house.measure(&after, 10.0).await;
+    assert_eq!(house.ended(id).await.state, RequestState::Done);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn cancelling_ends_what_runs_and_what_waits() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1, 2, 4, 8]).await;
+    let running = house.claim("one").await.unwrap();
+    let cancel = CancelRequest { request_id: id.to_string(), reason: "enough".into() };
+    assert_eq!(house.control.cancel(cancel).await.unwrap().into_inner().tasks_cancelled, 4);
+    assert_eq!(house.fate("one", &running).await, Fate::Cancelled);
+    house.measure(&running, 10.0).await;
+    let status = house.ended(id).await;
+    assert_eq!(status.state, RequestState::Cancelled);
+    assert!(status.cells.iter().all(|cell| cell.state == TaskState::Cancelled), "terminal states never change");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_no_slot_can_run_waits_and_says_why_or_fails_at_once() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let waits = house.submit(|request| request.devices = vec!["gpu".into()]).await;
+    let reason = house.status(waits).await.cells[0].reason.clone().unwrap();
+    assert!(reason.contains("no connected worker has device 'gpu'"), "{reason}");
+    let fails = house
+        .submit(|request| {
+            request.engines = vec!["onnx".into()];
+            request.no_wait = true;
+        })
+        .await;
+    let status = house.ended(fails).await;
+    assert_eq!(status.state, RequestState::Failed);
+    assert!(status.cells[0].reason.as_ref().unwrap().contains("engine 'onnx'"), "{status:?}");
+    house.close().await;
+}
