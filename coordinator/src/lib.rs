@@ -35,12 +35,14 @@ pub struct Options {
     pub lease: Duration,
     /// How often the sweep looks for what was lost.
     pub sweep_every: Duration,
+    /// Only answers questions: neither dispatches, collects nor sweeps, since another process may do so on the same hub.
+    pub read_only: bool,
 }
 
 impl Options {
     /// The usual ones: a lease of 30 s, a sweep each second.
     pub fn new(broker: Arc<dyn Broker>, hub: Arc<dyn Hub>) -> Self {
-        Self { broker, hub, lease: Duration::from_secs(30), sweep_every: Duration::from_secs(1) }
+        Self { broker, hub, lease: Duration::from_secs(30), sweep_every: Duration::from_secs(1), read_only: false }
     }
 }
 
@@ -74,27 +76,32 @@ impl Handle {
 }
 
 /// Starts a coordinator on listeners that are bound already.
+///
+/// # Errors
+/// `unreachable` when broker or hub do not answer.
 pub async fn start(options: Options, grpc: TcpListener, http: Option<TcpListener>) -> Result<Handle, Problem> {
-    for queue in [RESULTS, QUARANTINE] {
-        options.broker.declare(queue).await.map_err(broker_problem)?;
-    }
     let local = |l: &TcpListener| l.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()));
     let grpc_addr = local(&grpc)?;
     let http_addr = http.as_ref().map(local).transpose()?;
-    let sweep_every = options.sweep_every;
-    let results = options.broker.consume(RESULTS, collect::PREFETCH).await.map_err(broker_problem)?;
+    let (sweep_every, read_only) = (options.sweep_every, options.read_only);
     let core = Core::new(options).await?;
     let stop = CancellationToken::new();
 
     // Each of these runs until `stop`; none may end before.
     let mut tasks = JoinSet::new();
-    tasks.spawn(api::grpc::run(core.clone(), grpc, stop.clone()));
+    if !read_only {
+        for queue in [RESULTS, QUARANTINE] {
+            core.broker.declare(queue).await.map_err(broker_problem)?;
+        }
+        let results = core.broker.consume(RESULTS, collect::PREFETCH).await.map_err(broker_problem)?;
+        tasks.spawn(dispatch::run(core.clone(), stop.clone()));
+        tasks.spawn(collect::run(core.clone(), results, stop.clone()));
+        tasks.spawn(sweep::run(core.clone(), sweep_every, stop.clone()));
+    }
     if let Some(http) = http {
         tasks.spawn(api::http::run(core.clone(), http, stop.clone()));
     }
-    tasks.spawn(dispatch::run(core.clone(), stop.clone()));
-    tasks.spawn(collect::run(core.clone(), results, stop.clone()));
-    tasks.spawn(sweep::run(core, sweep_every, stop.clone()));
+    tasks.spawn(api::grpc::run(core, grpc, stop.clone()));
     Ok(Handle { grpc_addr, http_addr, stop, tasks })
 }
 
