@@ -1,0 +1,132 @@
+use super::*;
+use modelmeter_proto::onnx::{OperatorSetIdProto, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension};
+
+fn value(name: &str, elem_type: i32, dims: &[Option<dimension::Value>]) -> ValueInfoProto {
+    let dim = dims.iter().map(|value| Dimension { value: value.clone() }).collect();
+    let tensor = type_proto::Tensor { elem_type, shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto {
+        name: name.into(),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }),
+    }
+}
+
+fn weight() -> TensorProto {
+    TensorProto { name: "w".into(), dims: vec![2, 3], data_type: 1, raw_data: vec![7; 24].into(), ..Default::default() }
+}
+
+/// x[batch, 3] and an initializer w listed as an input, as old exporters do.
+fn model() -> ModelProto {
+    let batch = Some(dimension::Value::DimParam("batch".into()));
+    let graph = GraphProto {
+        initializer: vec![weight()],
+        input: vec![value("x", 1, &[batch.clone(), Some(dimension::Value::DimValue(3))]), value("w", 1, &[])],
+        output: vec![value("y", 7, &[batch, None])],
+        ..Default::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
+    ModelProto { ir_version: 8, graph: Some(graph), opset_import, ..Default::default() }
+}
+
+fn open_bytes(name: &str, bytes: &[u8]) -> Result<Opened, Problem> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    open(&path)
+}
+
+fn refused(model: &ModelProto) -> String {
+    let problem = open_bytes("m.onnx", &model.encode_to_vec()).unwrap_err();
+    assert_eq!(problem.code, Code::InvalidArgument);
+    assert!(problem.hint.is_some());
+    problem.message
+}
+
+#[test]
+fn signature_hash_and_size_are_read() {
+    let bytes = model().encode_to_vec();
+    let opened = open_bytes("tiny.onnx", &bytes).unwrap();
+    assert_eq!(opened.name_stem, "tiny");
+    assert_eq!(opened.artifact.bytes, bytes.len() as u64);
+    assert_eq!(opened.artifact.sha256, crate::wire::sha256_hex(&bytes));
+    let batch = Dim::Dynamic("batch".into());
+    let x = TensorSpec { name: "x".into(), dtype: Datatype::Fp32, shape: vec![batch.clone(), Dim::Fixed(3)] };
+    let y = TensorSpec { name: "y".into(), dtype: Datatype::Int64, shape: vec![batch, Dim::Dynamic(String::new())] };
+    assert_eq!((opened.inputs, opened.outputs), (vec![x], vec![y]));
+}
+
+#[test]
+fn a_missing_file_is_not_found() {
+    let problem = open(Path::new("no/such/model.onnx")).unwrap_err();
+    assert_eq!(problem.code, Code::NotFound);
+    assert!(problem.message.contains("no/such/model.onnx") && problem.hint.is_some());
+}
+
+#[test]
+fn what_is_no_onnx_is_called_so() {
+    let long_text = "a model is worth a thousand words\n".repeat(100);
+    let bodies: [&[u8]; 6] =
+        [b"", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", long_text.as_bytes(), b"\n\n\n", b"PK\x03\x04", &[0xff; 40]];
+    for body in bodies {
+        let problem = open_bytes("m.onnx", body).unwrap_err();
+        assert_eq!(problem.code, Code::InvalidArgument);
+        assert!(problem.message.ends_with("is not an ONNX file"), "{problem} for {:?}", &body[..body.len().min(8)]);
+    }
+}
+
+#[test]
+fn every_cut_of_a_file_is_refused() {
+    let bytes = model().encode_to_vec();
+    for cut in 0..bytes.len() {
+        let problem = open_bytes("m.onnx", &bytes[..cut]).unwrap_err();
+        assert_eq!(problem.code, Code::InvalidArgument, "cut at {cut}");
+        assert!(cut < 2 || problem.message.contains("cut off"), "cut at {cut}: {problem}");
+    }
+}
+
+#[test]
+fn a_weight_shorter_than_its_dimensions_is_refused() {
+    let mut model = model();
+    model.graph.as_mut().unwrap().initializer[0].raw_data.truncate(20);
+    assert!(refused(&model).contains("tensor 'w' of dimensions [2, 3] has 20 bytes"));
+}
+
+#[test]
+fn weights_in_other_files_are_refused() {
+    let mut model = model();
+    let weight = &mut model.graph.as_mut().unwrap().initializer[0];
+    weight.data_location = tensor_proto::DataLocation::External as i32;
+    weight.raw_data = Bytes::new();
+    assert!(refused(&model).contains("keeps weights in other files (tensor 'w')"));
+}
+
+#[test]
+fn a_graph_without_inputs_is_refused() {
+    let mut model = model();
+    model.graph.as_mut().unwrap().input.remove(0);
+    assert!(refused(&model).contains("no graph inputs"));
+}
+
+#[test]
+fn unsupported_elements_and_missing_shapes_are_refused() {
+    let mut complex = model();
+    complex.graph.as_mut().unwrap().input[0] = value("x", 14, &[]);
+    assert!(refused(&complex).contains("input 'x' has elements of the unsupported type COMPLEX64"));
+    let mut unknown = model();
+    unknown.graph.as_mut().unwrap().input[0] = value("x", 99, &[]);
+    assert!(refused(&unknown).contains("number 99"));
+    let mut untyped = model();
+    untyped.graph.as_mut().unwrap().output[0].r#type = None;
+    assert!(refused(&untyped).contains("output 'y' is not a tensor"));
+}
+
+#[test]
+fn other_formats_are_recognised_and_refused_by_name() {
+    assert!(open_bytes("m.pt", b"PK").unwrap_err().message.contains("is a torchscript model"));
+    let folder = tempfile::tempdir().unwrap();
+    assert!(open(folder.path()).unwrap_err().message.contains("directory without a model"));
+    std::fs::write(folder.path().join("config.pbtxt"), "").unwrap();
+    assert_eq!(detect(folder.path()), Ok(Format::Triton));
+    std::fs::write(folder.path().join("saved_model.pb"), "").unwrap();
+    assert_eq!(detect(folder.path()), Ok(Format::Savedmodel));
+    assert!(open(folder.path()).unwrap_err().message.contains("is a savedmodel model"));
+}

@@ -1,0 +1,32 @@
+//! What runs a model. One file an engine; each blocks, and is owned by one thread.
+
+pub mod null;
+pub mod onnx;
+pub mod rten;
+
+use crate::tensor::Tensor;
+use modelmeter_common::{
+    Code, Problem,
+    model::{Datatype, TensorSpec},
+};
+
+/// Runs one model.
+pub trait Backend: Send {
+    /// Runs it on inputs that fit its signature, in its order; gives all outputs in theirs.
+    ///
+    /// # Errors
+    /// `invalid_argument` for values that the model cannot take, `engine_failed` for what the engine says.
+    fn infer(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Problem>;
+}
+
+/// That an engine has each element type in a signature.
+fn check_types(engine: &str, specs: &[TensorSpec], has: &[Datatype]) -> Result<(), Problem> {
+    let Some(spec) = specs.iter().find(|spec| !has.contains(&spec.dtype)) else { return Ok(()) };
+    let names: Vec<&str> = has.iter().map(|dtype| dtype.as_str()).collect();
+    let message = format!("engine {engine} cannot serve tensor '{}' of type {}", spec.name, spec.dtype);
+    Err(Problem::invalid("engines", message).with_hint(format!("it has {}", names.join(", "))))
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Problem {
+    Problem::new(Code::EngineFailed, format!("{what}: {error}"))
+}
