@@ -2,3 +2,53 @@
 //! and publishes parts.
 //!
 //! It cannot compile against the hub, and never imports the coordinator: the two meet in `proto` and `common`.
+
+mod attempts;
+mod cache;
+mod consume;
+mod coordinator;
+pub mod engine;
+pub mod inspector;
+mod journal;
+pub mod load;
+mod lock;
+mod options;
+mod process;
+mod register;
+pub mod sample;
+mod service;
+mod session;
+#[cfg(test)]
+mod testing;
+
+pub use engine::{EngineSpec, Launch, PortPair, PortPolicy, Ports};
+pub use options::{Options, SlotOptions};
+pub use service::{Handle, start};
+
+use modelmeter_common::broker::Broker;
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// What the slots and the renew loop of one worker share.
+struct Context {
+    name: String,
+    /// This life of the worker.
+    incarnation: String,
+    broker: Arc<dyn Broker>,
+    coordinator: coordinator::Coordinator,
+    places: Vec<Arc<engine::Place>>,
+    engines: BTreeMap<String, EngineSpec>,
+    labels: BTreeMap<String, String>,
+    shared_cpu: bool,
+    cache: cache::Cache,
+    journal: journal::Journal,
+    attempts: Arc<attempts::Attempts>,
+    /// Renew at once, not at the next turn.
+    renew_now: tokio::sync::Notify,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("name", &self.name).field("incarnation", &self.incarnation).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,165 @@
+//! The attempts that this worker answers for: from the claim until the coordinator has their result.
+
+use modelmeter_common::TaskId;
+use modelmeter_proto::control::{AttemptFate, AttemptRef, HeldFinal, attempt_fate::Fate};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio_util::sync::CancellationToken;
+
+type Key = (TaskId, u32);
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// Being measured.
+    Running,
+    /// In the journal, on its way to the results queue.
+    Journaled,
+    /// Confirmed by the broker; the coordinator need not have it yet.
+    Published,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stage: Stage,
+    progress: String,
+    dropped: CancellationToken,
+}
+
+/// All of them. Shared by the slots and the renew loop.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(Mutex<BTreeMap<Key, Entry>>);
+
+/// One attempt in a slot's hands.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub task: TaskId,
+    pub number: u32,
+    all: Arc<Attempts>,
+    dropped: CancellationToken,
+}
+
+impl Attempts {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A claim was granted: its lease is renewed from now on.
+    pub fn begin(self: &Arc<Self>, task: TaskId, number: u32) -> Attempt {
+        let dropped = CancellationToken::new();
+        let entry = Entry { stage: Stage::Running, progress: String::new(), dropped: dropped.clone() };
+        self.entries().insert((task, number), entry);
+        Attempt { task, number, all: self.clone(), dropped }
+    }
+
+    /// A journal of an earlier life, published again.
+    pub fn add_published(&self, task: TaskId, number: u32) {
+        let entry = Entry { stage: Stage::Published, progress: String::new(), dropped: CancellationToken::new() };
+        self.entries().insert((task, number), entry);
+    }
+
+    /// What to ask the coordinator about.
+    pub fn refs(&self) -> Vec<AttemptRef> {
+        let entries = self.entries();
+        let all = entries.iter().map(|(&(task, attempt), entry)| AttemptRef {
+            task_id: task.to_string(),
+            attempt,
+            progress: entry.progress.clone(),
+        });
+        all.collect()
+    }
+
+    /// The finals that wait in the journal.
+    pub fn held(&self) -> Vec<HeldFinal> {
+        let entries = self.entries();
+        let held = entries.iter().filter(|(_, entry)| entry.stage != Stage::Running);
+        held.map(|(&(task, attempt), _)| HeldFinal { task_id: task.to_string(), attempt }).collect()
+    }
+
+    /// Takes the coordinator's word; gives those whose journal can be forgotten. Running attempts that it no
+    /// longer wants are told to stop.
+    pub fn apply(&self, fates: &[AttemptFate]) -> Vec<Key> {
+        let mut entries = self.entries();
+        let mut forgotten = Vec::new();
+        for fate in fates {
+            let Ok(task) = fate.task_id.parse() else { continue };
+            let key = (task, fate.attempt);
+            let Some(entry) = entries.get(&key) else { continue };
+            match (fate.fate(), entry.stage) {
+                (Fate::Renewed | Fate::Unspecified, _) => {}
+                (_, Stage::Running) => entry.dropped.cancel(),
+                // Its slot still publishes it; asked again afterwards.
+                (_, Stage::Journaled) => {}
+                (_, Stage::Published) => {
+                    entries.remove(&key);
+                    forgotten.push(key);
+                }
+            }
+        }
+        forgotten
+    }
+
+    fn set_stage(&self, key: Key, stage: Stage) {
+        if let Some(entry) = self.entries().get_mut(&key) {
+            entry.stage = stage;
+        }
+    }
+}
+
+impl Attempt {
+    fn key(&self) -> Key {
+        (self.task, self.number)
+    }
+
+    /// Completes when the coordinator no longer wants it.
+    pub async fn dropped(&self) {
+        self.dropped.cancelled().await;
+    }
+
+    /// One line for `watch`.
+    pub fn progress(&self, line: impl Into<String>) {
+        if let Some(entry) = self.all.entries().get_mut(&self.key()) {
+            entry.progress = line.into();
+        }
+    }
+
+    pub fn journaled(&self) {
+        self.all.set_stage(self.key(), Stage::Journaled);
+    }
+
+    pub fn published(&self) {
+        self.all.set_stage(self.key(), Stage::Published);
+    }
+
+    /// It ended without a result: nothing is renewed or held any more.
+    pub fn forget(&self) {
+        self.all.entries().remove(&self.key());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fate(task: TaskId, attempt: u32, fate: Fate) -> AttemptFate {
+        AttemptFate { task_id: task.to_string(), attempt, fate: fate.into() }
+    }
+
+    #[test]
+    fn only_what_is_published_is_forgotten_and_only_what_runs_is_dropped() {
+        let all = Arc::new(Attempts::default());
+        let task = TaskId(uuid::Uuid::from_u128(1));
+        let running = all.begin(task, 1);
+        assert!(all.apply(&[fate(task, 1, Fate::Renewed)]).is_empty() && !running.dropped.is_cancelled());
+        assert!(all.apply(&[fate(task, 1, Fate::Cancelled)]).is_empty() && running.dropped.is_cancelled());
+        running.journaled();
+        assert!(all.apply(&[fate(task, 1, Fate::Terminal)]).is_empty());
+        assert_eq!(all.held().len(), 1);
+        running.published();
+        assert_eq!(all.apply(&[fate(task, 1, Fate::Terminal)]), [(task, 1)]);
+        assert!(all.refs().is_empty() && all.held().is_empty());
+        assert!(all.apply(&[fate(task, 1, Fate::Lost)]).is_empty(), "one that is not known changes nothing");
+    }
+}

@@ -1,0 +1,129 @@
+//! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator, checked before it is used.
+
+use crate::coordinator::Coordinator;
+use modelmeter_common::{
+    Code, Problem,
+    model::{ArtifactRef, Format},
+};
+use modelmeter_proto::control::artifact_chunk::Content;
+use sha2::{Digest, Sha256};
+use std::{io, path::Path, path::PathBuf, time::Duration};
+use tokio::{
+    fs::{self, File},
+    io::AsyncWriteExt,
+};
+
+/// Between two chunks; a slow link is fine, a dead one is not.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A folder of artifacts by content.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// Opens (makes) the folder.
+    ///
+    /// # Errors
+    /// `storage` if it cannot be written to.
+    pub fn open(folder: PathBuf) -> Result<Self, Problem> {
+        let probe = std::fs::create_dir_all(&folder).and_then(|()| {
+            let probe = folder.join(format!("probe-{}.tmp", uuid::Uuid::new_v4()));
+            std::fs::write(&probe, b"x")?;
+            std::fs::remove_file(&probe)
+        });
+        probe.map_err(|e| storage(&folder, &e))?;
+        Ok(Self { folder })
+    }
+
+    /// The path of an artifact, fetched if it is not here yet. Two slots may fetch the same one: the last rename wins,
+    /// and both files are the same.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a name that is no sha256, `bad_response` for bytes that are not the artifact,
+    /// `unreachable`, `storage`.
+    pub async fn get(&self, artifact: &ArtifactRef, coordinator: &Coordinator) -> Result<PathBuf, Problem> {
+        let sha256 = &artifact.sha256;
+        if sha256.len() != 64 || !sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Problem::invalid("artifact.sha256", format!("'{sha256}' is not a sha256 in hex")));
+        }
+        let path = self.folder.join(format!("{sha256}.{}", extension(artifact.format)));
+        match fs::metadata(&path).await {
+            Ok(found) if found.len() == artifact.bytes => return Ok(path),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(storage(&path, &e)),
+            _ => {}
+        }
+        let fresh = Fresh(self.folder.join(format!("{sha256}-{}.tmp", uuid::Uuid::new_v4())));
+        self.fetch(artifact, coordinator, &fresh.0).await?;
+        fs::rename(&fresh.0, &path).await.map_err(|e| storage(&path, &e))?;
+        Ok(path)
+    }
+
+    async fn fetch(&self, artifact: &ArtifactRef, coordinator: &Coordinator, path: &Path) -> Result<(), Problem> {
+        let failed = |e: io::Error| storage(path, &e);
+        let mut stream = coordinator.artifact(&artifact.sha256).await?;
+        let mut file = File::create(path).await.map_err(failed)?;
+        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        while let Some(data) = next(&mut stream).await? {
+            bytes += data.len() as u64;
+            if bytes > artifact.bytes {
+                return Err(mismatch(artifact, "more bytes than it has"));
+            }
+            hash.update(&data);
+            file.write_all(&data).await.map_err(failed)?;
+        }
+        file.sync_all().await.map_err(failed)?;
+        let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if bytes != artifact.bytes || sha256 != artifact.sha256 {
+            return Err(mismatch(artifact, "other content than its sha256 says"));
+        }
+        Ok(())
+    }
+}
+
+async fn next(
+    stream: &mut tonic::Streaming<modelmeter_proto::control::ArtifactChunk>,
+) -> Result<Option<Vec<u8>>, Problem> {
+    let lost = |reason: String| {
+        Problem::new(Code::Unreachable, format!("the artifact was cut off on its way from the coordinator: {reason}"))
+    };
+    loop {
+        let chunk = tokio::time::timeout(CHUNK_TIMEOUT, stream.message()).await;
+        let chunk = chunk.map_err(|_| lost(format!("nothing came for {} s", CHUNK_TIMEOUT.as_secs())))?;
+        match chunk.map_err(|status| lost(status.message().to_owned()))?.map(|chunk| chunk.content) {
+            Some(Some(Content::Data(data))) => return Ok(Some(data)),
+            Some(_) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+/// Some engines go by the name.
+fn extension(format: Format) -> &'static str {
+    match format {
+        Format::Onnx => "onnx",
+        Format::Torchscript => "pt",
+        Format::Savedmodel => "savedmodel",
+        Format::Triton => "triton",
+    }
+}
+
+fn mismatch(artifact: &ArtifactRef, what: &str) -> Problem {
+    Problem::new(Code::BadResponse, format!("artifact {} came with {what}", artifact.sha256))
+}
+
+fn storage(path: &Path, error: &io::Error) -> Problem {
+    Problem::new(Code::Storage, format!("cannot write {}: {error}", path.display()))
+        .with_field("home")
+        .with_hint("free some space, or choose another --home that you may write to")
+}
+
+/// Removed when dropped, unless it was renamed.
+struct Fresh(PathBuf);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,381 @@
+//! One slot: consumes hints, claims, has the task measured, journals, publishes, and settles the delivery.
+//!
+//! The delivery is the slot's token: it is held while the task runs and acknowledged once the result is confirmed.
+//! What was dropped on the way (a refused claim, a stale hint) the coordinator's sweep finds again.
+
+use crate::{
+    Context,
+    attempts::Attempt,
+    coordinator::{Backoff, patiently},
+    engine::{Deployment, Place},
+    journal::{self, Entry},
+    register::Membership,
+    session,
+};
+use futures::FutureExt;
+use modelmeter_common::{
+    Code, Problem, SCHEMA_VERSION, TaskId, Timestamp,
+    broker::{BrokerError, Consumer, Delivery},
+    part::{Final, Outcome, Part},
+    task::{Assignment, MAX_CLAIMS_IN_A_ROW},
+    wire,
+};
+use modelmeter_proto::control::{
+    ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, claim_reply, refused::Why,
+};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// How long a deployment waits for the next task.
+const IDLE: Duration = Duration::from_secs(10);
+/// For each of the last words to the coordinator when stopping.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A slot at work.
+pub(crate) struct Slot {
+    pub context: Arc<Context>,
+    pub place: Arc<Place>,
+    pub membership: watch::Receiver<Membership>,
+    /// The engine that served last, while it may serve the next task too.
+    pub deployment: Option<Deployment>,
+}
+
+/// How one attempt went.
+enum Ended {
+    /// Its result is confirmed.
+    Published,
+    /// The coordinator does not want it any more.
+    Dropped,
+    /// The worker stops, and gave it back.
+    HandedBack,
+    /// The worker stops; its lease must run out, or its journal be replayed.
+    Left,
+}
+
+impl Slot {
+    /// Works until the worker stops or the broker is closed.
+    pub async fn run(mut self) {
+        let stop = self.context.stop.clone();
+        while !stop.is_cancelled() {
+            let queue = self.membership.borrow_and_update().queues[self.place.index as usize].clone();
+            let consumer = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                consumer = consumer(&self.context, &queue) => consumer,
+            };
+            let Some(mut consumer) = consumer else { break };
+            if let Err(closed) = self.consume(consumer.as_mut()).await {
+                if !stop.is_cancelled() {
+                    tracing::error!(error = %closed, slot = self.place.index, "the slot has lost its queue");
+                }
+                break;
+            }
+        }
+        self.stop_engine().await;
+    }
+
+    /// Takes deliveries until the worker stops or its queue is another.
+    async fn consume(&mut self, consumer: &mut dyn Consumer) -> Result<(), BrokerError> {
+        let stop = self.context.stop.clone();
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                changed = self.membership.changed() => return changed.map_err(|_| BrokerError::Closed),
+                delivery = consumer.next() => delivery?,
+                () = tokio::time::sleep(IDLE), if self.deployment.is_some() => {
+                    self.stop_engine().await;
+                    continue;
+                }
+            };
+            self.handle(delivery).await;
+        }
+    }
+
+    async fn handle(&mut self, delivery: Delivery) {
+        let task = match wire::decode::<wire::Hint>(&delivery.body) {
+            Ok(hint) => hint.task_id,
+            Err(error) => {
+                tracing::warn!(%error, "a message on a task queue is none of ours: to quarantine");
+                return settled(delivery.reject().await);
+            }
+        };
+        let stop = self.context.stop.clone();
+        let claimed = tokio::select! {
+            biased;
+            () = stop.cancelled() => return settled(delivery.requeue().await),
+            claimed = self.claim(task) => claimed,
+        };
+        match claimed {
+            Some(assignment) => {
+                let ended = self.attempt(&assignment).await;
+                match ended {
+                    Ended::Left => return settled(delivery.requeue().await),
+                    _ => settled(delivery.ack().await),
+                }
+                if matches!(ended, Ended::Published) {
+                    self.claim_on(task).await;
+                }
+            }
+            None => settled(delivery.ack().await),
+        }
+    }
+
+    /// Takes further tasks of the same deployment, as long as it serves.
+    async fn claim_on(&mut self, mut after: TaskId) {
+        for _ in 0..MAX_CLAIMS_IN_A_ROW {
+            if self.context.stop.is_cancelled() || !self.deployment.as_ref().is_some_and(Deployment::is_alive) {
+                return;
+            }
+            let request = ClaimNextRequest {
+                after_task_id: after.to_string(),
+                worker: self.context.name.clone(),
+                incarnation: self.context.incarnation.clone(),
+                slot: self.place.index,
+            };
+            // Not insisted on: whatever is left comes by the queue.
+            let Ok(reply) = self.context.coordinator.claim_next(&request).await else { return };
+            let Ok(assignment) = granted(reply) else { return };
+            after = assignment.task_id;
+            if !matches!(self.attempt(&assignment).await, Ended::Published) {
+                return;
+            }
+        }
+    }
+
+    /// Claims a task; none if it is not ours to run. Asks for as long as no coordinator answers.
+    async fn claim(&self, task: TaskId) -> Option<Assignment> {
+        let context = &self.context;
+        let request = ClaimRequest {
+            task_id: task.to_string(),
+            worker: context.name.clone(),
+            incarnation: context.incarnation.clone(),
+            slot: self.place.index,
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            match patiently(|| context.coordinator.claim(&request)).await.and_then(granted_or_why) {
+                Ok(Ok(assignment)) => return Some(assignment),
+                Ok(Err(Why::StaleWorker)) => {
+                    // The renew loop registers anew; then this claim is of the registered incarnation.
+                    context.renew_now.notify_one();
+                    backoff.pause().await;
+                }
+                Ok(Err(why)) => {
+                    tracing::debug!(%task, ?why, "not ours to run");
+                    return None;
+                }
+                Err(problem) => {
+                    tracing::warn!(%task, %problem, "cannot claim");
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// One attempt from its grant to its end.
+    async fn attempt(&mut self, assignment: &Assignment) -> Ended {
+        let attempt = self.context.attempts.begin(assignment.task_id, assignment.attempt);
+        let started_at = Timestamp::now();
+        let (context, place) = (self.context.clone(), self.place.clone());
+        let stop = context.stop.clone();
+        let session = session::measure(&context, &place, &mut self.deployment, assignment, &attempt);
+        let measured = tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            () = attempt.dropped() => None,
+            measured = AssertUnwindSafe(session).catch_unwind() => Some(measured.unwrap_or_else(|_| Err(defect()))),
+        };
+        let Some(measured) = measured else {
+            self.stop_engine().await;
+            return self.give_up(&attempt).await;
+        };
+        if let Err(problem) = &measured {
+            tracing::warn!(task = %attempt.task, attempt = attempt.number, %problem, "the attempt failed");
+            // Whatever it was, the next task shall not inherit it.
+            self.stop_engine().await;
+        }
+        let head = Head { assignment, worker: &context.name, place: &place, started_at };
+        match head.journal(&context, measured).await {
+            Ok(entry) => {
+                attempt.journaled();
+                self.publish(&attempt, &entry).await
+            }
+            Err(problem) => {
+                tracing::error!(task = %attempt.task, %problem, "the result cannot even be encoded");
+                attempt.forget();
+                Ended::Left
+            }
+        }
+    }
+
+    /// Ends an attempt that was interrupted: the worker stops, or the coordinator does not want it.
+    async fn give_up(&self, attempt: &Attempt) -> Ended {
+        let stopping = self.context.stop.is_cancelled();
+        attempt.forget();
+        if !stopping {
+            tracing::info!(task = %attempt.task, attempt = attempt.number, "stopped: it is not wanted any more");
+            return Ended::Dropped;
+        }
+        let request = HandBackRequest {
+            worker: self.context.name.clone(),
+            incarnation: self.context.incarnation.clone(),
+            task_id: attempt.task.to_string(),
+            attempt: attempt.number,
+            reason: format!("worker {} stopped", self.context.name),
+        };
+        match tokio::time::timeout(FAREWELL, self.context.coordinator.hand_back(&request)).await {
+            Ok(Ok(())) => Ended::HandedBack,
+            _ => Ended::Left,
+        }
+    }
+
+    /// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
+    async fn publish(&self, attempt: &Attempt, entry: &Entry) -> Ended {
+        let stop = self.context.stop.clone();
+        let queue = self.membership.borrow().results.clone();
+        let published = async {
+            let mut backoff = Backoff::default();
+            while let Err(error) = publish(&self.context, &queue, entry).await {
+                tracing::warn!(task = %attempt.task, %error, "the result waits in the journal");
+                backoff.pause().await;
+            }
+        };
+        tokio::select! {
+            // A result that the broker takes at once is not left behind by a stop.
+            () = published => {
+                attempt.published();
+                Ended::Published
+            }
+            () = async { stop.cancelled().await; tokio::time::sleep(FAREWELL).await } => Ended::Left,
+        }
+    }
+
+    async fn stop_engine(&mut self) {
+        if let Some(deployment) = self.deployment.take() {
+            deployment.stop().await;
+        }
+    }
+}
+
+/// A panic fails its attempt, and nothing else: a slot that died with a lease in hand would hold it for ever.
+fn defect() -> Problem {
+    Problem::new(Code::Internal, "the measurement ended with a panic").with_hint("the worker's log says where")
+}
+
+/// What a final says besides its outcome.
+struct Head<'a> {
+    assignment: &'a Assignment,
+    worker: &'a str,
+    place: &'a Place,
+    started_at: Timestamp,
+}
+
+impl Head<'_> {
+    /// Puts the result in the journal. One that finds no room there becomes a failure that says so, and is
+    /// published unjournaled if even that finds none.
+    async fn journal(&self, context: &Arc<Context>, measured: session::Measured) -> Result<Entry, Problem> {
+        let entry = measured.and_then(|done| self.done(done));
+        let entry = match entry {
+            Ok(entry) => write(context, entry).await,
+            Err(problem) => Err(problem),
+        };
+        match entry {
+            Ok(entry) => Ok(entry),
+            Err(problem) => {
+                let failed = self.failed(problem)?;
+                Ok(write(context, failed.clone()).await.unwrap_or(failed))
+            }
+        }
+    }
+
+    fn done(&self, done: session::Done) -> Result<Entry, Problem> {
+        let Assignment { request_id, task_id, attempt, .. } = *self.assignment;
+        let parts = (0..).zip(done.points).map(|(seq, point)| {
+            journal::encode(&Part { schema_version: SCHEMA_VERSION, request_id, task_id, attempt, seq, point })
+        });
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let hashes = parts.iter().map(|part| wire::sha256_hex(part)).collect();
+        Entry::new(parts, &self.last(Outcome::Done { parts: hashes, deployment: done.deployment }))
+    }
+
+    fn failed(&self, error: Problem) -> Result<Entry, Problem> {
+        Entry::new(Vec::new(), &self.last(Outcome::Failed { error }))
+    }
+
+    fn last(&self, outcome: Outcome) -> Final {
+        Final {
+            schema_version: SCHEMA_VERSION,
+            request_id: self.assignment.request_id,
+            task_id: self.assignment.task_id,
+            attempt: self.assignment.attempt,
+            worker: self.worker.to_owned(),
+            device: self.place.device.clone(),
+            started_at: self.started_at,
+            ended_at: Timestamp::now(),
+            outcome,
+        }
+    }
+}
+
+async fn write(context: &Arc<Context>, entry: Entry) -> Result<Entry, Problem> {
+    let context = context.clone();
+    let written = tokio::task::spawn_blocking(move || context.journal.write(&entry).map(|()| entry));
+    written.await.map_err(|e| Problem::new(Code::Internal, format!("the journal failed: {e}")))?
+}
+
+/// Publishes one attempt; repeated after a failure it does no harm, since results are inserted once.
+pub(crate) async fn publish(context: &Context, queue: &str, entry: &Entry) -> Result<(), BrokerError> {
+    for (id, body) in &entry.messages {
+        let sent = match context.broker.publish(queue, id, body).await {
+            Err(BrokerError::NoQueue(_)) => {
+                context.broker.declare(queue).await?;
+                context.broker.publish(queue, id, body).await
+            }
+            sent => sent,
+        };
+        sent?;
+    }
+    Ok(())
+}
+
+/// A consumer of the slot's queue; none once the broker is closed.
+async fn consumer(context: &Context, queue: &str) -> Option<Box<dyn Consumer>> {
+    let mut backoff = Backoff::default();
+    loop {
+        let consumer = match context.broker.declare(queue).await {
+            Ok(()) => context.broker.consume(queue, 1).await,
+            Err(error) => Err(error),
+        };
+        match consumer {
+            Ok(consumer) => return Some(consumer),
+            Err(BrokerError::Closed) => return None,
+            Err(error) => tracing::warn!(%error, queue, "cannot consume, trying again"),
+        }
+        backoff.pause().await;
+    }
+}
+
+/// A settlement that failed means that the message comes again, which its next claim absorbs.
+fn settled(result: Result<bool, BrokerError>) {
+    if !matches!(result, Ok(true)) {
+        tracing::debug!(?result, "a delivery was not settled; it comes again");
+    }
+}
+
+fn granted_or_why(reply: ClaimReply) -> Result<Result<Assignment, Why>, Problem> {
+    let unreadable =
+        |what: String| Problem::new(Code::Internal, format!("the coordinator's grant does not read: {what}"));
+    match reply.outcome {
+        Some(claim_reply::Outcome::Granted(grant)) => {
+            serde_json::from_str(&grant.task_json).map(Ok).map_err(|e| unreadable(e.to_string()))
+        }
+        Some(claim_reply::Outcome::Refused(refused)) => Ok(Err(refused.why())),
+        None => Err(unreadable("it is empty".into())),
+    }
+}
+
+fn granted(reply: ClaimReply) -> Result<Assignment, Problem> {
+    let refused = |why: Why| Problem::new(Code::NotFound, format!("not granted: {why:?}"));
+    granted_or_why(reply).and_then(|granted| granted.map_err(refused))
+}

@@ -1,0 +1,215 @@
+//! The client of the coordinator's `Work` service: several coordinators tried in turn, each call with a deadline.
+
+use modelmeter_common::{Code, Problem};
+use modelmeter_proto::control::{
+    ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
+    RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
+};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// An assignment or a chunk of an artifact, with room.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The coordinators that a worker knows. Connects by itself, at the first call and after a loss.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    clients: Vec<(String, WorkClient<Channel>)>,
+    /// The one that answered last: asked first.
+    current: AtomicUsize,
+}
+
+impl Coordinator {
+    /// For these addresses, `http://host:port`.
+    pub fn new(addresses: &[String]) -> Result<Self, Problem> {
+        if addresses.is_empty() {
+            return Err(Problem::invalid("coordinator", "is empty, needs at least one")
+                .with_hint("for example --coordinator http://127.0.0.1:7600"));
+        }
+        let clients = addresses.iter().map(|address| Ok((address.clone(), client(address)?)));
+        Ok(Self { clients: clients.collect::<Result<_, Problem>>()?, current: AtomicUsize::new(0) })
+    }
+
+    pub async fn register(&self, request: &RegisterRequest) -> Result<RegisterReply, Problem> {
+        self.call(request, |mut c, r| async move { c.register(r).await }).await
+    }
+
+    pub async fn claim(&self, request: &ClaimRequest) -> Result<ClaimReply, Problem> {
+        self.call(request, |mut c, r| async move { c.claim(r).await }).await
+    }
+
+    pub async fn claim_next(&self, request: &ClaimNextRequest) -> Result<ClaimReply, Problem> {
+        self.call(request, |mut c, r| async move { c.claim_next(r).await }).await
+    }
+
+    pub async fn renew(&self, request: &RenewRequest) -> Result<RenewReply, Problem> {
+        self.call(request, |mut c, r| async move { c.renew(r).await }).await
+    }
+
+    pub async fn hand_back(&self, request: &HandBackRequest) -> Result<(), Problem> {
+        self.call(request, |mut c, r| async move { c.hand_back(r).await }).await.map(|_| ())
+    }
+
+    /// The stream of an artifact's bytes; reading it has no deadline of its own.
+    pub async fn artifact(&self, sha256: &str) -> Result<Streaming<ArtifactChunk>, Problem> {
+        let request = ArtifactId { sha256: sha256.to_owned() };
+        self.call(&request, |mut c, r| async move { c.get_artifact(r).await }).await
+    }
+
+    /// Asks each coordinator once, beginning with the one that answered last.
+    ///
+    /// # Errors
+    /// `unreachable`, with what was tried, if none answered; else what the first that answered said.
+    async fn call<Q, A, F>(
+        &self,
+        request: &Q,
+        call: impl Fn(WorkClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Problem>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut tried = Vec::new();
+        for at in (0..self.clients.len()).map(|offset| (first + offset) % self.clients.len()) {
+            let (address, client) = &self.clients[at];
+            let answer = call(client.clone(), Request::new(request.clone()));
+            match tokio::time::timeout(CALL_TIMEOUT, answer).await {
+                Ok(Ok(reply)) => {
+                    self.current.store(at, Ordering::Relaxed);
+                    return Ok(reply.into_inner());
+                }
+                Ok(Err(status)) if !may_be_another(&status) => return Err(refused(&status)),
+                Ok(Err(status)) => tried.push(format!("{address}: {}", reason(&status))),
+                Err(_) => tried.push(format!("{address}: no answer within {} s", CALL_TIMEOUT.as_secs())),
+            }
+        }
+        Err(Problem::new(Code::Unreachable, format!("cannot reach a coordinator ({})", tried.join("; ")))
+            .with_field("coordinator")
+            .with_hint("start one with 'modelmeter coordinator', or name a running one with --coordinator"))
+    }
+}
+
+fn client(address: &str) -> Result<WorkClient<Channel>, Problem> {
+    let bad = |reason: String| {
+        Problem::invalid("coordinator", format!("'{address}' is not an address: {reason}"))
+            .with_hint("for example http://127.0.0.1:7600")
+    };
+    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| bad(e.to_string()))?;
+    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
+        return Err(bad("it must be http://host:port".into()));
+    }
+    let channel = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_lazy();
+    Ok(WorkClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Whether another coordinator, or the same one later, may answer where this one did not.
+fn may_be_another(status: &Status) -> bool {
+    use tonic::Code;
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown
+    )
+}
+
+/// The innermost source says what really happened ("connection refused"), the outer ones only where.
+fn reason(status: &Status) -> String {
+    let mut source = std::error::Error::source(status);
+    let mut text = status.message().to_owned();
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    text
+}
+
+fn refused(status: &Status) -> Problem {
+    use tonic::Code as Grpc;
+    let code = match status.code() {
+        Grpc::InvalidArgument | Grpc::FailedPrecondition => Code::InvalidArgument,
+        Grpc::NotFound => Code::NotFound,
+        Grpc::AlreadyExists => Code::AlreadyExists,
+        Grpc::Unauthenticated | Grpc::PermissionDenied => Code::Unauthenticated,
+        _ => Code::Internal,
+    };
+    Problem::new(code, format!("the coordinator refused: {}", status.message()))
+}
+
+/// Pauses between tries: doubling, with jitter, so that workers do not come back all at once.
+#[derive(Debug)]
+pub(crate) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Backoff {
+    pub async fn pause(&mut self) {
+        // The low bits of a v4 UUID are random.
+        let share = f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX);
+        tokio::time::sleep(self.0.mul_f64(0.5 + share / 2.0)).await;
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Repeats a call as long as its problem is `unreachable`; never gives up, so race it against a stop.
+pub(crate) async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, Problem>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        match call().await {
+            Err(problem) if problem.code == Code::Unreachable => {
+                tracing::warn!(%problem, "trying again");
+                backoff.pause().await;
+            }
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unreachable_coordinators_are_all_named() {
+        let none = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let addresses = [format!("http://{none}"), "http://127.0.0.1:9".to_owned()];
+        let problem = Coordinator::new(&addresses).unwrap().renew(&RenewRequest::default()).await.unwrap_err();
+        assert_eq!(problem.code, Code::Unreachable);
+        for address in addresses {
+            assert!(problem.message.contains(&address), "{problem}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bad_addresses_are_refused_before_any_call() {
+        for bad in ["", "127.0.0.1:7600", "ftp://x", "http://"] {
+            let problem = Coordinator::new(&[bad.to_owned()]).unwrap_err();
+            assert_eq!(problem.code, Code::InvalidArgument, "{bad}");
+        }
+        assert!(Coordinator::new(&[]).is_err());
+    }
+}

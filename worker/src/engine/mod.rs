@@ -1,0 +1,303 @@
+//! Engines: what a worker may launch, and the life of one deployment (launch, ready, stop).
+//!
+//! An engine is data from the worker's own configuration. A task only names one; its model name and settings
+//! are the only words of it that reach an engine, as single arguments, never through a shell.
+
+mod launch;
+mod ports;
+mod ready;
+mod template;
+
+pub use ports::{PortPair, PortPolicy, Ports};
+
+pub(crate) use template::model_name;
+
+use crate::{lock::DeviceLock, process::Identity};
+use modelmeter_common::{
+    Code, Problem,
+    device::{Device, DeviceKind},
+    engine::Protocol,
+    model::Format,
+    task::Cell,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// An engine that this worker may launch or use.
+#[derive(Clone, Debug)]
+pub struct EngineSpec {
+    /// Its name in requests.
+    pub name: String,
+    /// Its version; none: the server is asked.
+    pub version: Option<String>,
+    /// How it comes to serve.
+    pub launch: Launch,
+    /// What clients speak to it.
+    pub protocol: Protocol,
+    /// Where it listens by default; a kind of device without ports is one that it cannot run on.
+    pub ports: Ports,
+    /// The artifact formats that it loads.
+    pub formats: Vec<Format>,
+    /// From launch to ready, at most.
+    pub ready_timeout: Duration,
+}
+
+/// How an engine comes to serve.
+#[derive(Clone, Debug)]
+pub enum Launch {
+    /// A process of this machine, started for each deployment.
+    ///
+    /// `args` and the values of `env` may hold `{model}` (path of the artifact), `{model_name}`, `{grpc_port}`,
+    /// `{http_port}` and `{settings}` (JSON). Each stays one argument whatever is put in.
+    Process {
+        /// The executable: a path, or a name on PATH.
+        program: PathBuf,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Set besides the worker's own environment.
+        env: BTreeMap<String, String>,
+    },
+    /// A server that already runs.
+    Attach {
+        /// `host:port`.
+        address: String,
+        /// The model's name there.
+        model: String,
+    },
+}
+
+impl Launch {
+    /// The word in documents.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Process { .. } => "process",
+            Self::Attach { .. } => "attach",
+        }
+    }
+}
+
+impl EngineSpec {
+    /// Checks what can be checked before anything is launched.
+    pub(crate) fn validate(&self) -> Result<(), Problem> {
+        let field = format!("engines.{}", self.name);
+        if self.protocol != Protocol::KserveV2 {
+            let message = format!("this build does not drive {}", self.protocol.as_str());
+            return Err(Problem::invalid(field, message).with_hint("engines that speak kserve-v2 can be used"));
+        }
+        match &self.launch {
+            Launch::Process { args, env, .. } => {
+                args.iter().chain(env.values()).try_for_each(|text| template::check(text, &field))
+            }
+            Launch::Attach { address, .. } if ready::uri(address).is_none() => {
+                Err(Problem::invalid(field, format!("'{address}' is not an address")).with_hint("host:port"))
+            }
+            Launch::Attach { .. } => Ok(()),
+        }
+    }
+
+    /// Whether it can serve on this kind of device.
+    pub fn runs_on(&self, kind: DeviceKind) -> bool {
+        matches!(self.launch, Launch::Attach { .. }) || self.ports.on(kind).is_some()
+    }
+}
+
+/// The slot that a deployment is for.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub index: u32,
+    pub device: Device,
+    /// What engines are pinned to; none: all cores.
+    pub cores: Option<Vec<u32>>,
+    pub lock: DeviceLock,
+    pub ports: PortPolicy,
+    /// Where engines' logs go.
+    pub logs: PathBuf,
+}
+
+/// One engine serving one artifact on one slot. Dropped, it ends at once; better stop it.
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    /// Tasks with this key can be served by it.
+    pub key: String,
+    /// `host:port` of the gRPC server.
+    pub address: String,
+    /// The model's name there.
+    pub model: String,
+    pub engine_version: String,
+    pub launch: &'static str,
+    /// Launch to ready; none where it already ran.
+    pub deploy_ms: Option<f64>,
+    /// Whether it has answered a first call.
+    pub served: bool,
+    process: Option<Running>,
+}
+
+/// An engine's process, noted in the lock of its device.
+#[derive(Debug)]
+struct Running {
+    process: launch::Process,
+    place: Arc<Place>,
+    _ports: ports::Reserved,
+}
+
+impl Deployment {
+    /// Launches (or finds) the engine and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// `not_installed`, `busy` (a port), `engine_failed` with its last lines, `deadline_exceeded`.
+    pub async fn new(
+        spec: &EngineSpec,
+        cell: &Cell,
+        artifact: Option<&Path>,
+        place: &Arc<Place>,
+    ) -> Result<Self, Problem> {
+        let started = Instant::now();
+        let (address, model, running) = match &spec.launch {
+            Launch::Attach { address, model } => (address.clone(), model.clone(), None),
+            Launch::Process { program, args, env } => {
+                let name = model_name(&cell.model.name);
+                let ports = ports::reserve(spec, place)?;
+                let values = template::Values {
+                    model: artifact,
+                    model_name: &name,
+                    grpc_port: ports.pair.grpc,
+                    http_port: ports.pair.http,
+                    settings: &cell.engine_settings,
+                };
+                let command = launch::Command {
+                    engine: spec.name.clone(),
+                    program: program.clone(),
+                    args: values.expand_all(args)?,
+                    env: environment(&values, env, &place.device)?,
+                    cores: place.cores.clone(),
+                    inherit: place.lock.fds(),
+                    log: place.logs.join(format!("{}-slot{}.log", spec.name, place.index)),
+                };
+                let process = launch::start(command).await?;
+                note(&place.lock, process.identity());
+                let address = format!("127.0.0.1:{}", ports.pair.grpc);
+                (address, name, Some(Running { process, place: place.clone(), _ports: ports }))
+            }
+        };
+        let mut deployment = Self {
+            key: cell.deployment_key(),
+            address,
+            model,
+            engine_version: String::new(),
+            launch: spec.launch.kind(),
+            deploy_ms: None,
+            served: running.is_none(),
+            process: running,
+        };
+        match deployment.until_ready(spec).await {
+            Ok(version) => deployment.engine_version = spec.version.clone().unwrap_or(version),
+            Err(problem) => {
+                deployment.stop().await;
+                return Err(problem);
+            }
+        }
+        deployment.deploy_ms = deployment.process.is_some().then(|| started.elapsed().as_secs_f64() * 1e3);
+        Ok(deployment)
+    }
+
+    async fn until_ready(&self, spec: &EngineSpec) -> Result<String, Problem> {
+        let ready = ready::wait(&self.address, &self.model, spec.ready_timeout);
+        let Some(running) = &self.process else { return ready.await };
+        tokio::select! {
+            biased;
+            died = running.process.ended() => {
+                let message = format!("engine {} {died} before it was ready", spec.name);
+                Err(running.explain(Problem::new(Code::EngineFailed, message)).await)
+            }
+            ready = ready => match ready {
+                Ok(version) => Ok(version),
+                Err(problem) => Err(running.explain(problem).await),
+            },
+        }
+    }
+
+    /// The root of the engine's process tree; none for a server that already ran.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|running| running.process.identity().pid)
+    }
+
+    /// Whether it can still serve.
+    pub fn is_alive(&self) -> bool {
+        self.process.as_ref().is_none_or(|running| running.process.is_alive())
+    }
+
+    /// Completes when the engine's process ends; never for a server that already ran.
+    pub async fn ended(&self) -> Problem {
+        let Some(running) = &self.process else { return std::future::pending().await };
+        let died = running.process.ended().await;
+        running.explain(Problem::new(Code::EngineFailed, format!("the engine {died} while it was measured"))).await
+    }
+
+    /// The same problem with the engine's last lines, where it is one that they may explain.
+    pub async fn explain(&self, problem: Problem) -> Problem {
+        match &self.process {
+            Some(running) => running.explain(problem).await,
+            None => problem,
+        }
+    }
+
+    /// Stops the engine: SIGTERM, a grace of 3 s, then SIGKILL to all that is left of its session.
+    pub async fn stop(mut self) {
+        if let Some(running) = self.process.take() {
+            running.process.stop().await;
+        }
+    }
+}
+
+impl Running {
+    async fn explain(&self, mut problem: Problem) -> Problem {
+        let lines = self.process.last_lines().await;
+        if !lines.is_empty() && !problem.message.contains(LAST_LINES) {
+            problem.message.push_str(LAST_LINES);
+            problem.message.push_str(&lines);
+        }
+        let hint = || format!("the whole log is {}", self.process.log_path().display());
+        problem.hint = problem.hint.or_else(|| Some(hint()));
+        problem
+    }
+}
+
+/// What the engine's own words begin with in a problem.
+const LAST_LINES: &str = "; its last lines:\n";
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.process.kill();
+        if let Err(problem) = self.place.lock.remove_engine(self.process.identity()) {
+            tracing::warn!(%problem, "an engine that ended stays noted in its device's lock");
+        }
+    }
+}
+
+/// The note lets the next worker end an orphan; without it the inherited lock still does.
+fn note(lock: &DeviceLock, engine: Identity) {
+    if let Err(problem) = lock.add_engine(engine) {
+        tracing::warn!(%problem, "an engine is not noted in its device's lock");
+    }
+}
+
+fn environment(
+    values: &template::Values<'_>,
+    env: &BTreeMap<String, String>,
+    device: &Device,
+) -> Result<Vec<(String, String)>, Problem> {
+    let mut expanded =
+        env.iter().map(|(key, value)| Ok((key.clone(), values.expand(value)?))).collect::<Result<Vec<_>, Problem>>()?;
+    if let Some(uuid) = &device.uuid {
+        // By UUID: CUDA's own order of indices is not NVML's.
+        expanded.push(("CUDA_VISIBLE_DEVICES".into(), uuid.clone()));
+    }
+    Ok(expanded)
+}
+
+#[cfg(test)]
+mod tests;

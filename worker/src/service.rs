@@ -1,0 +1,162 @@
+//! The worker's life: validate, lock the devices, replay the journal, register, work, stop.
+
+use crate::{
+    Context, Options,
+    attempts::Attempts,
+    cache::Cache,
+    consume::{self, Slot},
+    coordinator::{Backoff, Coordinator},
+    engine::Place,
+    journal::Journal,
+    lock::DeviceLock,
+    options::{available_cores, share_out},
+    register,
+};
+use modelmeter_common::{
+    Code, Problem,
+    broker::{BrokerError, RESULTS},
+};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long a start tries to reach coordinator and broker before it says that it cannot.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+/// A stop hands back, stops engines (3 s of grace), and is over after this at the latest.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// A running worker. Dropped, it ends at once, engines included; better stop it.
+#[derive(Debug)]
+pub struct Handle {
+    context: Arc<Context>,
+    slots: JoinSet<()>,
+    renewal: JoinSet<()>,
+}
+
+/// Starts a worker; when this returns it is registered and takes tasks.
+///
+/// # Errors
+/// Options that make no sense; `busy` for a device that another worker has, naming it; `storage` for a home that
+/// cannot be written to; `unreachable`, after ten seconds, for coordinator and broker.
+pub async fn start(options: Options) -> Result<Handle, Problem> {
+    let context = Arc::new(prepare(options).await?);
+    replay(&context).await?;
+    let member = insist(|| register::register(&context)).await?;
+    for queue in member.queues.iter().chain([&member.results]) {
+        insist(|| async { context.broker.declare(queue).await.map_err(|e| broker_problem(&e)) }).await?;
+    }
+    tracing::info!(worker = context.name, slots = context.places.len(), "registered");
+    let (sender, membership) = watch::channel(member);
+    let (mut slots, mut renewal) = (JoinSet::new(), JoinSet::new());
+    renewal.spawn(register::renew_forever(context.clone(), sender));
+    for place in &context.places {
+        let (context, place) = (context.clone(), place.clone());
+        slots.spawn(Slot { context, place, membership: membership.clone(), deployment: None }.run());
+    }
+    Ok(Handle { context, slots, renewal })
+}
+
+impl Handle {
+    /// Takes no more tasks, hands back what runs, stops engines; over within about five seconds. The journal keeps
+    /// what the coordinator has not confirmed. The broker stays open: it is its owner's to close.
+    pub async fn stop(mut self) {
+        self.context.stop.cancel();
+        if timeout(STOP_TIMEOUT, self.wait()).await.is_err() {
+            tracing::warn!("a slot did not stop in time: ending it");
+            self.slots.shutdown().await;
+        }
+        self.renewal.shutdown().await;
+        // What the coordinator has by now need not be replayed at the next start.
+        let _ = timeout(FAREWELL, register::renew(&self.context)).await;
+    }
+
+    /// Completes when the worker ended by itself: its broker was closed.
+    pub async fn wait(&mut self) {
+        while let Some(ended) = self.slots.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a slot ended with a defect");
+            }
+        }
+    }
+}
+
+/// Everything that needs neither coordinator nor broker.
+async fn prepare(options: Options) -> Result<Context, Problem> {
+    options.validate()?;
+    let coordinator = Coordinator::new(&options.coordinators)?;
+    let cores = share_out(&options.slots, &available_cores(), options.shared_cpu)?;
+    let cache = Cache::open(options.home.join("cache"))?;
+    let journal = Journal::open(options.home.join("journal").join(&options.name))?;
+    let (claims, lock_dir, name) = (options.claims(&cores), options.lock_dir.clone(), options.name.clone());
+    let locks = tokio::task::spawn_blocking(move || -> Result<Vec<DeviceLock>, Problem> {
+        (0..).zip(&claims).map(|(slot, claim)| DeviceLock::take(&lock_dir, claim, &name, slot)).collect()
+    });
+    let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
+    let places = (0..).zip(options.slots.into_iter().zip(cores)).zip(locks).map(|((index, (slot, cores)), lock)| {
+        let logs = options.home.join("logs").join(&options.name);
+        Arc::new(Place { index, device: slot.device, cores: cores.pinned, lock, ports: options.ports, logs })
+    });
+    Ok(Context {
+        incarnation: uuid::Uuid::new_v4().to_string(),
+        broker: options.broker,
+        coordinator,
+        places: places.collect(),
+        engines: options.engines.into_iter().map(|engine| (engine.name.clone(), engine)).collect::<BTreeMap<_, _>>(),
+        labels: options.labels,
+        shared_cpu: options.shared_cpu,
+        cache,
+        journal,
+        attempts: Arc::new(Attempts::default()),
+        renew_now: Notify::new(),
+        stop: CancellationToken::new(),
+        name: options.name,
+    })
+}
+
+/// Publishes what an earlier life measured, before the coordinator hears of this one.
+async fn replay(context: &Arc<Context>) -> Result<(), Problem> {
+    let reader = context.clone();
+    let entries = tokio::task::spawn_blocking(move || reader.journal.read()).await;
+    let entries = entries.map_err(|e| Problem::new(Code::Internal, format!("reading the journal failed: {e}")))??;
+    if entries.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(attempts = entries.len(), "publishing what the journal holds");
+    for entry in &entries {
+        insist(|| async { consume::publish(context, RESULTS, entry).await.map_err(|e| broker_problem(&e)) }).await?;
+        context.attempts.add_published(entry.task, entry.attempt);
+    }
+    Ok(())
+}
+
+fn broker_problem(error: &BrokerError) -> Problem {
+    let (code, field) = match error {
+        BrokerError::BadUrl { .. } => (Code::InvalidArgument, "broker"),
+        _ => (Code::Unreachable, "broker"),
+    };
+    Problem::new(code, error.to_string())
+        .with_field(field)
+        .with_hint("check that the broker runs and that --broker names it")
+}
+
+/// Tries for [`START_PATIENCE`].
+async fn insist<T, F>(call: impl Fn() -> F) -> Result<T, Problem>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    let (started, mut backoff) = (Instant::now(), Backoff::default());
+    loop {
+        match call().await {
+            Err(problem) if problem.code == Code::Unreachable && started.elapsed() < START_PATIENCE => {
+                tracing::debug!(%problem, "trying again");
+                backoff.pause().await;
+            }
+            done => return done,
+        }
+    }
+}

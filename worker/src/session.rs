@@ -1,0 +1,279 @@
+//! One attempt at a task: artifact, engine, ready, inspector, first inference, load points.
+//!
+//! Nothing here is undone by hand: dropped in the middle, the client stops and a half-made deployment ends.
+
+use crate::{
+    Context, EngineSpec,
+    attempts::Attempt,
+    engine::{Deployment, Launch, Place},
+    inspector::{Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
+    load::{self, Rules, Target},
+    sample::Probes,
+};
+use modelmeter_common::{
+    Code, Problem,
+    load::{Load, LoadPoint, Stop},
+    part::{self, Point, Warning},
+    request::MAX_CONCURRENCY,
+    task::{Assignment, Cell, Plan},
+};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// The name of the engine's own inspector.
+const DEFAULT_INSPECTOR: &str = "default";
+
+/// What an attempt gave, or why it gave nothing.
+pub(crate) type Measured = Result<Done, Problem>;
+
+/// A measured task.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// In the order in which they were measured.
+    pub points: Vec<Point>,
+    /// The engine that served them.
+    pub deployment: part::Deployment,
+}
+
+/// Measures a task on the deployment that `kept` holds if it fits, else on a new one, which is kept.
+///
+/// # Errors
+/// Whatever stood in the way, with the engine's last lines where they may explain it.
+pub(crate) async fn measure(
+    context: &Context,
+    place: &Arc<Place>,
+    kept: &mut Option<Deployment>,
+    assignment: &Assignment,
+    attempt: &Attempt,
+) -> Measured {
+    let cell = &assignment.cell;
+    deploy(context, place, kept, cell, attempt).await?;
+    let deployment = kept.as_mut().expect("deployed just now");
+    let target = target(deployment, cell, assignment.plan.seed).await?;
+    let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
+    let probes = Probes::new(deployment.pid());
+    let course = Course { context, attempt, target: &target, plan: &assignment.plan, probes: &probes };
+    let mut points = alive(deployment, course.points()).await?;
+    if context.shared_cpu {
+        points.iter_mut().for_each(mark_shared);
+    }
+    let deployment = part::Deployment {
+        engine_version: deployment.engine_version.clone(),
+        launch: deployment.launch.to_owned(),
+        image_digest: None,
+        deploy_ms: deployment.deploy_ms,
+        first_inference_ms,
+    };
+    Ok(Done { points, deployment })
+}
+
+/// Makes `kept` a deployment that serves this cell.
+async fn deploy(
+    context: &Context,
+    place: &Arc<Place>,
+    kept: &mut Option<Deployment>,
+    cell: &Cell,
+    attempt: &Attempt,
+) -> Result<(), Problem> {
+    if kept.as_ref().is_some_and(|deployment| deployment.key == cell.deployment_key() && deployment.is_alive()) {
+        return Ok(());
+    }
+    if let Some(other) = kept.take() {
+        attempt.progress("stopping another engine");
+        other.stop().await;
+    }
+    let spec = fitting_engine(context, cell)?;
+    let artifact = match (&cell.artifact, &spec.launch) {
+        (Some(artifact), Launch::Process { .. }) => {
+            attempt.progress("fetching the model");
+            Some(context.cache.get(artifact, &context.coordinator).await?)
+        }
+        _ => None,
+    };
+    attempt.progress(format!("deploying {}", spec.name));
+    *kept = Some(Deployment::new(spec, cell, artifact.as_deref(), place).await?);
+    Ok(())
+}
+
+/// The engine that a cell names, from this worker's own configuration.
+fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpec, Problem> {
+    let spec = context.engines.get(&cell.engine).ok_or_else(|| {
+        Problem::new(Code::NotInstalled, format!("worker {} has no engine '{}'", context.name, cell.engine))
+            .with_hint(format!("it has {}", context.engines.keys().cloned().collect::<Vec<_>>().join(", ")))
+    })?;
+    if cell.inspector != DEFAULT_INSPECTOR {
+        return Err(Problem::invalid(
+            "inspector",
+            format!("worker {} has no inspector '{}'", context.name, cell.inspector),
+        )
+        .with_hint(format!("the engine's own is called {DEFAULT_INSPECTOR}")));
+    }
+    match &cell.artifact {
+        Some(artifact) if !spec.formats.is_empty() && !spec.formats.contains(&artifact.format) => {
+            Err(Problem::invalid("artifact", format!("engine {} does not load {}", spec.name, artifact.format)))
+        }
+        _ => Ok(spec),
+    }
+}
+
+/// Makes the requests, off the runtime's threads: a large batch takes a while.
+async fn target(deployment: &Deployment, cell: &Cell, seed: u64) -> Result<Target, Problem> {
+    // Servers need not tell their signature; then the outputs are checked for themselves alone.
+    let metadata = kserve_v2::metadata(&deployment.address, &deployment.model).await;
+    let subject = Subject {
+        model: deployment.model.clone(),
+        version: String::new(),
+        inputs: cell.inputs.clone(),
+        outputs: metadata.map(|metadata| metadata.outputs).unwrap_or_default(),
+        batch_size: cell.batch_size,
+        seed,
+    };
+    let address = deployment.address.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let inspector: Arc<dyn Inspector> = Arc::new(KserveV2::new(subject));
+        Target::new(address, inspector)
+    });
+    made.await.map_err(|e| Problem::new(Code::Internal, format!("making requests failed: {e}")))?
+}
+
+/// One checked call. Its time is the engine's first inference only where nothing was asked of the engine before.
+async fn first_inference(
+    context: &Context,
+    deployment: &mut Deployment,
+    target: &Target,
+    stop: &Stop,
+    attempt: &Attempt,
+) -> Result<Option<f64>, Problem> {
+    attempt.progress("first inference");
+    let timeout = Duration::from_millis(stop.timeout_ms).max(FIRST_TIMEOUT);
+    let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await?;
+    let is_first = !std::mem::replace(&mut deployment.served, true);
+    Ok(is_first.then_some(first.latency_ms))
+}
+
+/// A sweep does not begin a point with less than this of its budget left.
+const SHORTEST_POINT: Duration = Duration::from_millis(500);
+/// Engines compile and allocate in their first call.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs something that calls the engine; ends with the engine's last words when it dies, and adds them to what fails.
+async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    tokio::select! {
+        biased;
+        died = deployment.ended() => Err(died),
+        done = work => match done {
+            Err(problem) if may_be_explained(problem.code) => Err(deployment.explain(problem).await),
+            done => done,
+        },
+    }
+}
+
+fn may_be_explained(code: Code) -> bool {
+    matches!(
+        code,
+        Code::EngineFailed | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
+    )
+}
+
+fn mark_shared(point: &mut Point) {
+    let message = "other workers may run on the same cores: compare with care, or give each worker cores of its own";
+    point.warnings.push(Warning { code: "shared_host".into(), message: message.into() });
+}
+
+/// The load points of one task.
+struct Course<'a> {
+    context: &'a Context,
+    attempt: &'a Attempt,
+    target: &'a Target,
+    plan: &'a Plan,
+    probes: &'a Probes,
+}
+
+impl Course<'_> {
+    async fn points(&self) -> Result<Vec<Point>, Problem> {
+        match &self.plan.load {
+            Load::Closed { concurrencies } if concurrencies.is_empty() => self.sweep().await,
+            Load::Closed { concurrencies } => self.each(closed(concurrencies)).await,
+            Load::Open { rates, arrivals } => {
+                let mut rates = rates.clone();
+                rates.sort_by(f64::total_cmp);
+                rates.dedup();
+                let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: *arrivals };
+                self.each(rates.into_iter().map(load).collect()).await
+            }
+            Load::SlaSearch { .. } => Err(Problem::invalid("load", "the SLA search is not in this version")
+                .with_hint("measure rates of your choice, for example --rate 50,100,200")),
+        }
+    }
+
+    /// Doubles the calls in flight until throughput grows no more beyond its interval.
+    async fn sweep(&self) -> Result<Vec<Point>, Problem> {
+        let (end, mut concurrency, mut best) = (self.end(), 1, 0.0);
+        let mut points = Vec::new();
+        while concurrency <= MAX_CONCURRENCY {
+            let now = Instant::now();
+            // A third of what is left: a sweep cannot know how many points it will take.
+            let deadline = end.map(|end| now + end.saturating_duration_since(now) / 3);
+            let point = self.measure(LoadPoint::Closed { concurrency }, deadline).await?;
+            let grown = point.requests_per_s.is_some_and(|rate| rate.ci95[0] > best);
+            best = point.requests_per_s.map_or(best, |rate| rate.value.max(best));
+            points.push(point);
+            let spent = end.is_some_and(|end| end.saturating_duration_since(Instant::now()) < SHORTEST_POINT);
+            if !grown || spent {
+                break;
+            }
+            concurrency *= 2;
+        }
+        Ok(points)
+    }
+
+    /// Each in turn; those that are left share what is left of the budget.
+    async fn each(&self, loads: Vec<LoadPoint>) -> Result<Vec<Point>, Problem> {
+        let end = self.end();
+        let mut points = Vec::with_capacity(loads.len());
+        for (nth, load) in loads.iter().enumerate() {
+            let left = u32::try_from(loads.len() - nth).unwrap_or(u32::MAX);
+            let now = Instant::now();
+            let deadline = end.map(|end| now + end.saturating_duration_since(now) / left);
+            points.push(self.measure(*load, deadline).await?);
+        }
+        Ok(points)
+    }
+
+    async fn measure(&self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem> {
+        self.attempt.progress(format!("measuring {load}"));
+        load::measure(self.target, load, &self.rules(deadline), self.probes, &self.context.stop).await
+    }
+
+    fn rules(&self, deadline: Option<Instant>) -> Rules {
+        Rules { stop: self.plan.stop.clone(), batches: self.plan.batches, seed: self.plan.seed, deadline }
+    }
+
+    fn end(&self) -> Option<Instant> {
+        self.plan.budget_ms.map(|budget| Instant::now() + Duration::from_millis(budget))
+    }
+}
+
+/// One in flight first, whatever was asked: it is the reference of every closed loop.
+fn closed(concurrencies: &[u32]) -> Vec<LoadPoint> {
+    let mut all: Vec<u32> = concurrencies.to_vec();
+    all.push(1);
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(|concurrency| LoadPoint::Closed { concurrency }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_flight_comes_first_and_nothing_twice() {
+        let of = |list: &[u32]| closed(list).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(of(&[8, 2, 8]), ["1 in flight", "2 in flight", "8 in flight"]);
+        assert_eq!(of(&[1]), ["1 in flight"]);
+    }
+}

@@ -1,0 +1,122 @@
+//! What unit tests of several modules build on.
+
+use crate::{
+    engine::{EngineSpec, Launch, Place, PortPair, PortPolicy, Ports},
+    journal::{self, Entry},
+    lock::{Claim, DeviceLock},
+};
+use modelmeter_common::{
+    RequestId, SCHEMA_VERSION, TaskId, Timestamp,
+    device::{CPU_CLASS, Device, DeviceKind},
+    engine::Protocol,
+    load::LoadPoint,
+    model::Format,
+    part::{Deployment, Final, HostUse, Outcome, Part, Point},
+    wire,
+};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// Waits on a predicate, at most ten seconds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn cpu() -> Device {
+    Device {
+        kind: DeviceKind::Cpu,
+        class: CPU_CLASS.into(),
+        name: "test".into(),
+        index: None,
+        uuid: None,
+        driver: None,
+        memory_total_bytes: None,
+        cores: Some(1),
+    }
+}
+
+/// A slot with its locks and logs in `folder`.
+pub fn place(folder: &Path, ports: PortPolicy) -> Place {
+    let lock = DeviceLock::take(&folder.join("locks"), &Claim::new(None, &[0], false), "w", 0).unwrap();
+    Place { index: 0, device: cpu(), cores: None, lock, ports, logs: folder.join("logs") }
+}
+
+/// An engine that runs a program.
+pub fn engine(program: &str, args: &[&str]) -> EngineSpec {
+    EngineSpec {
+        name: "test".into(),
+        version: None,
+        launch: Launch::Process {
+            program: program.into(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            env: BTreeMap::new(),
+        },
+        protocol: Protocol::KserveV2,
+        ports: Ports { cpu: Some(PortPair { http: 0, grpc: 0 }), gpu: None },
+        formats: vec![Format::Onnx],
+        ready_timeout: Duration::from_secs(5),
+    }
+}
+
+/// A complete attempt 1 of some task, of so many parts.
+pub fn entry(parts: u32) -> Entry {
+    entry_of(parts, 1)
+}
+
+/// A complete attempt of some task.
+pub fn entry_of(parts: u32, attempt: u32) -> Entry {
+    let (request_id, task_id) = (RequestId(uuid::Uuid::from_u128(1)), TaskId(uuid::Uuid::from_u128(2)));
+    let part = |seq| Part { schema_version: SCHEMA_VERSION, request_id, task_id, attempt, seq, point: point() };
+    let parts: Vec<_> = (0..parts).map(|seq| journal::encode(&part(seq)).unwrap()).collect();
+    let deployment = Deployment {
+        engine_version: "1".into(),
+        launch: "process".into(),
+        image_digest: None,
+        deploy_ms: None,
+        first_inference_ms: None,
+    };
+    let last = Final {
+        schema_version: SCHEMA_VERSION,
+        request_id,
+        task_id,
+        attempt,
+        worker: "w".into(),
+        device: cpu(),
+        started_at: Timestamp(0),
+        ended_at: Timestamp(1),
+        outcome: Outcome::Done { parts: parts.iter().map(|part| wire::sha256_hex(part)).collect(), deployment },
+    };
+    Entry::new(parts, &last).unwrap()
+}
+
+fn point() -> Point {
+    Point {
+        load: LoadPoint::Closed { concurrency: 1 },
+        batch_size: 1,
+        warmup_s: 0.0,
+        duration_s: 1.0,
+        requests: 0,
+        errors: 0,
+        error_kinds: BTreeMap::new(),
+        requests_per_s: None,
+        latency: Default::default(),
+        percentiles: Vec::new(),
+        service: None,
+        send_lateness: None,
+        gpu: None,
+        engine_cpu: None,
+        client_cpu_cores: 0.0,
+        host: HostUse::default(),
+        converged: true,
+        valid: true,
+        warnings: Vec::new(),
+        unavailable: BTreeMap::new(),
+    }
+}
