@@ -1,0 +1,571 @@
+//! The client: one thread with one event loop that owns the connections, sends what the pacer says is due and
+//! writes down what ends. Nothing here decides how long a run lasts; [`super::meter`] does, through [`Control`].
+
+use super::{
+    conn::Conn,
+    hpack::RequestHead,
+    outcome::{Done, Failure},
+    recorder::{Recorder, Sends, Times, Window},
+    schedule::Pacer,
+    sys::{self, Clock, Watch},
+};
+use crate::inspector::Call;
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Calls in flight for which one connection is enough.
+const PER_CONNECTION: usize = 32;
+const MAX_CONNECTIONS: usize = 128;
+/// Connections of an open loop, whose calls in flight are not known beforehand.
+const OPEN_CONNECTIONS: usize = 8;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_BACKOFF_NS: u64 = 10_000_000;
+const MAX_BACKOFF_NS: u64 = 1_000_000_000;
+/// The loop looks at its orders at least this often.
+const MAX_WAIT_NS: u64 = 50_000_000;
+/// A scheduled send nearer than this is waited for awake: sleeping overshoots by about as much.
+const SPIN_NS: u64 = 30_000;
+const READ_BUFFER: usize = 256 << 10;
+/// A response is kept for checking at most this often, and at most so many of a run.
+const SAMPLE_EVERY_NS: u64 = 50_000_000;
+const MAX_SAMPLES: u32 = 100;
+
+/// What a client shall do.
+pub(super) struct Orders {
+    pub addresses: Vec<SocketAddr>,
+    pub authority: String,
+    pub call: Call,
+    pub pacer: Pacer,
+    pub timeout: Duration,
+    /// Open loop: calls in flight beyond which none is sent.
+    pub max_in_flight: usize,
+    /// Starts measuring at once, and ends after this many calls.
+    pub at_once: Option<u64>,
+}
+
+/// What a client tells.
+pub(super) enum Report {
+    /// A stretch of the run.
+    Window(Box<Window>),
+    /// One answer in full.
+    Answer(Vec<u8>),
+    /// A failure's own words, the first of each kind in a run.
+    Words(Failure, String),
+    /// No connection stands, and another attempt at one failed.
+    Down { failure: Failure, words: String },
+    /// The last.
+    Ended(Box<Sends>),
+}
+
+const RUN: u8 = 0;
+const DRAIN: u8 = 1;
+const STOP: u8 = 2;
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: AtomicU8,
+    phase: AtomicU32,
+    limit: AtomicU64,
+    width_ns: AtomicU64,
+}
+
+/// The way to steer a running client. Dropping it stops the client.
+#[derive(Debug)]
+pub(super) struct Control {
+    shared: Arc<Shared>,
+    waker: UnixStream,
+}
+
+impl Control {
+    /// Ends warm-up: what is scheduled (open) or ends (closed) from now on counts; at most `limit` calls.
+    pub fn begin_measuring(&self, limit: u64) {
+        self.shared.limit.store(limit, Relaxed);
+        self.shared.phase.store(1, Relaxed);
+        self.wake();
+    }
+
+    /// Windows shall be about this wide.
+    pub fn set_width_ns(&self, width_ns: u64) {
+        self.shared.width_ns.store(width_ns, Relaxed);
+    }
+
+    /// No more sends; calls in flight may end.
+    pub fn drain(&self) {
+        let _ = self.shared.state.compare_exchange(RUN, DRAIN, Relaxed, Relaxed);
+        self.wake();
+    }
+
+    /// The end, now.
+    pub fn stop(&self) {
+        self.shared.state.store(STOP, Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full pipe wakes just as well.
+        let _ = (&self.waker).write(&[1]);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Starts a client on a thread of its own.
+pub(super) fn start(orders: Orders) -> io::Result<(Control, UnboundedReceiver<Report>)> {
+    let (waker, woken) = UnixStream::pair()?;
+    waker.set_nonblocking(true)?;
+    woken.set_nonblocking(true)?;
+    let shared = Arc::new(Shared::default());
+    shared.width_ns.store(1_000_000, Relaxed);
+    shared.limit.store(orders.at_once.unwrap_or(u64::MAX), Relaxed);
+    shared.phase.store(u32::from(orders.at_once.is_some()), Relaxed);
+    let (reports, receiver) = unbounded_channel();
+    let client = Client::new(orders, Arc::clone(&shared), waker.try_clone()?, woken, reports);
+    std::thread::Builder::new().name("modelmeter-client".into()).spawn(move || client.run())?;
+    Ok((Control { shared, waker }, receiver))
+}
+
+/// One place for a connection.
+enum Link {
+    Down { retry_ns: u64 },
+    Connecting,
+    Up(Box<Conn>),
+}
+
+struct Flight {
+    link: usize,
+    stream: u32,
+    times: Times,
+}
+
+struct Place {
+    link: Link,
+    failures: u32,
+    heard_ns: u64,
+}
+
+struct Client {
+    orders: Orders,
+    shared: Arc<Shared>,
+    waker: UnixStream,
+    woken: UnixStream,
+    reports: UnboundedSender<Report>,
+    clock: Clock,
+    head: Arc<RequestHead>,
+    places: Vec<Place>,
+    dialled: (mpsc::Sender<(usize, io::Result<TcpStream>)>, mpsc::Receiver<(usize, io::Result<TcpStream>)>),
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    in_flight: usize,
+    next_frame: usize,
+    recorder: Recorder,
+    open: bool,
+    started: bool,
+    draining: bool,
+    finished: bool,
+    next_sweep_ns: u64,
+    next_sample_ns: u64,
+    samples: u32,
+    told: Vec<Failure>,
+    watches: Vec<Watch>,
+    done: Vec<Done>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    fn new(
+        orders: Orders,
+        shared: Arc<Shared>,
+        waker: UnixStream,
+        woken: UnixStream,
+        reports: UnboundedSender<Report>,
+    ) -> Self {
+        let (open, connections) = match &orders.pacer {
+            Pacer::Closed { concurrency } => (false, concurrency.div_ceil(PER_CONNECTION).clamp(1, MAX_CONNECTIONS)),
+            Pacer::Open(_) => (true, OPEN_CONNECTIONS),
+        };
+        let head = Arc::new(RequestHead::new(&orders.call.path, &orders.authority));
+        let place = || Place { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 };
+        Self {
+            shared,
+            waker,
+            woken,
+            reports,
+            clock: Clock::default(),
+            head,
+            places: (0..connections).map(|_| place()).collect(),
+            dialled: mpsc::channel(),
+            flights: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            next_frame: 0,
+            recorder: Recorder::new(open),
+            open,
+            started: false,
+            draining: false,
+            finished: false,
+            next_sweep_ns: 0,
+            next_sample_ns: 0,
+            samples: 0,
+            told: Vec::new(),
+            watches: Vec::new(),
+            done: Vec::new(),
+            buffer: vec![0; READ_BUFFER],
+            orders,
+        }
+    }
+
+    fn run(mut self) {
+        sys::precise_timers();
+        while !self.finished {
+            self.heed_orders();
+            if self.finished {
+                break;
+            }
+            self.dial();
+            self.send_due();
+            self.flush();
+            self.wait();
+            self.receive();
+            self.expire();
+        }
+        if !self.draining {
+            self.cut(false);
+        }
+        let _ = self.reports.send(Report::Ended(Box::new(self.recorder.into_sends())));
+    }
+
+    fn heed_orders(&mut self) {
+        match self.shared.state.load(Relaxed) {
+            STOP => self.finished = true,
+            DRAIN if !self.draining => {
+                self.cut(false);
+                self.draining = true;
+            }
+            _ => {}
+        }
+        if self.draining && self.in_flight == 0 {
+            self.cut(true);
+            self.finished = true;
+        }
+    }
+
+    fn cut(&mut self, late: bool) {
+        let window = self.recorder.cut(sys::thread_cpu_ns(), late);
+        let _ = self.reports.send(Report::Window(Box::new(window)));
+    }
+
+    /// Starts what connections are due. Connecting blocks, so each attempt has a thread for its moment.
+    fn dial(&mut self) {
+        let now = self.clock.now_ns();
+        for index in 0..self.places.len() {
+            let place = &mut self.places[index];
+            if !matches!(place.link, Link::Down { retry_ns } if retry_ns <= now) {
+                continue;
+            }
+            place.link = Link::Connecting;
+            let (addresses, dialled) = (self.orders.addresses.clone(), self.dialled.0.clone());
+            let Ok(waker) = self.waker.try_clone() else { continue };
+            std::thread::spawn(move || {
+                let _ = dialled.send((index, connect(&addresses)));
+                let _ = (&waker).write(&[1]);
+            });
+        }
+    }
+
+    fn on_dialled(&mut self, index: usize, result: io::Result<TcpStream>) {
+        let now = self.clock.now_ns();
+        match result.and_then(|socket| Conn::new(socket, Arc::clone(&self.head))) {
+            Ok(conn) => {
+                self.places[index].heard_ns = now;
+                self.places[index].link = Link::Up(Box::new(conn));
+            }
+            Err(error) => self.hang_up(index, (&error).into(), &error.to_string()),
+        }
+    }
+
+    /// A connection is lost or did not come about: its calls fail, and it is dialled again after a while.
+    fn hang_up(&mut self, index: usize, failure: Failure, words: &str) {
+        let now = self.clock.now_ns();
+        let place = &mut self.places[index];
+        let backoff = (FIRST_BACKOFF_NS << place.failures.min(10)).min(MAX_BACKOFF_NS);
+        place.failures += 1;
+        let retry_ns = now + backoff;
+        let before = std::mem::replace(&mut place.link, Link::Down { retry_ns });
+        if let Link::Up(mut conn) = before {
+            conn.fail_all(failure, &mut self.done);
+            self.settle(now);
+        } else if self.started && !self.open {
+            // In a closed loop nothing is sent without a connection: the attempt is what failed.
+            let times = Times { scheduled_ns: now, sent_ns: now };
+            self.record(times, Err(failure), now);
+        }
+        if !self.places.iter().any(|p| matches!(p.link, Link::Up(_))) {
+            let _ = self.reports.send(Report::Down { failure, words: words.to_owned() });
+        }
+    }
+
+    fn send_due(&mut self) {
+        if self.draining || self.finished || !self.is_ready() {
+            return;
+        }
+        let mut now = self.clock.now_ns();
+        while let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.in_flight) {
+            let mut times = Times { scheduled_ns, sent_ns: now };
+            if self.open {
+                now = self.clock.now_ns();
+                times.sent_ns = now;
+                if let Err(failure) = self.may_send() {
+                    self.record(times, Err(failure), now);
+                    continue;
+                }
+            }
+            let Some(index) = self.roomiest() else {
+                if !self.open {
+                    return;
+                }
+                self.record(times, Err(Failure::InFlightLimit), now);
+                continue;
+            };
+            self.send(index, times);
+            if self.open {
+                self.flush_place(index);
+            }
+        }
+    }
+
+    /// At the start all connections stand or have failed, so that calls are spread evenly over them.
+    fn is_ready(&mut self) -> bool {
+        if !self.started {
+            let up = |p: &Place| matches!(&p.link, Link::Up(conn) if conn.is_settled());
+            let failed = |p: &Place| matches!(p.link, Link::Down { .. });
+            let all = self.places.iter().all(|p| up(p) || failed(p));
+            if all && self.places.iter().any(up) {
+                let now = self.clock.now_ns();
+                self.orders.pacer.start(now);
+                self.recorder.start(now, sys::thread_cpu_ns());
+                self.recorder.enter(self.shared.phase.load(Relaxed));
+                self.started = true;
+            }
+        }
+        self.started
+    }
+
+    fn may_send(&self) -> Result<(), Failure> {
+        if self.in_flight >= self.orders.max_in_flight {
+            return Err(Failure::InFlightLimit);
+        }
+        if self.places.iter().all(|p| !matches!(&p.link, Link::Up(conn) if conn.is_settled())) {
+            return Err(Failure::Refused);
+        }
+        Ok(())
+    }
+
+    /// The connection with the fewest calls; where all are full, another is dialled.
+    fn roomiest(&mut self) -> Option<usize> {
+        let room = |p: &Place| match &p.link {
+            Link::Up(conn) if conn.has_room() => Some(conn.active()),
+            _ => None,
+        };
+        let best = self.places.iter().enumerate().filter_map(|(i, p)| Some((room(p)?, i))).min();
+        let all_full = || self.places.iter().all(|p| matches!(&p.link, Link::Up(conn) if conn.is_settled()));
+        if best.is_none() && self.places.len() < MAX_CONNECTIONS && all_full() {
+            self.places.push(Place { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 });
+        }
+        best.map(|(_, i)| i)
+    }
+
+    fn send(&mut self, index: usize, times: Times) {
+        let token = self.free.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            self.flights.len() - 1
+        });
+        let keep = self.samples < MAX_SAMPLES && times.sent_ns >= self.next_sample_ns;
+        if keep {
+            self.samples += 1;
+            self.next_sample_ns = times.sent_ns + SAMPLE_EVERY_NS;
+        }
+        let Link::Up(conn) = &mut self.places[index].link else { return };
+        let frame = &self.orders.call.frames[self.next_frame];
+        self.next_frame = (self.next_frame + 1) % self.orders.call.frames.len();
+        let stream = conn.send(token, frame, keep);
+        self.flights[token] = Some(Flight { link: index, stream, times });
+        self.in_flight += 1;
+        self.recorder.sent(times);
+    }
+
+    fn flush(&mut self) {
+        for index in 0..self.places.len() {
+            self.flush_place(index);
+        }
+    }
+
+    fn flush_place(&mut self, index: usize) {
+        if let Link::Up(conn) = &mut self.places[index].link
+            && conn.wants_write()
+            && let Err(error) = conn.write()
+        {
+            self.hang_up(index, (&error).into(), &error.to_string());
+        }
+    }
+
+    fn wait(&mut self) {
+        self.watches.clear();
+        self.watches.push(Watch::new(self.woken.as_fd(), false));
+        let mut until = self.clock.now_ns() + MAX_WAIT_NS;
+        for place in &self.places {
+            match &place.link {
+                Link::Up(conn) => self.watches.push(Watch::new(conn.socket().as_fd(), conn.wants_write())),
+                Link::Down { retry_ns } => until = until.min(*retry_ns),
+                Link::Connecting => {}
+            }
+        }
+        if self.in_flight > 0 {
+            until = until.min(self.next_sweep_ns);
+        }
+        if self.started
+            && !self.draining
+            && let Some(next) = self.orders.pacer.next_ns()
+        {
+            until = until.min(next.saturating_sub(SPIN_NS));
+        }
+        let left = until.saturating_sub(self.clock.now_ns());
+        // An error here is a defect of ours; the loop goes on and its calls time out.
+        let _ = sys::wait(&mut self.watches, Duration::from_nanos(left));
+    }
+
+    fn receive(&mut self) {
+        if self.watches.first().is_some_and(Watch::readable) {
+            let _ = (&self.woken).read(&mut self.buffer);
+            while let Ok((index, result)) = self.dialled.1.try_recv() {
+                self.on_dialled(index, result);
+            }
+        }
+        let mut watch = 1;
+        for index in 0..self.places.len() {
+            // Connections that came up just now are not among the watches.
+            let Some(ready) = self.watches.get(watch) else { break };
+            let Link::Up(conn) = &self.places[index].link else { continue };
+            if !ready.is_for(conn.socket().as_fd()) {
+                continue;
+            }
+            let (readable, writable) = (ready.readable(), ready.writable());
+            watch += 1;
+            if writable {
+                self.flush_place(index);
+            }
+            if readable {
+                self.read(index);
+            }
+        }
+    }
+
+    fn read(&mut self, index: usize) {
+        loop {
+            let Link::Up(conn) = &mut self.places[index].link else { return };
+            let result = conn.read(&mut self.buffer, &mut self.done);
+            let now = self.clock.now_ns();
+            self.places[index].heard_ns = now;
+            self.settle(now);
+            match result {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(failure) => return self.hang_up(index, failure, &failure.name()),
+            }
+        }
+        if let Link::Up(conn) = &self.places[index].link {
+            if conn.is_spent() {
+                self.places[index].link = Link::Down { retry_ns: 0 };
+            } else if conn.is_settled() && !conn.is_going_away() {
+                self.places[index].failures = 0;
+            }
+        }
+    }
+
+    /// Writes down what ended.
+    fn settle(&mut self, now: u64) {
+        let mut done = std::mem::take(&mut self.done);
+        for ended in done.drain(..) {
+            let Some(flight) = self.flights[ended.token].take() else { continue };
+            self.free.push(ended.token);
+            self.in_flight -= 1;
+            if let Some(message) = ended.message {
+                let _ = self.reports.send(Report::Answer(message));
+            }
+            if let (Err(failure), Some(words)) = (ended.result, ended.words)
+                && !self.told.contains(&failure)
+            {
+                self.told.push(failure);
+                let _ = self.reports.send(Report::Words(failure, words));
+            }
+            self.record(flight.times, ended.result, now);
+        }
+        self.done = done;
+    }
+
+    fn record(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
+        if self.finished {
+            return;
+        }
+        self.recorder.ended(times, result, now);
+        let phase = self.shared.phase.load(Relaxed);
+        if phase != self.recorder.phase() && !self.draining {
+            self.cut(false);
+            self.recorder.enter(phase);
+        } else if self.recorder.is_wide(self.shared.width_ns.load(Relaxed)) && !self.draining {
+            self.cut(false);
+        }
+        if phase > 0 && self.recorder.counted() >= self.shared.limit.load(Relaxed) {
+            self.finished = true;
+        }
+    }
+
+    /// Gives up calls that took too long, and connections on which nothing came since they were sent.
+    fn expire(&mut self) {
+        let now = self.clock.now_ns();
+        if now < self.next_sweep_ns {
+            return;
+        }
+        let timeout = self.orders.timeout.as_nanos() as u64;
+        self.next_sweep_ns = now + (timeout / 64).clamp(1_000_000, 100_000_000);
+        for token in 0..self.flights.len() {
+            let Some(flight) = &self.flights[token] else { continue };
+            if now - flight.times.sent_ns < timeout {
+                continue;
+            }
+            let (index, stream, sent_ns) = (flight.link, flight.stream, flight.times.sent_ns);
+            if let Link::Up(conn) = &mut self.places[index].link {
+                conn.cancel(stream);
+            }
+            self.done.push(Done { token, result: Err(Failure::Timeout), words: None, message: None });
+            self.settle(now);
+            if self.places[index].heard_ns <= sent_ns {
+                self.hang_up(index, Failure::Reset, "nothing was heard for the length of a time-out");
+            }
+        }
+    }
+}
+
+fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

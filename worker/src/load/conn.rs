@@ -1,0 +1,520 @@
+//! One HTTP/2 connection (RFC 9113) to a gRPC server: non-blocking, unary calls only, no tasks and no
+//! copies of large requests. The event loop of [`super::client`] owns it and tells it when to read and write.
+
+use super::{
+    hpack::{DEFAULT_TABLE, RequestHead, ResponseHead},
+    outbox::Outbox,
+    outcome::{Done, Failure},
+};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    io::{self, Read},
+    net::TcpStream,
+    sync::Arc,
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADER: usize = 9;
+/// The most bytes of one response.
+const MAX_RESPONSE: u64 = 512 << 20;
+/// The largest frame that we accept, and announce.
+const MAX_FRAME: usize = 1 << 20;
+/// The largest header block that we accept.
+const MAX_BLOCK: usize = 64 << 10;
+/// The window that we announce, for the connection and each call: as good as none.
+const WINDOW: u32 = i32::MAX as u32;
+const DEFAULT_WINDOW: i64 = 65_535;
+/// Ids run out at 2³¹; a connection is replaced before.
+const LAST_ID: u32 = i32::MAX as u32 - 8;
+
+mod kind {
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
+    pub const SETTINGS: u8 = 4;
+    pub const PING: u8 = 6;
+    pub const GOAWAY: u8 = 7;
+    pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
+}
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+const CANCEL: u32 = 8;
+
+/// Stream ids are odd and rise: spread them over the table's groups.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only ids of four bytes are hashed");
+    }
+    fn write_u32(&mut self, id: u32) {
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// A call that was sent and has not ended.
+struct Stream {
+    token: usize,
+    window: i64,
+    /// The rest of the request that flow control still holds back.
+    unsent: Bytes,
+    prefix: [u8; 5],
+    received: u64,
+    head: ResponseHead,
+    message: Option<Vec<u8>>,
+}
+
+/// A data frame that is only partly there.
+struct Partial {
+    stream: u32,
+    left: usize,
+    end: bool,
+}
+
+/// A connection.
+pub(super) struct Conn {
+    socket: TcpStream,
+    request: Arc<RequestHead>,
+    out: Outbox,
+    inbox: Vec<u8>,
+    partial: Option<Partial>,
+    /// Header block in several frames: stream, whether it ends the stream, block so far.
+    block: Option<(u32, bool, Vec<u8>)>,
+    /// Blocks seen last that said 200 and OK: blocks stand alone, so equal bytes say the same.
+    known_ok: [Vec<u8>; 2],
+    streams: HashMap<u32, Stream, BuildHasherDefault<IdHasher>>,
+    waiting: VecDeque<u32>,
+    next_id: u32,
+    window: i64,
+    unacknowledged: u32,
+    peer_window: i64,
+    peer_frame: usize,
+    peer_streams: u32,
+    peer_table: u32,
+    settled: bool,
+    going_away: bool,
+}
+
+impl Conn {
+    /// Takes over a connected socket and queues the preface.
+    pub fn new(socket: TcpStream, request: Arc<RequestHead>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        let mut out = Outbox::default();
+        out.put(PREFACE);
+        let settings: [(u16, u32); 4] = [(1, 0), (2, 0), (4, WINDOW), (5, MAX_FRAME as u32)];
+        put_header(&mut out, settings.len() * 6, kind::SETTINGS, 0, 0);
+        for (id, value) in settings {
+            out.put(&id.to_be_bytes());
+            out.put(&value.to_be_bytes());
+        }
+        put_header(&mut out, 4, kind::WINDOW_UPDATE, 0, 0);
+        out.put(&(WINDOW - DEFAULT_WINDOW as u32).to_be_bytes());
+        Ok(Self {
+            socket,
+            request,
+            out,
+            inbox: Vec::new(),
+            partial: None,
+            block: None,
+            known_ok: [Vec::new(), Vec::new()],
+            streams: HashMap::default(),
+            waiting: VecDeque::new(),
+            next_id: 1,
+            window: DEFAULT_WINDOW,
+            unacknowledged: 0,
+            peer_window: DEFAULT_WINDOW,
+            peer_frame: 16_384,
+            peer_streams: u32::MAX,
+            peer_table: DEFAULT_TABLE,
+            settled: false,
+            going_away: false,
+        })
+    }
+
+    /// The socket, to wait on.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Calls in flight.
+    pub fn active(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Whether it takes another call: the server's settings have come, and allow it.
+    pub fn has_room(&self) -> bool {
+        self.settled && !self.going_away && self.streams.len() < self.peer_streams as usize
+    }
+
+    /// Whether the server's settings have come.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Whether it takes no more calls, ever, and has none left.
+    pub fn is_spent(&self) -> bool {
+        self.going_away && self.streams.is_empty()
+    }
+
+    /// Whether it takes no more calls, ever.
+    pub fn is_going_away(&self) -> bool {
+        self.going_away
+    }
+
+    /// Whether bytes wait to be written.
+    pub fn wants_write(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Queues a call with a ready-made gRPC frame; `keep` asks for the whole answer. Returns its stream.
+    pub fn send(&mut self, token: usize, frame: &Bytes, keep: bool) -> u32 {
+        let id = self.next_id;
+        self.next_id += 2;
+        self.going_away |= self.next_id > LAST_ID;
+        let request = Arc::clone(&self.request);
+        let block = match (self.peer_table >= DEFAULT_TABLE && request.table <= DEFAULT_TABLE, id) {
+            (true, 1) => &request.first,
+            (true, _) => &request.again,
+            (false, _) => &request.literal,
+        };
+        // A table below the default must be acknowledged before the first field (RFC 7541, 4.2).
+        let resize: &[u8] = if self.peer_table < DEFAULT_TABLE && id == 1 { &[0x20] } else { &[] };
+        put_header(&mut self.out, resize.len() + block.len(), kind::HEADERS, END_HEADERS, id);
+        self.out.put(resize);
+        self.out.put(block);
+        let stream = Stream {
+            token,
+            window: self.peer_window,
+            unsent: frame.clone(),
+            prefix: [0; 5],
+            received: 0,
+            head: ResponseHead::default(),
+            message: keep.then(Vec::new),
+        };
+        self.streams.insert(id, stream);
+        if !self.push_data(id) {
+            self.waiting.push_back(id);
+        }
+        id
+    }
+
+    /// Gives a call up.
+    pub fn cancel(&mut self, stream: u32) {
+        if self.streams.remove(&stream).is_some() {
+            self.reset(stream);
+        }
+    }
+
+    /// The calls in flight, all failed: the connection is gone.
+    pub fn fail_all(&mut self, failure: Failure, done: &mut Vec<Done>) {
+        let failed = self.streams.drain().map(|(_, s)| Done {
+            token: s.token,
+            result: Err(failure),
+            words: None,
+            message: None,
+        });
+        done.extend(failed);
+    }
+
+    /// Writes what the socket takes.
+    pub fn write(&mut self) -> io::Result<()> {
+        self.out.write(&self.socket)
+    }
+
+    /// Reads once and handles what came. False if there was nothing to read.
+    pub fn read(&mut self, buffer: &mut [u8], done: &mut Vec<Done>) -> Result<bool, Failure> {
+        let n = match (&self.socket).read(buffer) {
+            Ok(0) => return Err(Failure::Reset),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) => return Err((&e).into()),
+        };
+        self.take(&buffer[..n], done)?;
+        Ok(n == buffer.len())
+    }
+
+    /// Handles bytes as they come off the wire.
+    fn take(&mut self, bytes: &[u8], done: &mut Vec<Done>) -> Result<(), Failure> {
+        if self.inbox.is_empty() {
+            return self.take_frames(bytes, done);
+        }
+        let mut joined = std::mem::take(&mut self.inbox);
+        joined.extend_from_slice(bytes);
+        self.take_frames(&joined, done)
+    }
+
+    /// Handles whole frames and parts of data frames; keeps the rest.
+    fn take_frames(&mut self, mut bytes: &[u8], done: &mut Vec<Done>) -> Result<(), Failure> {
+        loop {
+            if let Some(partial) = self.partial.take() {
+                let n = partial.left.min(bytes.len());
+                let whole = n == partial.left;
+                self.on_data(partial.stream, &bytes[..n], whole && partial.end, done);
+                bytes = &bytes[n..];
+                if !whole {
+                    self.partial = Some(Partial { left: partial.left - n, ..partial });
+                    return Ok(());
+                }
+            }
+            let Some(header) = bytes.get(..HEADER) else { break };
+            let len = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+            let (kind, flags) = (header[3], header[4]);
+            let stream = be32(&header[5..]) & i32::MAX as u32;
+            if len > MAX_FRAME || (!self.settled && kind != kind::SETTINGS) {
+                return Err(Failure::Protocol);
+            }
+            if kind == kind::DATA && flags & PADDED == 0 {
+                self.count_received(len as u32);
+                self.partial = Some(Partial { stream, left: len, end: flags & END_STREAM != 0 });
+                bytes = &bytes[HEADER..];
+                continue;
+            }
+            let Some(payload) = bytes.get(HEADER..HEADER + len) else { break };
+            self.on_frame(kind, flags, stream, payload, done)?;
+            bytes = &bytes[HEADER + len..];
+        }
+        self.inbox.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn on_frame(&mut self, kind: u8, flags: u8, id: u32, p: &[u8], done: &mut Vec<Done>) -> Result<(), Failure> {
+        if self.block.is_some() && kind != kind::CONTINUATION {
+            return Err(Failure::Protocol);
+        }
+        match kind {
+            kind::DATA => {
+                self.count_received(p.len() as u32);
+                self.on_data(id, unpadded(p, flags)?, flags & END_STREAM != 0, done);
+            }
+            kind::HEADERS => {
+                let mut block = unpadded(p, flags)?;
+                if flags & PRIORITY != 0 {
+                    block = block.get(5..).ok_or(Failure::Protocol)?;
+                }
+                let end = flags & END_STREAM != 0;
+                if flags & END_HEADERS == 0 {
+                    self.block = Some((id, end, block.to_vec()));
+                } else {
+                    self.on_headers(id, block, end, done)?;
+                }
+            }
+            kind::CONTINUATION => {
+                let (of, end, mut block) = self.block.take().filter(|b| b.0 == id).ok_or(Failure::Protocol)?;
+                block.extend_from_slice(p);
+                if block.len() > MAX_BLOCK {
+                    return Err(Failure::Protocol);
+                }
+                if flags & END_HEADERS == 0 {
+                    self.block = Some((of, end, block));
+                } else {
+                    self.on_headers(of, &block, end, done)?;
+                }
+            }
+            kind::RST_STREAM => self.finish(id, Some(Failure::Reset), done),
+            kind::SETTINGS => self.on_settings(flags, p)?,
+            kind::PING if flags & ACK == 0 && p.len() == 8 => {
+                put_header(&mut self.out, 8, kind::PING, ACK, 0);
+                self.out.put(p);
+            }
+            kind::GOAWAY => self.on_goaway(p, done)?,
+            kind::WINDOW_UPDATE => self.on_window(id, p)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_settings(&mut self, flags: u8, payload: &[u8]) -> Result<(), Failure> {
+        if flags & ACK != 0 {
+            return Ok(());
+        }
+        for entry in payload.chunks_exact(6) {
+            let value = be32(&entry[2..]);
+            match u16::from_be_bytes([entry[0], entry[1]]) {
+                1 => self.peer_table = value,
+                3 => self.peer_streams = value,
+                4 => {
+                    let grown = i64::from(value) - self.peer_window;
+                    self.peer_window = i64::from(value);
+                    self.streams.values_mut().for_each(|s| s.window += grown);
+                }
+                5 => self.peer_frame = (value as usize).clamp(16_384, (1 << 24) - 1),
+                _ => {}
+            }
+        }
+        self.settled = true;
+        put_header(&mut self.out, 0, kind::SETTINGS, ACK, 0);
+        self.push_waiting();
+        Ok(())
+    }
+
+    fn on_window(&mut self, id: u32, payload: &[u8]) -> Result<(), Failure> {
+        let grown = i64::from(be32(payload.get(..4).ok_or(Failure::Protocol)?) & i32::MAX as u32);
+        if id == 0 {
+            self.window += grown;
+        } else if let Some(stream) = self.streams.get_mut(&id) {
+            stream.window += grown;
+        }
+        self.push_waiting();
+        Ok(())
+    }
+
+    fn on_goaway(&mut self, payload: &[u8], done: &mut Vec<Done>) -> Result<(), Failure> {
+        let last = be32(payload.get(..8).ok_or(Failure::Protocol)?) & i32::MAX as u32;
+        self.going_away = true;
+        let refused: Vec<u32> = self.streams.keys().copied().filter(|&id| id > last).collect();
+        refused.into_iter().for_each(|id| self.finish(id, Some(Failure::Goaway), done));
+        Ok(())
+    }
+
+    fn on_headers(&mut self, id: u32, block: &[u8], end: bool, done: &mut Vec<Done>) -> Result<(), Failure> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let known = &mut self.known_ok[usize::from(end)];
+        if known.as_slice() == block {
+            stream.head.http_status = Some(200);
+            stream.head.grpc_status = end.then_some(0);
+        } else {
+            let head = ResponseHead::parse(block).map_err(|_| Failure::Protocol)?;
+            let plain_ok = match end {
+                false => head.http_status == Some(200) && head.grpc_status.is_none(),
+                true => head.grpc_status == Some(0) && head.http_status.is_none(),
+            };
+            if plain_ok {
+                known.clear();
+                known.extend_from_slice(block);
+            }
+            let before = std::mem::take(&mut stream.head);
+            stream.head = ResponseHead {
+                http_status: head.http_status.or(before.http_status),
+                grpc_status: head.grpc_status.or(before.grpc_status),
+                grpc_message: head.grpc_message.or(before.grpc_message),
+            };
+        }
+        if end {
+            self.finish(id, None, done);
+        }
+        Ok(())
+    }
+
+    fn on_data(&mut self, id: u32, data: &[u8], end: bool, done: &mut Vec<Done>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let at = stream.received.min(5) as usize;
+        let n = data.len().min(5 - at);
+        stream.prefix[at..at + n].copy_from_slice(&data[..n]);
+        if let Some(message) = &mut stream.message {
+            message.extend_from_slice(&data[n..]);
+        }
+        stream.received += data.len() as u64;
+        if stream.received > MAX_RESPONSE {
+            self.reset(id);
+            self.finish(id, Some(Failure::TooLarge), done);
+        } else if end {
+            self.finish(id, None, done);
+        }
+    }
+
+    /// Ends a call; without a failure of the transport, its own status says how.
+    fn finish(&mut self, id: u32, failure: Option<Failure>, done: &mut Vec<Done>) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        // The server may answer without having read all: it must not wait for the rest.
+        if !stream.unsent.is_empty() && failure.is_none() {
+            self.reset(id);
+        }
+        let result = match failure {
+            Some(failure) => Err(failure),
+            None => stream.verdict(),
+        };
+        let message = if result.is_ok() { stream.message } else { None };
+        done.push(Done { token: stream.token, result, words: stream.head.grpc_message, message });
+    }
+
+    fn reset(&mut self, id: u32) {
+        put_header(&mut self.out, 4, kind::RST_STREAM, 0, id);
+        self.out.put(&CANCEL.to_be_bytes());
+    }
+
+    /// Gives the connection's window back in large steps.
+    fn count_received(&mut self, bytes: u32) {
+        self.unacknowledged += bytes;
+        if self.unacknowledged > WINDOW / 4 {
+            put_header(&mut self.out, 4, kind::WINDOW_UPDATE, 0, 0);
+            self.out.put(&self.unacknowledged.to_be_bytes());
+            self.unacknowledged = 0;
+        }
+    }
+
+    fn push_waiting(&mut self) {
+        for _ in 0..self.waiting.len() {
+            if self.window <= 0 {
+                return;
+            }
+            let Some(id) = self.waiting.pop_front() else { return };
+            if self.streams.contains_key(&id) && !self.push_data(id) {
+                self.waiting.push_back(id);
+            }
+        }
+    }
+
+    /// Queues as much of a request as flow control allows. True when all of it is queued.
+    fn push_data(&mut self, id: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return true };
+        loop {
+            let room = stream.window.min(self.window).clamp(0, self.peer_frame as i64) as usize;
+            let n = room.min(stream.unsent.len());
+            let whole = n == stream.unsent.len();
+            if n == 0 && !whole {
+                return false;
+            }
+            put_header(&mut self.out, n, kind::DATA, if whole { END_STREAM } else { 0 }, id);
+            self.out.put_bytes(stream.unsent.split_to(n));
+            stream.window -= n as i64;
+            self.window -= n as i64;
+            if whole {
+                return true;
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn verdict(&self) -> Result<(), Failure> {
+        match (self.head.http_status, self.head.grpc_status) {
+            (_, Some(0)) => {}
+            (_, Some(code)) => return Err(Failure::Grpc(code)),
+            (Some(status), None) if status != 200 => return Err(Failure::Http(status)),
+            _ => return Err(Failure::BadResponse),
+        }
+        let [compressed, len @ ..] = self.prefix;
+        let whole = self.received == 5 + u64::from(u32::from_be_bytes(len));
+        if whole && compressed == 0 { Ok(()) } else { Err(Failure::BadResponse) }
+    }
+}
+
+fn be32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn unpadded(payload: &[u8], flags: u8) -> Result<&[u8], Failure> {
+    if flags & PADDED == 0 {
+        return Ok(payload);
+    }
+    let (&pad, rest) = payload.split_first().ok_or(Failure::Protocol)?;
+    rest.len().checked_sub(usize::from(pad)).map(|n| &rest[..n]).ok_or(Failure::Protocol)
+}
+
+fn put_header(out: &mut Outbox, len: usize, kind: u8, flags: u8, stream: u32) {
+    let [_, a, b, c] = (len as u32).to_be_bytes();
+    let [d, e, f, g] = stream.to_be_bytes();
+    out.put(&[a, b, c, kind, flags, d, e, f, g]);
+}

@@ -1,0 +1,355 @@
+//! One point: warms up, measures until the stop rule is met, and puts the figures together.
+
+use super::{
+    Rules, Target,
+    client::{self, Control, Orders, Report},
+    once,
+    outcome::Failure,
+    recorder::{Sends, Window},
+    resolve,
+    schedule::Pacer,
+    verdict,
+    warmup::{self, Warmth},
+};
+use crate::sample::{Probes, Running};
+use modelmeter_common::{
+    Code, Problem,
+    load::LoadPoint,
+    part::{Percentile, Point},
+    stats::{
+        Interval,
+        series::{Series, converged},
+    },
+};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Without a connection for this long, and after this many attempts, a server is gone.
+const GONE_AFTER: Duration = Duration::from_secs(2);
+const GONE_ATTEMPTS: u32 = 5;
+/// Beyond the time-out of a call.
+const SILENCE: Duration = Duration::from_secs(2);
+/// A share of failures that no further measuring mends.
+const HOPELESS_ERRORS: f64 = 0.1;
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The durations that hold for one point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limits {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+impl Limits {
+    /// What the rules allow, within what is left until the deadline: a third of the measuring for warm-up.
+    fn new(rules: &Rules, now: Instant) -> Self {
+        let mut max = Duration::from_millis(rules.stop.max_duration_ms);
+        if let Some(deadline) = rules.deadline {
+            max = max.min(deadline.saturating_duration_since(now).mul_f64(0.75));
+        }
+        Self { min: Duration::from_millis(rules.stop.min_duration_ms).min(max), max }
+    }
+}
+
+/// Everything that was seen of a point.
+pub(super) struct Observed {
+    pub load: LoadPoint,
+    pub warmup: Duration,
+    pub drifting: bool,
+    pub series: Series,
+    pub throughput: Option<Interval>,
+    pub percentiles: Vec<Percentile>,
+    pub errors: BTreeMap<Failure, u64>,
+    pub words: BTreeMap<Failure, String>,
+    pub sends: Sends,
+    pub client_cpu_cores: f64,
+    pub converged: bool,
+    pub gone: Option<String>,
+    pub checked: u64,
+    pub bad_answers: Vec<Problem>,
+}
+
+/// Measures one load point. Ends within about 100 ms of a cancellation. An error only where no call succeeded.
+pub async fn measure(
+    target: &Target,
+    load: LoadPoint,
+    rules: &Rules,
+    probes: &Probes,
+    cancel: &CancellationToken,
+) -> Result<Point, Problem> {
+    let orders = Orders {
+        addresses: resolve(&target.endpoint).await?,
+        authority: target.endpoint.clone(),
+        call: target.call.clone(),
+        pacer: Pacer::new(load, rules.seed),
+        timeout: Duration::from_millis(rules.stop.timeout_ms),
+        max_in_flight: rules.stop.max_in_flight as usize,
+        at_once: None,
+    };
+    let (control, reports) =
+        client::start(orders).map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
+    let mut meter = Meter::new(target, load, rules, control, reports);
+    let running = meter.run(probes, cancel).await?;
+    let samples = running.end();
+    let observed = meter.observed().await?;
+    Ok(verdict::point(target.call.batch_size, rules, observed, samples))
+}
+
+struct Meter<'a> {
+    target: &'a Target,
+    load: LoadPoint,
+    rules: &'a Rules,
+    limits: Limits,
+    control: Control,
+    reports: UnboundedReceiver<Report>,
+    warmup: Series,
+    warmup_time: Duration,
+    drifting: bool,
+    measuring: bool,
+    series: Series,
+    errors: BTreeMap<Failure, u64>,
+    warmup_errors: BTreeMap<Failure, u64>,
+    words: BTreeMap<Failure, String>,
+    cpu_ns: u64,
+    sends: Option<Sends>,
+    converged: bool,
+    gone: Option<String>,
+    downs: u32,
+    last_seen: Instant,
+    begun: Instant,
+    next_check: Duration,
+    checks: JoinSet<Result<(), Problem>>,
+}
+
+/// What the next report means for the run.
+#[derive(PartialEq)]
+enum Next {
+    Go,
+    End,
+}
+
+impl<'a> Meter<'a> {
+    fn new(
+        target: &'a Target,
+        load: LoadPoint,
+        rules: &'a Rules,
+        control: Control,
+        reports: UnboundedReceiver<Report>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            target,
+            load,
+            rules,
+            limits: Limits::new(rules, now),
+            control,
+            reports,
+            warmup: Series::default(),
+            warmup_time: Duration::ZERO,
+            drifting: false,
+            measuring: false,
+            series: Series::default(),
+            errors: BTreeMap::new(),
+            warmup_errors: BTreeMap::new(),
+            words: BTreeMap::new(),
+            cpu_ns: 0,
+            sends: None,
+            converged: false,
+            gone: None,
+            downs: 0,
+            last_seen: now,
+            begun: now,
+            next_check: Duration::ZERO,
+            checks: JoinSet::new(),
+        }
+    }
+
+    /// Warm-up, then the measured phase. Sampling begins with the latter.
+    async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
+        while self.next(cancel).await? == Next::Go && !self.is_warm() {}
+        self.warmup_time = self.begun.elapsed();
+        self.control.set_width_ns(1_000_000);
+        self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
+        self.measuring = true;
+        self.begun = Instant::now();
+        self.last_seen = self.begun;
+        let running = probes.begin();
+        if self.gone.is_none() {
+            while self.next(cancel).await? == Next::Go && !self.is_enough() {}
+        }
+        Ok(running)
+    }
+
+    /// Takes in one report, or looks at the time.
+    async fn next(&mut self, cancel: &CancellationToken) -> Result<Next, Problem> {
+        let report = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Problem::new(Code::Cancelled, "cancelled while measuring")),
+            report = tokio::time::timeout(LOOK_EVERY, self.reports.recv()) => report,
+        };
+        match report {
+            Ok(Some(report)) => Ok(self.take(report)),
+            Ok(None) => Err(Problem::new(Code::Internal, "the client's thread died")),
+            Err(_) => Ok(self.look()),
+        }
+    }
+
+    fn take(&mut self, report: Report) -> Next {
+        match report {
+            Report::Window(window) => self.take_window(*window),
+            Report::Answer(message) => {
+                let inspector = std::sync::Arc::clone(&self.target.inspector);
+                self.checks.spawn_blocking(move || inspector.check(&message));
+            }
+            Report::Words(failure, words) => {
+                self.words.entry(failure).or_insert(words);
+            }
+            Report::Down { words, .. } => {
+                self.downs += 1;
+                if self.downs >= GONE_ATTEMPTS && self.last_seen.elapsed() >= GONE_AFTER {
+                    self.gone = Some(words);
+                    return Next::End;
+                }
+            }
+            Report::Ended(sends) => {
+                self.sends = Some(*sends);
+                return Next::End;
+            }
+        }
+        self.look()
+    }
+
+    fn take_window(&mut self, window: Window) {
+        if !window.batch.latency.is_empty() {
+            self.last_seen = Instant::now();
+            self.downs = 0;
+        }
+        let (series, errors) = match (self.measuring && window.phase > 0, window.late) {
+            (false, _) => {
+                for (failure, n) in window.errors {
+                    *self.warmup_errors.entry(failure).or_insert(0) += n;
+                }
+                return self.warmup.push(&window.batch);
+            }
+            (true, late) => {
+                self.cpu_ns += if late { 0 } else { window.cpu_ns };
+                if late { self.series.push_late(&window.batch) } else { self.series.push(&window.batch) }
+                (&self.series, &mut self.errors)
+            }
+        };
+        for (failure, n) in window.errors {
+            *errors.entry(failure).or_insert(0) += n;
+        }
+        let width = (series.total().duration_ns / 64).clamp(1_000_000, 100_000_000);
+        self.control.set_width_ns(width);
+    }
+
+    /// Ends what has gone silent: neither successes nor time-outs come.
+    fn look(&mut self) -> Next {
+        let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
+        if self.last_seen.elapsed() > patience {
+            self.gone = Some(format!("nothing was answered for {} s", patience.as_secs_f64()));
+            return Next::End;
+        }
+        Next::Go
+    }
+
+    fn is_warm(&mut self) -> bool {
+        match warmup::judge(&self.warmup, self.begun.elapsed(), self.limits.max) {
+            Warmth::Warming => false,
+            Warmth::Warm => true,
+            Warmth::Drifting => {
+                self.drifting = true;
+                true
+            }
+        }
+    }
+
+    /// The stop rule. Looked at whenever a twentieth more was measured, so that many looks do not add up to
+    /// a lucky one.
+    fn is_enough(&mut self) -> bool {
+        let elapsed = self.begun.elapsed();
+        if elapsed >= self.limits.max {
+            // A last look below says whether it converged.
+            self.converged = self.is_converged();
+            return true;
+        }
+        if self.rules.batches.is_some() || elapsed < self.limits.min || elapsed < self.next_check {
+            return false;
+        }
+        self.next_check = elapsed.mul_f64(1.05);
+        let failed = self.series.total().failures as f64 / self.series.requests().max(1) as f64;
+        self.converged = self.is_converged();
+        self.converged || failed > HOPELESS_ERRORS
+    }
+
+    fn is_converged(&self) -> bool {
+        converged(self.series.throughput(), &self.series.percentiles(), self.rules.stop.precision)
+    }
+
+    /// Ends the client, takes in what is left, and says what was seen.
+    async fn observed(mut self) -> Result<Observed, Problem> {
+        let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
+        match self.load {
+            LoadPoint::Open { .. } if self.gone.is_none() => self.control.drain(),
+            _ => self.control.stop(),
+        }
+        let end = Instant::now() + patience;
+        while self.sends.is_none() {
+            match tokio::time::timeout_at(end.into(), self.reports.recv()).await {
+                Ok(Some(report)) => drop(self.take(report)),
+                Ok(None) => return Err(Problem::new(Code::Internal, "the client's thread died")),
+                Err(_) => break,
+            }
+        }
+        if self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty() {
+            return Err(self.nothing_succeeded());
+        }
+        let (checked, bad_answers) = self.checked().await;
+        let (throughput, percentiles) = (self.series.throughput(), self.series.percentiles());
+        let enough_calls = self.rules.batches.is_some_and(|n| self.series.requests() >= n);
+        Ok(Observed {
+            load: self.load,
+            warmup: self.warmup_time,
+            drifting: self.drifting,
+            client_cpu_cores: self.cpu_ns as f64 / self.series.total().duration_ns.max(1) as f64,
+            series: self.series,
+            throughput,
+            percentiles,
+            errors: self.errors,
+            words: self.words,
+            sends: self.sends.unwrap_or_default(),
+            converged: self.converged || enough_calls,
+            gone: self.gone,
+            checked,
+            bad_answers,
+        })
+    }
+
+    async fn checked(&mut self) -> (u64, Vec<Problem>) {
+        let (mut checked, mut bad) = (0, Vec::new());
+        while let Some(result) = self.checks.join_next().await {
+            checked += 1;
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(problem)) => bad.push(problem),
+                Err(_) => bad.push(Problem::new(Code::Internal, "the inspector panicked on an answer")),
+            }
+        }
+        (checked, bad)
+    }
+
+    fn nothing_succeeded(&self) -> Problem {
+        let endpoint = &self.target.endpoint;
+        let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
+        match (&self.gone, worst) {
+            (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
+            (Some(words), None) => once::unreachable(endpoint, words),
+            (None, None) => once::silent(endpoint, Duration::from_millis(self.rules.stop.timeout_ms)),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The meter: drives a server with a real gRPC client and says what came of it.
+//!
+//! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, when warm-up
+//! and measuring end ([`warmup`], [`meter`]), and which loads to try (sweep, search). What does not:
+//! making requests and checking answers ([`crate::inspector`]), and figures of device and host
+//! ([`crate::sample`]).
+//!
+//! The client has a thread of its own. It speaks HTTP/2 itself, below any gRPC library, because what a
+//! client costs shows in what it measures.
+
+mod client;
+mod conn;
+mod hpack;
+pub mod meter;
+mod once;
+mod outbox;
+mod outcome;
+mod recorder;
+pub mod schedule;
+mod sys;
+mod verdict;
+pub mod warmup;
+
+#[cfg(test)]
+mod mock;
+#[cfg(test)]
+mod tests;
+
+pub use meter::measure;
+pub use once::{Answer, FirstInference, call_once, first_inference};
+
+use crate::inspector::{Call, Inspector};
+use modelmeter_common::{Code, Problem, load::Stop};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+/// What is called: one server, one kind of request.
+#[derive(Clone)]
+pub struct Target {
+    /// `host:port` of its gRPC port.
+    pub endpoint: String,
+    /// Ready-made requests.
+    pub call: Call,
+    /// Checks a sample of the answers.
+    pub inspector: Arc<dyn Inspector>,
+}
+
+impl Target {
+    /// A target with all its requests made.
+    pub fn new(endpoint: impl Into<String>, inspector: Arc<dyn Inspector>) -> Result<Self, Problem> {
+        Ok(Self { endpoint: endpoint.into(), call: inspector.prepare()?, inspector })
+    }
+}
+
+/// When a point ends, and from what its arrivals are drawn.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Precision and durations.
+    pub stop: Stop,
+    /// A fixed number of calls instead of the precision.
+    pub batches: Option<u64>,
+    /// Of arrivals.
+    pub seed: u64,
+    /// The point ends by then, warm-up included, with what it has.
+    pub deadline: Option<Instant>,
+}
+
+async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, Problem> {
+    let hint = "host:port of the server's gRPC port, without http://";
+    let found = tokio::net::lookup_host(endpoint).await;
+    let found: Vec<SocketAddr> = found
+        .map_err(|e| Problem::new(Code::Unreachable, format!("'{endpoint}' does not resolve: {e}")).with_hint(hint))?
+        .collect();
+    if found.is_empty() {
+        return Err(Problem::new(Code::Unreachable, format!("'{endpoint}' has no address")).with_hint(hint));
+    }
+    Ok(found)
+}

@@ -1,0 +1,88 @@
+//! Bytes on their way to a socket: small pieces gathered in one buffer, large ones referred to, not copied.
+
+use bytes::{Buf, Bytes};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, Write},
+    net::TcpStream,
+};
+
+/// Pieces up to this are copied: cheaper than another entry of a vectored write.
+const COPY: usize = 8 << 10;
+/// Entries of one vectored write.
+const SLICES: usize = 64;
+
+/// A queue of bytes.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// What comes before `tail`.
+    pieces: VecDeque<Bytes>,
+    tail: Vec<u8>,
+    /// Bytes of `tail` that are written.
+    written: usize,
+}
+
+impl Outbox {
+    /// Whether all is written.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.tail.is_empty()
+    }
+
+    /// Appends a copy.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+    }
+
+    /// Appends, without a copy where that pays.
+    pub fn put_bytes(&mut self, bytes: Bytes) {
+        if bytes.len() <= COPY {
+            return self.put(&bytes);
+        }
+        let mut before = Bytes::from(std::mem::take(&mut self.tail));
+        before.advance(std::mem::take(&mut self.written));
+        if !before.is_empty() {
+            self.pieces.push_back(before);
+        }
+        self.pieces.push_back(bytes);
+    }
+
+    /// Writes until all is written or the socket is full.
+    pub fn write(&mut self, mut socket: &TcpStream) -> io::Result<()> {
+        while !self.is_empty() {
+            let wrote = if self.pieces.is_empty() {
+                socket.write(&self.tail[self.written..])
+            } else {
+                let tail = &self.tail[self.written..];
+                let slices: Vec<IoSlice> =
+                    self.pieces.iter().take(SLICES).map(|p| IoSlice::new(p)).chain([IoSlice::new(tail)]).collect();
+                // The tail may only follow if every piece is in.
+                let n = if self.pieces.len() > SLICES { SLICES } else { slices.len() };
+                socket.write_vectored(&slices[..n])
+            };
+            match wrote {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.advance(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        while let Some(front) = self.pieces.front_mut() {
+            if front.len() > n {
+                front.advance(n);
+                return;
+            }
+            n -= front.len();
+            self.pieces.pop_front();
+        }
+        self.written += n;
+        if self.written == self.tail.len() {
+            self.tail.clear();
+            self.written = 0;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! How a call ended.
+
+/// Why a call failed. Each is one kind in a point's `error_kinds`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Failure {
+    /// No connection: nothing listens.
+    Refused,
+    /// No connection in time, or no route.
+    Unreachable,
+    /// The connection or the call was cut off.
+    Reset,
+    /// The server was going away and did not take the call.
+    Goaway,
+    /// Not answered within the time-out.
+    Timeout,
+    /// A gRPC status other than OK.
+    Grpc(u32),
+    /// An HTTP status other than 200, without a gRPC status.
+    Http(u16),
+    /// Not one whole uncompressed gRPC message with a status.
+    BadResponse,
+    /// More bytes than are accepted.
+    TooLarge,
+    /// Not HTTP/2, or against its rules.
+    Protocol,
+    /// Open loop: due while the limit of calls in flight was reached, so not sent.
+    InFlightLimit,
+}
+
+/// Source: the gRPC documentation, "Status codes and their use in gRPC".
+const GRPC_CODES: [&str; 17] = [
+    "ok",
+    "cancelled",
+    "unknown",
+    "invalid_argument",
+    "deadline_exceeded",
+    "not_found",
+    "already_exists",
+    "permission_denied",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+    "unauthenticated",
+];
+
+impl Failure {
+    /// The kind's name in documents.
+    pub fn name(self) -> String {
+        match self {
+            Self::Refused => "refused".into(),
+            Self::Unreachable => "unreachable".into(),
+            Self::Reset => "reset".into(),
+            Self::Goaway => "goaway".into(),
+            Self::Timeout => "timeout".into(),
+            Self::Grpc(code) => match GRPC_CODES.get(code as usize) {
+                Some(name) => format!("grpc_{name}"),
+                None => format!("grpc_{code}"),
+            },
+            Self::Http(status) => format!("http_{status}"),
+            Self::BadResponse => "bad_response".into(),
+            Self::TooLarge => "response_too_large".into(),
+            Self::Protocol => "protocol".into(),
+            Self::InFlightLimit => "in_flight_limit".into(),
+        }
+    }
+}
+
+impl From<&std::io::Error> for Failure {
+    fn from(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable,
+            _ => Self::Reset,
+        }
+    }
+}
+
+/// A call that ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// Whose it was.
+    pub token: usize,
+    /// How.
+    pub result: Result<(), Failure>,
+    /// The server's own words on a failure.
+    pub words: Option<String>,
+    /// The whole message, where it was wanted.
+    pub message: Option<Vec<u8>>,
+}

@@ -1,0 +1,80 @@
+//! The few system calls that the standard library does not have, and the clock.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+/// Monotonic nanoseconds since it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    /// Now.
+    pub fn now_ns(self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
+
+/// What to wait for on a descriptor, and what was found.
+#[repr(transparent)]
+pub(super) struct Watch(libc::pollfd);
+
+impl Watch {
+    pub fn new(fd: BorrowedFd, write: bool) -> Self {
+        let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
+        Self(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 })
+    }
+
+    /// Whether it watches this descriptor.
+    pub fn is_for(&self, fd: BorrowedFd) -> bool {
+        self.0.fd == fd.as_raw_fd()
+    }
+
+    /// Whether there is something to read, the end or an error included.
+    pub fn readable(&self) -> bool {
+        self.0.revents & !libc::POLLOUT != 0
+    }
+
+    /// Whether it takes bytes.
+    pub fn writable(&self) -> bool {
+        self.0.revents & libc::POLLOUT != 0
+    }
+}
+
+/// Waits until something is ready, at most `timeout`, to the nanosecond as far as the kernel can.
+pub(super) fn wait(watches: &mut [Watch], timeout: Duration) -> io::Result<()> {
+    let spec = libc::timespec {
+        tv_sec: timeout.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
+    };
+    let fds = watches.as_mut_ptr().cast::<libc::pollfd>();
+    // SAFETY: a Watch is laid out as the pollfd in it, and slice and timespec outlive the call.
+    let n = unsafe { libc::ppoll(fds, watches.len() as libc::nfds_t, &raw const spec, std::ptr::null()) };
+    if n < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+    }
+    Ok(())
+}
+
+/// CPU time of this thread.
+pub(super) fn thread_cpu_ns() -> u64 {
+    let mut spec = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut spec) };
+    spec.tv_sec as u64 * 1_000_000_000 + spec.tv_nsec as u64
+}
+
+/// Lets this thread's waits end when they are due, not up to 50 µs later.
+pub(super) fn precise_timers() {
+    // SAFETY: changes nothing but the calling thread's timer slack.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
+}

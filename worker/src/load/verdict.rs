@@ -1,0 +1,157 @@
+//! From what was seen to the document: figures, what is null and why, and warnings that say what to do.
+
+use super::{Rules, meter::Observed, outcome::Failure};
+use crate::sample::Samples;
+use modelmeter_common::{
+    load::LoadPoint,
+    part::{Point, Reason, Warning},
+    stats::fold::{percentile_path, percentile_reason},
+};
+use std::collections::BTreeMap;
+
+/// Beyond this share of failures a point is invalid.
+const MAX_ERRORS: f64 = 0.01;
+/// Beyond this share of sends over 1 ms late an open loop is invalid.
+const MAX_LATE: f64 = 0.001;
+/// Of one core: the client's thread has no time left.
+const CLIENT_BOUND: f64 = 0.9;
+const MAX_STEAL: f64 = 0.02;
+/// Of all cores, used by neither engine nor client.
+const MAX_OTHERS: f64 = 0.2;
+
+/// Puts a point together.
+pub(super) fn point(batch_size: u32, rules: &Rules, seen: Observed, samples: Samples) -> Point {
+    let total = seen.series.total();
+    let open = matches!(seen.load, LoadPoint::Open { .. });
+    let mut warnings = samples.warnings.clone();
+    let valid = soundness(&seen, open, &mut warnings);
+    cautions(&seen, rules, &samples, open, &mut warnings);
+    let mut unavailable = samples.unavailable;
+    for p in seen.percentiles.iter().filter(|p| p.ms.is_none()) {
+        unavailable.insert(percentile_path(p.q), percentile_reason(p));
+    }
+    if seen.throughput.is_none() {
+        let message = "needs calls that end in at least two stretches of the run".to_owned();
+        let reason = Reason { code: "too_few_requests".into(), message };
+        unavailable.insert("throughput_inferences_per_s".into(), reason);
+    }
+    Point {
+        load: seen.load,
+        batch_size,
+        warmup_s: seen.warmup.as_secs_f64(),
+        duration_s: total.duration_ns as f64 / 1e9,
+        requests: total.latency.len() + total.failures,
+        errors: total.failures,
+        error_kinds: kinds(&seen.errors),
+        requests_per_s: seen.throughput,
+        latency: total.latency.clone(),
+        percentiles: seen.percentiles,
+        service: open.then_some(seen.sends.service),
+        send_lateness: open.then_some(seen.sends.lateness),
+        gpu: samples.gpu,
+        engine_cpu: samples.engine_cpu,
+        client_cpu_cores: seen.client_cpu_cores,
+        host: samples.host,
+        converged: seen.converged,
+        valid,
+        warnings,
+        unavailable,
+    }
+}
+
+fn kinds(errors: &BTreeMap<Failure, u64>) -> BTreeMap<String, u64> {
+    errors.iter().map(|(failure, n)| (failure.name(), *n)).collect()
+}
+
+fn warn(warnings: &mut Vec<Warning>, code: &str, message: String) {
+    warnings.push(Warning { code: code.into(), message });
+}
+
+/// What makes a point invalid. True if nothing does.
+fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
+    let before = warnings.len();
+    let (failures, requests) = (seen.series.total().failures, seen.series.requests());
+    if failures as f64 > MAX_ERRORS * requests as f64 {
+        let share = 100.0 * failures as f64 / requests as f64;
+        let listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}", f.name())).collect();
+        let words = seen.errors.keys().find_map(|f| seen.words.get(f)).map(|w| format!(" ({w})")).unwrap_or_default();
+        let listed = listed.join(", ");
+        let message = format!("{share:.1} % of the calls failed: {listed}{words}; lower the load or mend the server");
+        warn(warnings, "errors", message);
+    }
+    if let Some(words) = &seen.gone {
+        let message = format!("the server stopped answering ({words}); look at its log, then measure again");
+        warn(warnings, "server_gone", message);
+    }
+    if let Some(first) = seen.bad_answers.first() {
+        let (bad, checked) = (seen.bad_answers.len(), seen.checked);
+        let message = format!("{bad} of {checked} answers checked are wrong: {}; check the model", first.message);
+        warn(warnings, "bad_response", message);
+    }
+    if open && seen.sends.late as f64 > MAX_LATE * seen.sends.sends as f64 {
+        let share = 100.0 * seen.sends.late as f64 / seen.sends.sends as f64;
+        let message = format!(
+            "{share:.2} % of the sends were over 1 ms late; run the client on a machine or cores of its own, or lower the rate"
+        );
+        warn(warnings, "sends_late", message);
+    }
+    if seen.sends.limit_hits > 0 {
+        let message = format!(
+            "{} calls were not sent, because the limit of calls in flight was reached; lower the rate or raise --max-in-flight",
+            seen.sends.limit_hits
+        );
+        warn(warnings, "in_flight_limit", message);
+    }
+    if seen.series.total().latency.is_empty() {
+        warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
+    }
+    warnings.len() == before
+}
+
+/// What a reader must know of a point that stands.
+fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warnings: &mut Vec<Warning>) {
+    if seen.drifting {
+        let message = "latency was still drifting at the end of warm-up; raise --max-duration, of which warm-up may take a third";
+        warn(warnings, "warmup_drifting", message.into());
+    }
+    if !seen.converged {
+        let asked = rules.stop.precision * 100.0;
+        let message = match worst(seen) {
+            Some((name, width)) => format!(
+                "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
+                width * 100.0
+            ),
+            None => format!("too few calls for intervals of ±{asked:.1} %; raise --max-duration"),
+        };
+        warn(warnings, "not_converged", message);
+    }
+    if !open && seen.client_cpu_cores >= CLIENT_BOUND {
+        let message = format!(
+            "the client used {:.0} % of its core, so it may be what limits; measure with several workers or larger batches",
+            seen.client_cpu_cores * 100.0
+        );
+        warn(warnings, "client_bound", message);
+    }
+    if samples.host.steal_ratio > MAX_STEAL {
+        let share = samples.host.steal_ratio * 100.0;
+        let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
+        warn(warnings, "steal", message);
+    }
+    if let (Some(engine), cores) = (samples.engine_cpu, samples.cores) {
+        let ours = (engine.cores + seen.client_cpu_cores) / cores;
+        let others = samples.host.cpu_busy_ratio - ours;
+        if others > MAX_OTHERS {
+            let share = others * 100.0;
+            let message = format!("other processes took {share:.0} % of this host's CPU time; stop them and measure again");
+            warn(warnings, "noisy_host", message);
+        }
+    }
+}
+
+/// The least precise figure, with its half width as a share of the value.
+fn worst(seen: &Observed) -> Option<(String, f64)> {
+    let throughput = seen.throughput.iter().map(|i| ("throughput".to_owned(), i.relative_half_width()));
+    let percentiles =
+        seen.percentiles.iter().filter_map(|p| Some((format!("p{}", p.q), p.ms.as_ref()?.relative_half_width())));
+    throughput.chain(percentiles).max_by(|a, b| a.1.total_cmp(&b.1))
+}
