@@ -1,1 +1,21 @@
-//! The command line.
+//! modelmeter as a library ([`Profiler`]) and as the one binary: it parses, wires and prints; it does not measure.
+//!
+//! What a person types becomes raw arguments ([`args`]), then one validated [`job`], which [`run`] carries out over the
+//! control API ([`client`]), in this process ([`embedded`]) or on a cluster. What comes out is text ([`report`]).
+
+pub mod args;
+pub mod client;
+mod command;
+pub mod embedded;
+pub mod engines;
+pub mod interrupt;
+pub mod job;
+pub mod models;
+pub mod profiler;
+pub mod progress;
+pub mod report;
+pub mod run;
+
+pub use command::main;
+pub use modelmeter_common::{Problem, config, profile, request};
+pub use profiler::{Profiler, Profiles};

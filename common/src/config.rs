@@ -1,1 +1,434 @@
-//! To be furnished.
+//! The effective configuration: defaults < `modelmeter.toml` < environment `MODELMETER_*` < flags.
+//!
+//! The first three are merged here; flags are applied by the command line, which owns them.
+
+use crate::Problem;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use toml::{Table, Value};
+
+/// The name of the file.
+pub const FILE: &str = "modelmeter.toml";
+
+/// Everything that can be configured.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where cache, journal and the sqlite hub live; by default below the user's data directory.
+    pub home: PathBuf,
+    /// Of commands that talk to a coordinator.
+    pub client: Client,
+    /// Of `modelmeter coordinator`.
+    pub coordinator: Coordinator,
+    /// Of `modelmeter worker`.
+    pub worker: Worker,
+    /// By engine.
+    pub engine: Engines,
+}
+
+/// Where commands find their coordinator.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Client {
+    /// `http://host:port` of each coordinator; empty: profile in this process.
+    pub coordinators: Vec<String>,
+}
+
+/// A coordinator that serves others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Coordinator {
+    /// Where it answers gRPC, `host:port`; port 0: a free one.
+    pub listen: String,
+    /// Where it answers HTTP, `host:port`.
+    pub http: String,
+    /// `amqp://…`.
+    pub broker: Option<String>,
+    /// `mongodb://…`, or a path of an sqlite file.
+    pub hub: Option<String>,
+    /// How long a claim holds without being renewed, as `30s`.
+    pub lease: String,
+    /// Whether it may listen beyond loopback although nothing authenticates its callers.
+    pub insecure_listen: bool,
+}
+
+impl Default for Coordinator {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7600".into(),
+            http: "127.0.0.1:7601".into(),
+            broker: None,
+            hub: None,
+            lease: "30s".into(),
+            insecure_listen: false,
+        }
+    }
+}
+
+/// A worker of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// Unique in its cluster; by default the host's name.
+    pub name: Option<String>,
+    /// `amqp://…`.
+    pub broker: Option<String>,
+    /// `http://host:port` of each coordinator.
+    pub coordinators: Vec<String>,
+    /// `cpu`, `gpu`, `all` or device classes.
+    pub devices: Vec<String>,
+    /// The host's cores are shared out over this many slots.
+    pub cpu_slots: u32,
+    /// Where engines listen.
+    pub ports: Ports,
+    /// Where the locks lie that keep workers of one host from measuring on the same device; by default the system's.
+    pub lock_dir: Option<PathBuf>,
+    /// Whether other workers of this host may measure on the CPU at the same time.
+    pub shared_cpu: bool,
+    /// Free words that `workers` shows.
+    pub labels: BTreeMap<String, String>,
+    /// The engines that it offers; empty: each that can run here.
+    pub engines: Vec<String>,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            name: None,
+            broker: None,
+            coordinators: Vec::new(),
+            devices: vec!["all".into()],
+            cpu_slots: 1,
+            ports: Ports::Default,
+            lock_dir: None,
+            shared_cpu: false,
+            labels: BTreeMap::new(),
+            engines: Vec::new(),
+        }
+    }
+}
+
+/// Where engines listen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ports {
+    /// On the documented ports; a busy one is an error.
+    #[default]
+    Default,
+    /// On free ones.
+    Auto,
+}
+
+/// What engines need to be told about this machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Engines {
+    /// ONNX Runtime.
+    pub onnx: Onnx,
+}
+
+/// ONNX Runtime.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Onnx {
+    /// The path of `libonnxruntime.so`; by default it is looked for.
+    pub library: Option<PathBuf>,
+}
+
+/// What the configuration is read from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A file that the user named: it must be there.
+    pub file: Option<PathBuf>,
+    /// The home that the user named by flag.
+    pub home: Option<PathBuf>,
+    /// Where `modelmeter.toml` is looked for first.
+    pub cwd: PathBuf,
+    /// The environment.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// This process's own.
+    pub fn of_process(file: Option<PathBuf>, home: Option<PathBuf>) -> Self {
+        let env =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        Self { file, home, cwd: std::env::current_dir().unwrap_or_default(), env }
+    }
+
+    /// The home: flag, environment, or the user's data directory.
+    fn home(&self) -> Option<PathBuf> {
+        let var = |name: &str| self.env.get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        self.home
+            .clone()
+            .or_else(|| var("MODELMETER_HOME"))
+            .or_else(|| var("XDG_DATA_HOME").map(|dir| dir.join("modelmeter")))
+            .or_else(|| var("HOME").map(|dir| dir.join(".local/share/modelmeter")))
+    }
+
+    /// The file to read: the one named, else the one here, else the one at home.
+    fn find(&self) -> Result<Option<(PathBuf, String)>, Problem> {
+        let named = self.file.clone().or_else(|| self.env.get("MODELMETER_CONFIG").map(PathBuf::from));
+        let candidates = match &named {
+            Some(path) => vec![path.clone()],
+            None => std::iter::once(self.cwd.clone()).chain(self.home()).map(|dir| dir.join(FILE)).collect(),
+        };
+        for path in candidates {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return Ok(Some((path, text))),
+                Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Problem::invalid("config", format!("cannot read {}: {e}", path.display()))),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Merges defaults, file and environment. Errors name the key and the file or variable that it stands in.
+pub fn load(sources: &Sources) -> Result<Config, Problem> {
+    let (mut table, origin) = match sources.find()? {
+        Some((path, text)) => (parse(&path, &text)?, format!("{} and the environment", path.display())),
+        None => (Table::new(), "the environment".to_owned()),
+    };
+    for variable in &VARIABLES {
+        if let Some(text) = sources.env.get(variable.name) {
+            set(&mut table, variable.path, variable.value(text)?);
+        }
+    }
+    let mut config: Config = Value::Table(table)
+        .try_into()
+        .map_err(|e: toml::de::Error| Problem::invalid("config", format!("{} (from {origin})", e.message())))?;
+    if let Some(home) = &sources.home {
+        config.home.clone_from(home);
+    }
+    if config.home.as_os_str().is_empty() {
+        config.home = sources.home().ok_or_else(|| {
+            Problem::invalid("home", "there is no home directory to keep results in")
+                .with_hint("name one with --home DIR")
+        })?;
+    }
+    duration(&config.coordinator.lease).map_err(|e| Problem { field: Some("coordinator.lease".into()), ..e })?;
+    Ok(config)
+}
+
+/// Variables of the environment that start with `MODELMETER_` but that nothing reads: likely misspelt.
+pub fn unknown_variables(env: &BTreeMap<String, String>) -> Vec<&str> {
+    env.keys()
+        .map(String::as_str)
+        .filter(|name| name.starts_with("MODELMETER_") && *name != "MODELMETER_CONFIG")
+        .filter(|name| VARIABLES.iter().all(|v| v.name != *name))
+        .collect()
+}
+
+/// Reads a file alone, so that an unknown key is told with its file and line.
+fn parse(path: &Path, text: &str) -> Result<Table, Problem> {
+    let wrong = |e: &toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        Problem::invalid("config", format!("{}, line {line}: {}", path.display(), e.message().trim()))
+    };
+    toml::from_str::<Config>(text).map_err(|e| wrong(&e))?;
+    toml::from_str::<Table>(text).map_err(|e| wrong(&e))
+}
+
+fn set(table: &mut Table, path: &[&str], value: Value) {
+    let (last, sections) = path.split_last().expect("a variable has a path");
+    let mut table = table;
+    for section in sections {
+        let entry = table.entry((*section).to_owned()).or_insert_with(|| Value::Table(Table::new()));
+        table = entry.as_table_mut().expect("the file was checked against the sections");
+    }
+    table.insert((*last).to_owned(), value);
+}
+
+/// How the text of a variable is read.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    /// Separated by commas.
+    List,
+    Number,
+    Flag,
+    /// `k=v`, separated by commas.
+    Map,
+}
+
+struct Variable {
+    name: &'static str,
+    path: &'static [&'static str],
+    kind: Kind,
+}
+
+impl Variable {
+    fn value(&self, text: &str) -> Result<Value, Problem> {
+        let list = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let wrong = |what: &str| Problem::invalid(self.name, format!("'{text}' is not {what}"));
+        match self.kind {
+            Kind::Text => Ok(Value::String(text.to_owned())),
+            Kind::List => Ok(Value::Array(list().map(|item| Value::String(item.to_owned())).collect())),
+            Kind::Number => text.trim().parse().map(Value::Integer).map_err(|_| wrong("a whole number")),
+            Kind::Flag => match text.trim() {
+                "1" | "true" => Ok(Value::Boolean(true)),
+                "0" | "false" | "" => Ok(Value::Boolean(false)),
+                _ => Err(wrong("true or false")),
+            },
+            Kind::Map => list()
+                .map(|item| item.split_once('=').map(|(k, v)| (k.to_owned(), Value::String(v.to_owned()))))
+                .collect::<Option<Table>>()
+                .map(Value::Table)
+                .ok_or_else(|| wrong("a list of key=value")),
+        }
+    }
+}
+
+const fn variable(name: &'static str, path: &'static [&'static str], kind: Kind) -> Variable {
+    Variable { name, path, kind }
+}
+
+const VARIABLES: [Variable; 19] = [
+    variable("MODELMETER_HOME", &["home"], Kind::Text),
+    variable("MODELMETER_COORDINATOR", &["client", "coordinators"], Kind::List),
+    variable("MODELMETER_COORDINATOR_LISTEN", &["coordinator", "listen"], Kind::Text),
+    variable("MODELMETER_COORDINATOR_HTTP", &["coordinator", "http"], Kind::Text),
+    variable("MODELMETER_COORDINATOR_BROKER", &["coordinator", "broker"], Kind::Text),
+    variable("MODELMETER_COORDINATOR_HUB", &["coordinator", "hub"], Kind::Text),
+    variable("MODELMETER_COORDINATOR_LEASE", &["coordinator", "lease"], Kind::Text),
+    variable("MODELMETER_COORDINATOR_INSECURE_LISTEN", &["coordinator", "insecure_listen"], Kind::Flag),
+    variable("MODELMETER_WORKER_NAME", &["worker", "name"], Kind::Text),
+    variable("MODELMETER_WORKER_BROKER", &["worker", "broker"], Kind::Text),
+    variable("MODELMETER_WORKER_COORDINATORS", &["worker", "coordinators"], Kind::List),
+    variable("MODELMETER_WORKER_DEVICES", &["worker", "devices"], Kind::List),
+    variable("MODELMETER_WORKER_CPU_SLOTS", &["worker", "cpu_slots"], Kind::Number),
+    variable("MODELMETER_WORKER_PORTS", &["worker", "ports"], Kind::Text),
+    variable("MODELMETER_WORKER_LOCK_DIR", &["worker", "lock_dir"], Kind::Text),
+    variable("MODELMETER_WORKER_SHARED_CPU", &["worker", "shared_cpu"], Kind::Flag),
+    variable("MODELMETER_WORKER_LABELS", &["worker", "labels"], Kind::Map),
+    variable("MODELMETER_WORKER_ENGINES", &["worker", "engines"], Kind::List),
+    variable("MODELMETER_ENGINE_ONNX_LIBRARY", &["engine", "onnx", "library"], Kind::Text),
+];
+
+impl Config {
+    /// As TOML, with the passwords in addresses blanked out.
+    pub fn dump(&self) -> String {
+        let mut shown = self.clone();
+        let addresses = [&mut shown.coordinator.broker, &mut shown.coordinator.hub, &mut shown.worker.broker];
+        addresses.into_iter().flatten().for_each(|url| *url = redact(url));
+        let lists = shown.client.coordinators.iter_mut().chain(&mut shown.worker.coordinators);
+        lists.for_each(|url| *url = redact(url));
+        toml::to_string_pretty(&shown).expect("a configuration holds nothing that TOML cannot carry")
+    }
+}
+
+/// An address without its password: `amqp://user:***@host`.
+pub fn redact(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let before_query = rest.find('?').map_or(rest, |at| &rest[..at]);
+    let Some(at) = before_query.rfind('@') else { return url.to_owned() };
+    match rest[..at].split_once(':') {
+        Some((user, _)) => format!("{scheme}://{user}:***{}", &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
+/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`, as `2s`, `500ms`, `1.5m`.
+pub fn duration(text: &str) -> Result<Duration, Problem> {
+    let wrong = || {
+        Problem::invalid("duration", format!("'{text}' is not a duration"))
+            .with_hint("a number with ms, s, m, h or d, for example 2s")
+    };
+    let text = text.trim();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+    let number: f64 = text[..unit_at].parse().map_err(|_| wrong())?;
+    let unit = match text[unit_at..].trim() {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(text: Option<&str>, env: &[(&str, &str)]) -> (Sources, PathBuf) {
+        let dir = std::env::temp_dir().join(format!("modelmeter-config-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&dir).unwrap();
+        if let Some(text) = text {
+            std::fs::write(dir.join(FILE), text).unwrap();
+        }
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        (Sources { file: None, home: None, cwd: dir.clone(), env }, dir)
+    }
+
+    fn load_from(text: Option<&str>, env: &[(&str, &str)]) -> Result<Config, Problem> {
+        let (sources, dir) = sources(text, env);
+        let loaded = load(&sources);
+        std::fs::remove_dir_all(dir).unwrap();
+        loaded
+    }
+
+    #[test]
+    fn the_environment_beats_the_file_beats_the_defaults() {
+        let file = "home = '/h'\n[coordinator]\nlisten = '127.0.0.1:1'\nbroker = 'amqp://file'\n";
+        let env = [("MODELMETER_COORDINATOR_BROKER", "amqp://env"), ("MODELMETER_WORKER_CPU_SLOTS", "3")];
+        let config = load_from(Some(file), &env).unwrap();
+        assert_eq!(config.home, PathBuf::from("/h"));
+        assert_eq!(config.coordinator.listen, "127.0.0.1:1");
+        assert_eq!(config.coordinator.broker.as_deref(), Some("amqp://env"));
+        assert_eq!(config.coordinator.http, Coordinator::default().http);
+        assert_eq!(config.worker.cpu_slots, 3);
+    }
+
+    #[test]
+    fn home_falls_back_to_the_users_data_directory() {
+        let home = |env: &[(&str, &str)]| load_from(None, env).map(|c| c.home);
+        assert_eq!(home(&[("HOME", "/u")]).unwrap(), PathBuf::from("/u/.local/share/modelmeter"));
+        assert_eq!(home(&[("HOME", "/u"), ("XDG_DATA_HOME", "/d")]).unwrap(), PathBuf::from("/d/modelmeter"));
+        assert_eq!(home(&[("HOME", "/u"), ("MODELMETER_HOME", "/m")]).unwrap(), PathBuf::from("/m"));
+        assert_eq!(home(&[]).unwrap_err().field.as_deref(), Some("home"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file() {
+        let error = load_from(Some("home = '/h'\n[coordinator]\nlisten_on = 'x'\n"), &[]).unwrap_err();
+        assert!(error.message.contains("listen_on") && error.message.contains("modelmeter.toml, line 3"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_variable_is_named() {
+        let error = load_from(None, &[("HOME", "/u"), ("MODELMETER_WORKER_CPU_SLOTS", "two")]).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("MODELMETER_WORKER_CPU_SLOTS"));
+        let error = load_from(None, &[("HOME", "/u"), ("MODELMETER_WORKER_PORTS", "some")]).unwrap_err();
+        assert!(error.message.contains("some"), "{error}");
+        let env = [("MODELMETER_HUB".to_owned(), String::new()), ("MODELMETER_HOME".to_owned(), String::new())];
+        assert_eq!(unknown_variables(&env.into()), ["MODELMETER_HUB"]);
+    }
+
+    #[test]
+    fn a_dump_hides_passwords_and_reads_back() {
+        let mut config = Config { home: "/h".into(), ..Config::default() };
+        config.coordinator.broker = Some("amqp://bob:s3cret@host:5672/%2f".into());
+        config.coordinator.hub = Some("mongodb://bob:s3@cret@a,b/modelmeter?x=1".into());
+        let dump = config.dump();
+        assert!(!dump.contains("s3"), "{dump}");
+        assert!(dump.contains("amqp://bob:***@host:5672/%2f") && dump.contains("mongodb://bob:***@a,b/modelmeter?x=1"));
+        assert!(toml::from_str::<Config>(&dump).is_ok());
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, ms) in [("2s", 2_000), ("500ms", 500), ("2m", 120_000), ("1.5h", 5_400_000), ("1d", 86_400_000)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(ms));
+        }
+        for text in ["", "2", "s", "2 weeks", "-2s", "1.2.3s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The control API as the commands use it: typed, with deadlines, and errors as problems.
+
+use modelmeter_common::{
+    Code, Problem, RequestId,
+    model::{ArtifactRef, Model},
+    profile::Profile,
+    request::{Request, RequestDoc},
+    status::{Dryrun, Status, WorkerDoc},
+};
+use modelmeter_proto::{
+    PROBLEM_KEY,
+    control::{
+        AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
+        ListRequestsRequest, ListWorkersRequest, PlanRequest, ResultsRequest, StatusReply, StatusRequest,
+        SubmitRequest, artifact_chunk::Content, control_client::ControlClient,
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{path::Path, time::Duration};
+use tokio::io::AsyncReadExt;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// Each address may take this long to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A status of the largest request is far below this.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// An artifact travels in pieces of this size.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// A connection to a coordinator.
+#[derive(Clone)]
+pub struct Client {
+    control: ControlClient<Channel>,
+}
+
+impl Client {
+    /// Connects to the first of these that answers.
+    ///
+    /// # Errors
+    /// `invalid_argument` for an address that is none; `unreachable` with each one tried.
+    pub async fn connect(addresses: &[String]) -> Result<Self, Problem> {
+        let mut tried = Vec::new();
+        for address in addresses {
+            let full = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+            let endpoint = Endpoint::from_shared(full)
+                .map_err(|e| {
+                    Problem::invalid("coordinator", format!("'{address}' is not an address: {e}"))
+                        .with_hint("as http://127.0.0.1:7600")
+                })?
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(10))
+                .tcp_nodelay(true);
+            match endpoint.connect().await {
+                Ok(channel) => {
+                    let control = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                    return Ok(Self { control });
+                }
+                Err(e) => tried.push(format!("{address}: {}", root(&e))),
+            }
+        }
+        Err(Problem::new(Code::Unreachable, format!("no coordinator answers ({})", tried.join("; ")))
+            .with_field("coordinator")
+            .with_hint("check the address, and that `modelmeter coordinator` runs there"))
+    }
+
+    /// Submits a request under this idempotency key; gives the number of its tasks.
+    pub async fn submit(&mut self, id: RequestId, request: &Request) -> Result<u64, Problem> {
+        let call = SubmitRequest { request_id: id.to_string(), request_json: json(request) };
+        Ok(self.control.submit(call).await.map_err(problem)?.into_inner().tasks)
+    }
+
+    /// What a request would do.
+    pub async fn plan(&mut self, request: &Request) -> Result<Dryrun, Problem> {
+        let reply = self.control.plan(PlanRequest { request_json: json(request) }).await.map_err(problem)?;
+        read(&reply.into_inner().plan_json)
+    }
+
+    /// The newest requests.
+    pub async fn requests(&mut self, limit: u32) -> Result<Vec<RequestDoc>, Problem> {
+        let reply = self.control.list_requests(ListRequestsRequest { limit }).await.map_err(problem)?;
+        read_all(&reply.into_inner().documents)
+    }
+
+    /// Where a request stands.
+    pub async fn status(&mut self, id: RequestId) -> Result<Status, Problem> {
+        let reply = self.control.status(StatusRequest { request_id: id.to_string() }).await.map_err(problem)?;
+        read(&reply.into_inner().status_json)
+    }
+
+    /// Where a request stands, now and after each change.
+    pub async fn watch(&mut self, id: RequestId) -> Result<Watch, Problem> {
+        let reply = self.control.watch(StatusRequest { request_id: id.to_string() }).await.map_err(problem)?;
+        Ok(Watch(reply.into_inner()))
+    }
+
+    /// Stops a request; gives the number of tasks that this stopped.
+    pub async fn cancel(&mut self, id: RequestId, reason: &str) -> Result<u64, Problem> {
+        let call = CancelRequest { request_id: id.to_string(), reason: reason.into() };
+        Ok(self.control.cancel(call).await.map_err(problem)?.into_inner().tasks_cancelled)
+    }
+
+    /// Profiles out of the hub.
+    pub async fn results(
+        &mut self,
+        request: Option<RequestId>,
+        model: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Vec<Profile>, Problem> {
+        let call = ResultsRequest {
+            request_id: request.map(|id| id.to_string()).unwrap_or_default(),
+            model: model.unwrap_or_default().into(),
+            limit: limit.unwrap_or(0),
+        };
+        let mut stream = self.control.results(call).await.map_err(problem)?.into_inner();
+        let mut profiles = Vec::new();
+        while let Some(document) = stream.message().await.map_err(problem)? {
+            profiles.push(read(&document.json)?);
+        }
+        Ok(profiles)
+    }
+
+    /// The workers that are known.
+    pub async fn workers(&mut self) -> Result<Vec<WorkerDoc>, Problem> {
+        let reply = self.control.list_workers(ListWorkersRequest {}).await.map_err(problem)?;
+        read_all(&reply.into_inner().documents)
+    }
+
+    /// The models, or those of this name, newest first.
+    pub async fn models(&mut self, name: Option<&str>) -> Result<Vec<Model>, Problem> {
+        let call = ListModelsRequest { name: name.unwrap_or_default().into() };
+        let reply = self.control.list_models(call).await.map_err(problem)?;
+        read_all(&reply.into_inner().documents)
+    }
+
+    /// Adds a model whose artifacts, if it has any, lie in these files; what the hub has already is not sent.
+    pub async fn add_model(&mut self, model: &Model, files: &[(ArtifactRef, &Path)]) -> Result<(), Problem> {
+        let sha256 = files.iter().map(|(artifact, _)| artifact.sha256.clone()).collect();
+        let missing =
+            self.control.missing_artifacts(ArtifactIds { sha256 }).await.map_err(problem)?.into_inner().sha256;
+        for (artifact, path) in files.iter().filter(|(artifact, _)| missing.contains(&artifact.sha256)) {
+            self.put_artifact(artifact, path).await?;
+        }
+        let model_json = json(model);
+        self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
+        Ok(())
+    }
+
+    async fn put_artifact(&mut self, artifact: &ArtifactRef, path: &Path) -> Result<(), Problem> {
+        let unreadable = |e: std::io::Error| Problem::invalid("model", format!("cannot read {}: {e}", path.display()));
+        let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+        let header = ArtifactHeader {
+            sha256: artifact.sha256.clone(),
+            format: artifact.format.to_string(),
+            bytes: artifact.bytes,
+        };
+        let (send, receive) = tokio::sync::mpsc::channel(4);
+        let sending = async move {
+            let chunk = |content| ArtifactChunk { content: Some(content) };
+            // A closed channel means that the call has ended: its own error says why.
+            if send.send(chunk(Content::Header(header))).await.is_err() {
+                return Ok::<(), Problem>(());
+            }
+            loop {
+                let mut data = Vec::with_capacity(CHUNK_BYTES);
+                (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.map_err(unreadable)?;
+                if data.is_empty() || send.send(chunk(Content::Data(data.into()))).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        let call = self.control.put_artifact(tokio_stream::wrappers::ReceiverStream::new(receive));
+        let (sent, stored) = tokio::join!(sending, call);
+        sent?;
+        stored.map_err(problem)?;
+        Ok(())
+    }
+}
+
+/// The statuses of a request as it changes.
+pub struct Watch(Streaming<StatusReply>);
+
+impl Watch {
+    /// The next one; none after the terminal one.
+    pub async fn next(&mut self) -> Result<Option<Status>, Problem> {
+        match self.0.message().await.map_err(problem)? {
+            Some(reply) => read(&reply.status_json).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The problem that a status carries, else one made of its code and text.
+fn problem(status: tonic::Status) -> Problem {
+    let carried = status.metadata().get_bin(PROBLEM_KEY).and_then(|value| value.to_bytes().ok());
+    if let Some(problem) = carried.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        return problem;
+    }
+    match status.code() {
+        tonic::Code::Unavailable => {
+            Problem::new(Code::Unreachable, format!("the coordinator is gone: {}", status.message()))
+                .with_field("coordinator")
+                .with_hint("what is measured already is in the hub; `modelmeter watch ID` picks the request up again")
+        }
+        tonic::Code::InvalidArgument => Problem::new(Code::InvalidArgument, status.message()),
+        tonic::Code::NotFound => Problem::new(Code::NotFound, status.message()),
+        tonic::Code::Unauthenticated => Problem::new(Code::Unauthenticated, status.message()),
+        tonic::Code::Unimplemented => {
+            Problem::new(Code::Unreachable, "what answers there is not a modelmeter coordinator of this version")
+                .with_field("coordinator")
+        }
+        _ => Problem::new(Code::Internal, status.message()),
+    }
+}
+
+fn json<T: serde::Serialize>(document: &T) -> String {
+    serde_json::to_string(document).expect("our documents hold nothing that JSON cannot carry")
+}
+
+fn read<T: DeserializeOwned>(json: &str) -> Result<T, Problem> {
+    serde_json::from_str(json).map_err(|e| {
+        Problem::new(Code::BadResponse, format!("the coordinator sent a document that does not read: {e}"))
+            .with_hint("are both of the same version of modelmeter?")
+    })
+}
+
+fn read_all<T: DeserializeOwned>(documents: &[Document]) -> Result<Vec<T>, Problem> {
+    documents.iter().map(|document| read(&document.json)).collect()
+}
+
+/// The innermost cause: "connection refused", not "transport error".
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_comes_back_whole_from_a_status() {
+        let sent = Problem::invalid("engines", "unknown engine 'onxx'").with_hint("did you mean 'onnx'?");
+        let mut status = tonic::Status::invalid_argument("engines: unknown");
+        let bytes = serde_json::to_vec(&sent).unwrap();
+        status.metadata_mut().insert_bin(PROBLEM_KEY, tonic::metadata::MetadataValue::from_bytes(&bytes));
+        assert_eq!(problem(status), sent);
+        assert_eq!(problem(tonic::Status::not_found("gone")).code, Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn what_was_tried_is_told() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let Err(error) = Client::connect(&[format!("http://{closed}")]).await else { panic!("connected") };
+        assert_eq!(error.code, Code::Unreachable);
+        assert!(error.message.contains(&closed.to_string()) && error.message.contains("refused"), "{error}");
+    }
+}

@@ -1,0 +1,89 @@
+//! `coordinator`: for workers in other processes.
+
+use super::Context;
+use crate::interrupt;
+use modelmeter_common::{
+    Code, Problem,
+    broker::{Broker, BrokerError, amqp},
+    config,
+};
+use modelmeter_coordinator::{self as coordinator, hub};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::net::{TcpListener, lookup_host};
+
+pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
+    let settings = &context.config.coordinator;
+    let broker_url = required(settings.broker.as_deref(), "broker", "--broker amqp://guest:guest@127.0.0.1:5672/%2f")?;
+    let hub_url = required(settings.hub.as_deref(), "hub", "--hub mongodb://127.0.0.1:27017/modelmeter")?;
+    let lease = config::duration(&settings.lease).map_err(|e| e.with_field("lease"))?;
+    let stop = interrupt::listen()?;
+    let grpc = listen("listen", &settings.listen, settings.insecure_listen).await?;
+    let http = match settings.http.as_str() {
+        "" => None,
+        address => Some(listen("http", address, settings.insecure_listen).await?),
+    };
+    let started = async {
+        let broker = connect(broker_url).await?;
+        let hub = hub::open(hub_url).await.map_err(|e| {
+            Problem::from(e)
+                .with_field("hub")
+                .with_hint("mongodb://host:port/database; check that the server runs and that this machine reaches it")
+        })?;
+        let options = coordinator::Options { lease, ..coordinator::Options::new(broker.clone(), hub) };
+        Ok::<_, Problem>((coordinator::start(options, grpc, http).await?, broker))
+    };
+    let (handle, broker) = tokio::select! {
+        started = started => started?,
+        () = stop.cancelled() => return Err(interrupt::interrupted()),
+    };
+    let http = handle.http_addr().map(|at| format!(", HTTP on {at}")).unwrap_or_default();
+    eprintln!(
+        "coordinator ready: gRPC on {}{http}, broker {}, hub {}",
+        handle.grpc_addr(),
+        config::redact(broker_url),
+        config::redact(hub_url)
+    );
+    stop.cancelled().await;
+    handle.stop().await;
+    broker.close().await;
+    Ok(0)
+}
+
+fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'a str, Problem> {
+    value.ok_or_else(|| Problem::invalid(field, "is not set").with_hint(format!("for example {example}")))
+}
+
+/// Connects to a broker that other processes reach too.
+pub(super) async fn connect(url: &str) -> Result<Arc<dyn Broker>, Problem> {
+    let broker = amqp::connect(url).await.map_err(|e| {
+        let code = if matches!(e, BrokerError::BadUrl { .. }) { Code::InvalidArgument } else { Code::Unreachable };
+        Problem::new(code, e.to_string()).with_field("broker").with_hint(
+            "amqp://user:password@host:port/vhost; check that RabbitMQ runs and that this machine reaches it",
+        )
+    })?;
+    Ok(Arc::new(broker))
+}
+
+/// Binds an address. Beyond loopback only where the user says that he knows: callers do not authenticate yet.
+async fn listen(field: &str, address: &str, insecure: bool) -> Result<TcpListener, Problem> {
+    let wrong = |e: std::io::Error| {
+        Problem::invalid(field, format!("'{address}' is not an address to listen on: {e}"))
+            .with_hint("host:port, as 127.0.0.1:7600")
+    };
+    let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(wrong)?.collect();
+    if !insecure && addresses.iter().any(|at| !at.ip().is_loopback()) {
+        return Err(Problem::invalid(
+            field,
+            format!("'{address}' is open to other machines, and this version does not authenticate its callers"),
+        )
+        .with_hint("listen on 127.0.0.1, or say --insecure-listen in a network where everyone is trusted"));
+    }
+    TcpListener::bind(&addresses[..]).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => Problem::new(Code::Busy, format!("{address} is in use by another process"))
+            .with_field(field)
+            .with_hint(format!(
+                "stop it (`ss -ltnp` names it), or choose another port with --{field}; port 0 takes a free one"
+            )),
+        _ => wrong(e),
+    })
+}

@@ -1,0 +1,58 @@
+//! `engines`: what can run here, and what the rest needs.
+
+use super::{Context, print};
+use crate::{
+    engines::{Found, survey},
+    report::{self, Align, Table},
+};
+use modelmeter_common::Problem;
+use modelmeter_worker::sample;
+
+pub(super) fn run(context: &Context) -> Result<u8, Problem> {
+    let found = survey(&context.config);
+    if context.json {
+        print(&report::json(&found));
+        return Ok(0);
+    }
+    let mut text = table(&found);
+    let (devices, no_gpus) = sample::devices();
+    let names: Vec<String> = devices.iter().map(|device| format!("{} ({})", device.class, device.name)).collect();
+    text += &format!("\ndevices: {}\n", names.join(", "));
+    if let Some(why) = no_gpus {
+        text += &format!("no GPUs: {why}\n");
+    }
+    print(&text);
+    Ok(0)
+}
+
+fn table(found: &[Found]) -> String {
+    let mut table = Table::default()
+        .column("engine", Align::Left)
+        .column("runs here", Align::Left)
+        .column("version", Align::Left)
+        .column("loads", Align::Left)
+        .column("what it is", Align::Left);
+    for engine in found {
+        table.row(vec![
+            engine.name.into(),
+            if engine.available { "yes" } else { "no" }.into(),
+            engine.version.clone().unwrap_or_default(),
+            engine.formats.join(", "),
+            engine.title.into(),
+        ]);
+    }
+    let mut text = table.to_string() + "\n";
+    for engine in found {
+        match (&engine.location, &engine.reason) {
+            (Some(at), None) => text += &format!("{}: {}\n", engine.name, at.display()),
+            (_, Some(reason)) => {
+                text += &format!("{}: {reason}\n", engine.name);
+                if let Some(hint) = &engine.hint {
+                    text += &format!("  hint: {hint}\n");
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    text
+}

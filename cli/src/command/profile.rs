@@ -1,0 +1,49 @@
+//! `profile` and `watch`.
+
+use super::{Context, print};
+use crate::{
+    args::{Format, ProfileArgs, WatchArgs},
+    client::Client,
+    interrupt, job,
+    progress::Progress,
+    report, run,
+};
+use modelmeter_common::Problem;
+
+pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Problem> {
+    let embedded = context.config.client.coordinators.is_empty();
+    let job = job::resolve(args, embedded, context.json)?;
+    let stop = interrupt::listen()?;
+    let (format, points) = (job.format, job.points);
+    let mut progress = Progress::new(false);
+    if job.dry_run {
+        let plan = run::dry_run(&context.config, job, &progress, &stop).await?;
+        print(&if format == Format::Json { report::json(&plan) } else { report::dryrun(&plan) });
+        return Ok(0);
+    }
+    let finished = run::profile(&context.config, job, &mut progress, &stop).await?;
+    if !finished.profiles.is_empty() || format == Format::Json {
+        print(&report::render(&finished.profiles, format, points));
+    }
+    Ok(finished.exit_code())
+}
+
+pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Problem> {
+    let id = args.id.id;
+    let mut client = Client::connect(super::listing::needs_coordinator(context, "watch")?).await?;
+    let stop = interrupt::listen()?;
+    let mut progress = Progress::new(false);
+    let status = tokio::select! {
+        status = run::watch(&mut client, id, &mut progress) => status?,
+        // Only the watching ends: the request goes on.
+        () = stop.cancelled() => return Err(interrupt::interrupted()),
+    };
+    progress.finish();
+    let profiles = client.results(Some(id), None, Some(u32::MAX)).await?;
+    let finished = run::Finished { request_id: id, state: status.state, interrupted: false, profiles };
+    let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
+    if !finished.profiles.is_empty() || format == Format::Json {
+        print(&report::render(&finished.profiles, format, false));
+    }
+    Ok(finished.exit_code())
+}

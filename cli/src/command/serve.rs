@@ -1,0 +1,35 @@
+//! `serve`: the process that the built-in engines are.
+
+use crate::{args::ServeArgs, interrupt};
+use modelmeter_common::{Code, Problem};
+use modelmeter_serving::{Options, serve};
+use std::net::Ipv4Addr;
+use tokio::net::TcpListener;
+
+pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
+    let settings = serde_json::from_str(&args.settings).map_err(|e| {
+        Problem::invalid("settings", format!("not a JSON object: {e}")).with_hint(r#"for example {"threads": 2}"#)
+    })?;
+    let stop = interrupt::listen()?;
+    let grpc = bind(args.grpc_port, "grpc-port").await?;
+    let http = bind(args.http_port, "http-port").await?;
+    let at = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+    eprintln!("serving {} with {}: gRPC on {}, HTTP on {}", args.model_name, args.engine, at(&grpc), at(&http));
+    let options = Options {
+        engine: args.engine,
+        model: args.model,
+        model_name: args.model_name,
+        settings,
+        onnxruntime: args.onnxruntime,
+    };
+    serve(options, grpc, http, stop.cancelled_owned()).await?;
+    Ok(0)
+}
+
+async fn bind(port: u16, field: &str) -> Result<TcpListener, Problem> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|e| {
+        Problem::new(Code::Busy, format!("cannot listen on port {port}: {e}"))
+            .with_field(field)
+            .with_hint("choose another port; 0 takes a free one")
+    })
+}

@@ -1,0 +1,200 @@
+//! Coordinator and worker in this process: memory broker, sqlite hub at home, the same gRPC on a loopback port.
+
+use crate::client::Client;
+use modelmeter_common::{
+    Code, Problem,
+    broker::{Broker, memory::MemoryBroker},
+    config::{Config, Ports},
+    device::{Device, DeviceKind, selects},
+};
+use modelmeter_coordinator as coordinator;
+use modelmeter_worker as worker;
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::net::TcpListener;
+
+/// The worker's name in documents.
+const WORKER: &str = "local";
+/// Locks of devices, where the configuration names no other place: one folder for all users of a machine.
+const LOCK_DIR: &str = "/tmp/modelmeter-locks";
+
+/// A coordinator in this process, with a worker once one was added.
+pub struct Embedded {
+    coordinator: coordinator::Handle,
+    worker: Option<worker::Handle>,
+    broker: Arc<dyn Broker>,
+    address: String,
+    /// Held while this process measures: one at a time in one home.
+    _lock: Option<File>,
+}
+
+impl Embedded {
+    /// Starts a coordinator that measures, on the hub at home. Requests that a killed process left running are
+    /// stopped first: nobody waits for them any more.
+    ///
+    /// # Errors
+    /// `storage` when the home cannot be written to; `busy` when another process measures with the same home.
+    pub async fn start(home: &Path) -> Result<Self, Problem> {
+        let lock = lock(home)?;
+        let embedded = Self { _lock: Some(lock), ..Self::coordinator(home, false).await? };
+        embedded.stop_leftovers().await?;
+        Ok(embedded)
+    }
+
+    /// Starts a coordinator that only answers questions about the hub at home.
+    ///
+    /// # Errors
+    /// As [`Self::start`], but never `busy`.
+    pub async fn start_read_only(home: &Path) -> Result<Self, Problem> {
+        Self::coordinator(home, true).await
+    }
+
+    async fn coordinator(home: &Path, read_only: bool) -> Result<Self, Problem> {
+        writable(home)?;
+        let hub = home.join("hub.sqlite");
+        let hub = coordinator::hub::open(&format!("sqlite:{}", hub.display())).await.map_err(Problem::from)?;
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.map_err(|e| Problem::new(Code::Busy, format!("no free port on loopback: {e}")))?;
+        let options = coordinator::Options { read_only, ..coordinator::Options::new(broker.clone(), hub) };
+        let coordinator = coordinator::start(options, listener, None).await?;
+        let address = format!("http://{}", coordinator.grpc_addr());
+        Ok(Self { coordinator, worker: None, broker, address, _lock: None })
+    }
+
+    async fn stop_leftovers(&self) -> Result<(), Problem> {
+        let mut client = self.client().await?;
+        for request in client.requests(u32::MAX).await? {
+            if !request.state.is_terminal() {
+                client.cancel(request.id, "the process that ran it ended").await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the worker: it registers, and takes what is submitted from then on.
+    ///
+    /// # Errors
+    /// `busy` when another worker measures on the same device; what [`worker::start`] says.
+    pub async fn add_worker(
+        &mut self,
+        config: &Config,
+        devices: &[String],
+        engines: Vec<worker::EngineSpec>,
+    ) -> Result<(), Problem> {
+        let options = worker::Options {
+            name: WORKER.into(),
+            broker: self.broker.clone(),
+            coordinators: vec![self.address.clone()],
+            slots: slots(devices, &engines),
+            engines,
+            home: config.home.clone(),
+            lock_dir: lock_dir(config),
+            ports: port_policy(config.worker.ports),
+            shared_cpu: config.worker.shared_cpu,
+            labels: config.worker.labels.clone(),
+        };
+        self.worker = Some(worker::start(options).await?);
+        Ok(())
+    }
+
+    /// A connection to its coordinator.
+    pub async fn client(&self) -> Result<Client, Problem> {
+        Client::connect(std::slice::from_ref(&self.address)).await
+    }
+
+    /// Stops worker, engines and coordinator, within seconds.
+    pub async fn stop(self) {
+        if let Some(worker) = self.worker {
+            worker.stop().await;
+        }
+        self.coordinator.stop().await;
+        self.broker.close().await;
+    }
+}
+
+/// A slot for the CPU, and one for each GPU asked for that some engine can run on.
+fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::SlotOptions> {
+    let (devices, _) = worker::sample::devices();
+    let wanted =
+        |device: &Device| device.kind == DeviceKind::Cpu || words.iter().any(|word| selects(word, &device.class));
+    let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
+    let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
+    chosen.map(|device| worker::SlotOptions { device, cores: None }).collect()
+}
+
+/// Where device locks lie.
+pub fn lock_dir(config: &Config) -> PathBuf {
+    config.worker.lock_dir.clone().unwrap_or_else(|| LOCK_DIR.into())
+}
+
+/// The worker's word for the configured choice of ports.
+pub fn port_policy(ports: Ports) -> worker::PortPolicy {
+    match ports {
+        Ports::Default => worker::PortPolicy::Default,
+        Ports::Auto => worker::PortPolicy::Auto,
+    }
+}
+
+/// Makes the home if it is not there, and tries to write to it.
+///
+/// # Errors
+/// `storage`, naming the place.
+pub fn writable(home: &Path) -> Result<(), Problem> {
+    let probe = home.join(format!(".probe-{}", std::process::id()));
+    let tried = std::fs::create_dir_all(home)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe));
+    tried.map_err(|e| {
+        Problem::new(Code::Storage, format!("cannot write to {}: {e}", home.display()))
+            .with_field("home")
+            .with_hint("choose a place that is writable with --home DIR or MODELMETER_HOME")
+    })
+}
+
+fn lock(home: &Path) -> Result<File, Problem> {
+    writable(home)?;
+    let path = home.join("lock");
+    let failed = |e: std::io::Error| {
+        Problem::new(Code::Storage, format!("cannot lock {}: {e}", path.display())).with_field("home")
+    };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    // SAFETY: the descriptor is open while `file` lives; flock touches no memory of ours.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file);
+    }
+    let error = std::io::Error::last_os_error();
+    if error.kind() != std::io::ErrorKind::WouldBlock {
+        return Err(failed(error));
+    }
+    Err(Problem::new(Code::Busy, format!("another modelmeter measures with {}", home.display()))
+        .with_field("home")
+        .with_hint("wait until it is done, or use a home of its own: --home DIR"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_measures_in_a_home() {
+        let home = std::env::temp_dir().join(format!("modelmeter-embedded-{}", uuid::Uuid::new_v4()));
+        let first = lock(&home).unwrap();
+        // The lock is of the open file, so that a second one is refused even in this process.
+        assert_eq!(lock(&home).unwrap_err().code, Code::Busy);
+        drop(first);
+        assert!(lock(&home).is_ok());
+        std::fs::remove_dir_all(home).unwrap();
+    }
+
+    #[test]
+    fn a_home_below_a_file_is_not_writable() {
+        let error = writable(Path::new("/proc/version/home")).unwrap_err();
+        assert_eq!((error.code, error.field.as_deref()), (Code::Storage, Some("home")));
+    }
+}

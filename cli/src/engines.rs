@@ -1,0 +1,196 @@
+//! Which engines can run on this machine: what the worker may launch, and what `modelmeter engines` says.
+
+use modelmeter_common::{
+    Code, Problem, VERSION,
+    config::Config,
+    engine::{self, EngineInfo, Protocol},
+};
+use modelmeter_serving::onnxruntime;
+use modelmeter_worker::{EngineSpec, Launch, Ports};
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// From launch to ready: a large model is read and optimised in this time.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// The engine that a server at an endpoint is.
+pub const ENDPOINT: &str = "endpoint";
+
+/// One engine on this machine.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Found {
+    /// Its name in requests.
+    pub name: &'static str,
+    /// What it is.
+    pub title: &'static str,
+    /// The artifact formats that it loads.
+    pub formats: Vec<&'static str>,
+    /// Whether this build can launch it at all.
+    pub supported: bool,
+    /// Whether it can run here, now.
+    pub available: bool,
+    /// Its version, where known.
+    pub version: Option<String>,
+    /// Where it was found.
+    pub location: Option<PathBuf>,
+    /// If it cannot run: why.
+    pub reason: Option<String>,
+    /// If it cannot run: what to do.
+    pub hint: Option<String>,
+}
+
+/// Looks at every built-in engine but `endpoint`, which is not installed but attached to.
+pub fn survey(config: &Config) -> Vec<Found> {
+    engine::ENGINES.iter().filter(|info| info.name != ENDPOINT).map(|info| look(info, config)).collect()
+}
+
+fn look(info: &EngineInfo, config: &Config) -> Found {
+    let found = Found {
+        name: info.name,
+        title: info.title,
+        formats: info.formats.iter().map(|format| format.as_str()).collect(),
+        supported: modelmeter_serving::ENGINES.contains(&info.name),
+        available: false,
+        version: None,
+        location: None,
+        reason: None,
+        hint: None,
+    };
+    match info.name {
+        "onnx" => match onnxruntime::locate(config.engine.onnx.library.as_deref()) {
+            Ok(located) => {
+                Found { available: true, version: Some(located.version), location: Some(located.path), ..found }
+            }
+            Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
+        },
+        name if modelmeter_serving::ENGINES.contains(&name) => {
+            Found { available: true, version: Some(VERSION.into()), location: server_program().ok(), ..found }
+        }
+        _ => Found {
+            reason: Some("launching it is not supported by this version".into()),
+            hint: Some("start the server yourself and, if it speaks KServe v2, measure it with --endpoint".into()),
+            ..found
+        },
+    }
+}
+
+/// The engines that a worker on this machine may launch. `wanted` empty: each that can run here.
+///
+/// # Errors
+/// `not_installed` for a wanted one that cannot run here, with what to do; `invalid_argument` for an unknown one.
+pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Problem> {
+    let found = survey(config);
+    for name in wanted {
+        match found.iter().find(|f| f.name == name) {
+            None => return Err(unknown(name, &found)),
+            Some(f) if !f.available => {
+                let reason = f.reason.as_deref().unwrap_or("it cannot run here");
+                let problem =
+                    Problem::new(Code::NotInstalled, format!("engine '{name}': {reason}")).with_field("engines");
+                return Err(problem.with_hint(f.hint.as_deref().unwrap_or("see `modelmeter engines`")));
+            }
+            Some(_) => {}
+        }
+    }
+    let program = server_program()?;
+    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.iter().any(|w| w == f.name)));
+    Ok(launchable.map(|f| spec(f, &program)).collect())
+}
+
+fn unknown(name: &str, found: &[Found]) -> Problem {
+    let names = found.iter().map(|f| f.name);
+    let meant = modelmeter_common::error::closest(name, names.clone())
+        .map(|near| format!("did you mean '{near}'? "))
+        .unwrap_or_default();
+    Problem::invalid("engines", format!("unknown engine '{name}'"))
+        .with_hint(format!("{meant}known are {}", names.collect::<Vec<_>>().join(", ")))
+}
+
+/// One of the engines that this very program serves.
+fn spec(found: &Found, program: &Path) -> EngineSpec {
+    let info = engine::find(found.name).expect("surveyed from the table of engines");
+    let mut args: Vec<String> = ["serve", "--engine", info.name, "--model", "{model}", "--model-name", "{model_name}"]
+        .into_iter()
+        .chain(["--grpc-port", "{grpc_port}", "--http-port", "{http_port}", "--settings", "{settings}"])
+        .map(str::to_owned)
+        .collect();
+    if let (true, Some(library)) = (info.name == "onnx", &found.location) {
+        args.extend(["--onnxruntime".to_owned(), library.display().to_string()]);
+    }
+    EngineSpec {
+        name: info.name.to_owned(),
+        version: None,
+        launch: Launch::Process { program: program.to_owned(), args, env: BTreeMap::new() },
+        protocol: info.protocol,
+        // The built-in servers run models on the CPU: on a GPU slot they would measure the wrong device.
+        ports: Ports { gpu: None, ..Ports::of(info) },
+        formats: info.formats.to_vec(),
+        ready_timeout: READY_TIMEOUT,
+    }
+}
+
+/// A server that already runs, as an engine.
+pub fn endpoint(address: &str, model: &str, version: Option<String>) -> EngineSpec {
+    EngineSpec {
+        name: ENDPOINT.into(),
+        version,
+        launch: Launch::Attach { address: address.into(), model: model.into() },
+        protocol: Protocol::KserveV2,
+        ports: Ports::default(),
+        formats: Vec::new(),
+        ready_timeout: Duration::from_secs(10),
+    }
+}
+
+/// The program that serves: `modelmeter` itself; for a program that uses the library, the one beside it or on PATH.
+///
+/// # Errors
+/// `not_installed` when there is none.
+pub fn server_program() -> Result<PathBuf, Problem> {
+    const NAME: &str = "modelmeter";
+    let own = std::env::current_exe()
+        .map_err(|e| Problem::new(Code::Internal, format!("cannot tell this program's own path: {e}")))?;
+    if own.file_stem().is_some_and(|stem| stem == NAME) {
+        return Ok(own);
+    }
+    // Examples and tests lie one folder below the binary.
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
+    beside.chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {
+        Problem::new(Code::NotInstalled, "the built-in engines need the program `modelmeter`, which is not to be found")
+            .with_hint("build it (cargo build --release -p modelmeter), or put it on PATH")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_launched_is_not_called_installable() {
+        let found = survey(&Config::default());
+        let of = |name: &str| found.iter().find(|f| f.name == name).unwrap();
+        assert!(of("rten").available && of("null").available);
+        for name in ["triton", "tfs", "torchscript"] {
+            assert!(!of(name).supported && !of(name).available);
+            assert!(of(name).reason.as_deref().unwrap().contains("not supported by this version"));
+        }
+    }
+
+    #[test]
+    fn a_wanted_engine_that_cannot_run_is_an_error_with_a_hint() {
+        let config = Config::default();
+        let wrong = |name: &str| specs(&[name.to_owned()], &config).unwrap_err();
+        assert_eq!((wrong("triton").code, wrong("rtn").code), (Code::NotInstalled, Code::InvalidArgument));
+        assert!(wrong("rtn").hint.unwrap().contains("did you mean 'rten'"));
+        let mut config = Config::default();
+        config.engine.onnx.library = Some("/nowhere/libonnxruntime.so".into());
+        let error = specs(&["onnx".to_owned()], &config).unwrap_err();
+        assert_eq!(error.code, Code::NotInstalled);
+        assert!(error.message.contains("/nowhere"), "{error}");
+    }
+}

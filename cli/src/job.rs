@@ -1,0 +1,351 @@
+//! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
+
+use crate::args::{Format, LoadMode, ProfileArgs};
+use modelmeter_common::{Code, Problem, engine::Protocol, error::closest, load::Load, request::Request};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Wall time of a quick start of a built-in model.
+const QUICK_START_BUDGET_MS: u64 = 120_000;
+
+/// What the model argument means.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Target {
+    /// A file on this machine.
+    File(PathBuf),
+    /// A built-in model's or a hub's name; the hub's own wins.
+    Name(String),
+    /// A server that already runs.
+    Endpoint {
+        /// `host:port`.
+        address: String,
+        /// What it calls the model.
+        model: String,
+    },
+}
+
+/// A `profile` command, validated as far as it can be without a hub.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// What to measure.
+    pub target: Target,
+    /// What to ask for; `model` is filled in once the target is resolved.
+    pub request: Request,
+    /// Show the plan alone.
+    pub dry_run: bool,
+    /// How to print.
+    pub format: Format,
+    /// Print each load point: the user named them.
+    pub points: bool,
+}
+
+/// Makes the job. `embedded`: it will run in this process.
+pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Problem> {
+    let mut request = match &args.file {
+        Some(path) => read(path)?,
+        None => Request::default(),
+    };
+    let from_file = args.file.is_some();
+    let target = target(args, &request.model)?;
+    fill(&mut request, args)?;
+    if let Target::Endpoint { .. } = target {
+        attach(&mut request, args, embedded)?;
+    } else if embedded && is_built_in(&target) && !from_file {
+        quick_start(&mut request, args);
+    }
+    // The hub's name is not known yet, and everything else can be checked now.
+    Request { model: "m".into(), ..request.clone() }.validate()?;
+    Ok(Job {
+        points: points_named(&request.load),
+        format: args.format.unwrap_or(if json { Format::Json } else { Format::Table }),
+        dry_run: args.dry_run,
+        target,
+        request,
+    })
+}
+
+fn points_named(load: &Load) -> bool {
+    match load {
+        Load::Closed { concurrencies } => concurrencies.len() > 1,
+        Load::Open { rates, .. } => rates.len() > 1,
+        Load::SlaSearch { .. } => false,
+    }
+}
+
+fn read(path: &Path) -> Result<Request, Problem> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Problem::invalid("file", format!("cannot read {}: {e}", path.display())))?;
+    toml::from_str(&text).map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        Problem::invalid("file", format!("{}, line {line}: {}", path.display(), e.message().trim()))
+            .with_hint("the keys are those of a request, such as batch_sizes = [1, 8] or [stop] max_duration_ms = 5000")
+    })
+}
+
+fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
+    if let Some(address) = &args.endpoint {
+        let model = args.model_name.as_ref().or(args.model.as_ref()).ok_or_else(|| {
+            Problem::invalid("model", "an endpoint needs the name of the model that it serves")
+                .with_hint("add --model NAME")
+        })?;
+        return Ok(Target::Endpoint { address: address.clone(), model: model.clone() });
+    }
+    let given = args.model.as_deref().or(args.model_name.as_deref()).unwrap_or(in_file);
+    if given.is_empty() {
+        return Err(Problem::invalid("model", "no model was named").with_hint(format!(
+            "name a file, a model in the hub, or a built-in one: {}",
+            modelmeter_serving::reference::NAMES.join(", ")
+        )));
+    }
+    Ok(if is_path(given) { Target::File(given.into()) } else { Target::Name(given.into()) })
+}
+
+/// Whether the model argument means a file: it looks like one, or there is one of that name.
+fn is_path(given: &str) -> bool {
+    let suffix = Path::new(given).extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    given.contains('/') || matches!(suffix.as_str(), "onnx" | "pt" | "pth") || Path::new(given).is_file()
+}
+
+fn is_built_in(target: &Target) -> bool {
+    matches!(target, Target::Name(name) if modelmeter_serving::reference::NAMES.contains(&name.as_str()))
+}
+
+/// Works on a bare machine, within two minutes: the engine that is always there, and a budget.
+fn quick_start(request: &mut Request, args: &ProfileArgs) {
+    if args.engines.is_empty() {
+        request.engines = vec!["rten".into()];
+        // Settings of an engine that was not named still mean that engine.
+        request.engines.extend(request.engine_settings.keys().filter(|e| *e != "rten").cloned());
+    }
+    let paced = args.batches.is_some() || args.min_duration.is_some() || args.max_duration.is_some();
+    if request.budget_ms.is_none() && !paced {
+        request.budget_ms = Some(QUICK_START_BUDGET_MS);
+    }
+}
+
+fn attach(request: &mut Request, args: &ProfileArgs, embedded: bool) -> Result<(), Problem> {
+    if !embedded {
+        return Err(Problem::invalid(
+            "endpoint",
+            "a server that already runs is measured from this machine, not by a cluster",
+        )
+        .with_hint("leave --coordinator out (and MODELMETER_COORDINATOR unset)"));
+    }
+    if let Some(named) = args.engines.iter().find(|engine| *engine != "endpoint") {
+        return Err(Problem::invalid("engines", format!("'{named}' is not what runs at an endpoint"))
+            .with_hint("leave --engines out with --endpoint"));
+    }
+    let protocol = args.protocol.as_deref().unwrap_or(Protocol::KserveV2.as_str());
+    const KNOWN: [Protocol; 3] = [Protocol::KserveV2, Protocol::Tfs, Protocol::MlmodelciPredict];
+    match KNOWN.into_iter().find(|p| p.as_str() == protocol) {
+        Some(Protocol::KserveV2) => {}
+        Some(other) => {
+            return Err(Problem::new(
+                Code::InvalidArgument,
+                format!("this version does not speak {} yet", other.as_str()),
+            )
+            .with_field("protocol")
+            .with_hint("it speaks kserve-v2"));
+        }
+        None => {
+            let meant = closest(protocol, KNOWN.map(Protocol::as_str))
+                .map(|p| format!("did you mean '{p}'? "))
+                .unwrap_or_default();
+            return Err(Problem::invalid("protocol", format!("unknown protocol '{protocol}'"))
+                .with_hint(format!("{meant}this version speaks kserve-v2")));
+        }
+    }
+    request.engines = vec!["endpoint".into()];
+    Ok(())
+}
+
+/// Lays the flags over the request.
+fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
+    list(&mut request.engines, &args.engines);
+    list(&mut request.devices, &args.devices);
+    list(&mut request.batch_sizes, &args.batch_sizes);
+    for (engine, setting, value) in &args.engine_settings {
+        request.engine_settings.entry(engine.clone()).or_default().insert(setting.clone(), value.clone());
+    }
+    if !args.shapes.is_empty() {
+        request.shapes.clear();
+    }
+    for (input, shape) in &args.shapes {
+        request.shapes.entry(input.clone()).or_default().push(shape.clone());
+    }
+    request.load = load(args, &request.load)?;
+    let stop = &mut request.stop;
+    set(&mut stop.precision, args.precision);
+    set(&mut stop.min_duration_ms, args.min_duration);
+    set(&mut stop.max_duration_ms, args.max_duration);
+    if args.min_duration.is_none() {
+        // A shorter maximum alone is meant, not a contradiction.
+        stop.min_duration_ms = stop.min_duration_ms.min(stop.max_duration_ms);
+    }
+    set(&mut stop.timeout_ms, args.timeout);
+    set(&mut stop.max_in_flight, args.max_in_flight);
+    request.batches = args.batches.or(request.batches);
+    request.budget_ms = args.budget.or(request.budget_ms);
+    request.sla = args.sla.clone().or(request.sla.take());
+    request.inspector = args.inspector.clone().or(request.inspector.take());
+    set(&mut request.repeats, args.repeats);
+    set(&mut request.seed, args.seed);
+    set(&mut request.priority, args.priority);
+    set(&mut request.deadline_ms, args.deadline);
+    request.no_wait |= args.no_wait;
+    request.labels.extend(args.labels.iter().cloned());
+    Ok(())
+}
+
+/// The load that the flags say; what they leave open is the file's.
+fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
+    let conflict =
+        |what: &str| Err(Problem::invalid("load", what).with_hint("--concurrency is closed, --rate is open"));
+    if !args.concurrency.is_empty() && !args.rate.is_empty() {
+        return conflict("--concurrency and --rate exclude each other");
+    }
+    let mode = match (args.load, args.concurrency.is_empty(), args.rate.is_empty()) {
+        (Some(mode), ..) => mode,
+        (None, false, _) => LoadMode::Closed,
+        (None, _, false) => LoadMode::Open,
+        (None, true, true) => match from_file {
+            Load::Closed { .. } => LoadMode::Closed,
+            Load::Open { .. } => LoadMode::Open,
+            Load::SlaSearch { .. } => LoadMode::SlaSearch,
+        },
+    };
+    let stored_arrivals = match from_file {
+        Load::Open { arrivals, .. } | Load::SlaSearch { arrivals } => *arrivals,
+        Load::Closed { .. } => Default::default(),
+    };
+    let arrivals = args.arrivals.unwrap_or(stored_arrivals);
+    match mode {
+        LoadMode::Closed if !args.rate.is_empty() => conflict("--rate needs an open load"),
+        LoadMode::Closed if args.arrivals.is_some() => conflict("--arrivals needs an open load"),
+        LoadMode::Open | LoadMode::SlaSearch if !args.concurrency.is_empty() => {
+            conflict("--concurrency needs a closed load")
+        }
+        LoadMode::SlaSearch if !args.rate.is_empty() => conflict("an SLA search finds the rate by itself"),
+        LoadMode::Closed => Ok(match from_file {
+            Load::Closed { concurrencies } if args.concurrency.is_empty() => {
+                Load::Closed { concurrencies: concurrencies.clone() }
+            }
+            _ => Load::Closed { concurrencies: args.concurrency.clone() },
+        }),
+        LoadMode::Open => Ok(match from_file {
+            Load::Open { rates, .. } if args.rate.is_empty() => Load::Open { rates: rates.clone(), arrivals },
+            _ => Load::Open { rates: args.rate.clone(), arrivals },
+        }),
+        LoadMode::SlaSearch => Ok(Load::SlaSearch { arrivals }),
+    }
+}
+
+fn list<T: Clone>(to: &mut Vec<T>, given: &[T]) {
+    if !given.is_empty() {
+        *to = given.to_vec();
+    }
+}
+
+fn set<T>(to: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *to = value;
+    }
+}
+
+/// For dry runs and logs: settings as `threads=2, mode=fast`.
+pub fn settings_text(settings: &std::collections::BTreeMap<String, Value>) -> String {
+    let one = |(k, v): (&String, &Value)| match v {
+        Value::String(text) => format!("{k}={text}"),
+        other => format!("{k}={other}"),
+    };
+    settings.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+    use modelmeter_common::load::Arrivals;
+
+    fn job_of(line: &str, embedded: bool) -> Result<Job, Problem> {
+        let words = ["modelmeter", "profile"].into_iter().chain(line.split_whitespace());
+        let Some(Command::Profile(args)) = Cli::try_parse_from(words).unwrap().command else { panic!("not a profile") };
+        resolve(&args, embedded, false)
+    }
+
+    fn job(line: &str) -> Job {
+        job_of(line, true).unwrap()
+    }
+
+    #[test]
+    fn the_quick_start_runs_anywhere_within_its_budget() {
+        let request = job("resnet50").request;
+        assert_eq!((request.engines, request.budget_ms), (vec!["rten".to_owned()], Some(120_000)));
+        let request = job("resnet50 --engines onnx --batches 5").request;
+        assert_eq!((request.engines, request.budget_ms), (vec!["onnx".to_owned()], None));
+        let request = job_of("resnet50", false).unwrap().request;
+        assert_eq!((request.engines, request.budget_ms), (vec!["auto".to_owned()], None));
+        assert_eq!(job("dir/m.onnx").request.engines, ["auto"]);
+    }
+
+    #[test]
+    fn every_field_of_a_request_has_its_flag() {
+        let line = "m.onnx --engines onnx,rten --set onnx.threads=1,2 --shape x=1,3 --shape x=1,5 --devices cpu,gpu --batch-sizes 1,2 \
+             --concurrency 1,4 --batches 9 --precision 3% --min-duration 1s --max-duration 5s --timeout 2s --max-in-flight 7 \
+             --budget 1m --sla p95=50ms --repeats 3 --inspector mine --seed 7 --priority 20 --deadline 1h --no-wait --labels a=b,c=d";
+        let got = serde_json::to_value(job(line).request).unwrap();
+        let default = serde_json::to_value(Request::default()).unwrap();
+        for (field, value) in default.as_object().unwrap() {
+            assert!(field == "model" || got[field] != *value, "no flag sets {field}");
+        }
+        for (field, value) in default["stop"].as_object().unwrap() {
+            assert!(got["stop"][field] != *value, "no flag sets stop.{field}");
+        }
+        assert_eq!(got["shapes"]["x"], serde_json::json!([[1, 3], [1, 5]]));
+        assert_eq!(got["engine_settings"]["onnx"]["threads"], serde_json::json!([1, 2]));
+    }
+
+    #[test]
+    fn loads_are_told_apart_and_contradictions_refused() {
+        assert_eq!(
+            job("m.onnx --rate 200 --arrivals constant").request.load,
+            Load::Open { rates: vec![200.0], arrivals: Arrivals::Constant }
+        );
+        assert_eq!(
+            job("m.onnx --load sla-search --sla p95=5ms").request.load,
+            Load::SlaSearch { arrivals: Arrivals::Poisson }
+        );
+        for line in [
+            "m.onnx --rate 2 --concurrency 2",
+            "m.onnx --arrivals poisson",
+            "m.onnx --load open",
+            "m.onnx --load sla-search",
+            "m.onnx --load closed --rate 5",
+            "m.onnx --batch-sizes 0",
+            "m.onnx --batch-sizes 100000",
+            "--batches 1",
+            "--endpoint h:1",
+            "--endpoint h:1 --model m --protocol tfs",
+            "--endpoint h:1 --model m --engines onnx",
+        ] {
+            assert_eq!(job_of(line, true).unwrap_err().code, Code::InvalidArgument, "{line}");
+        }
+        assert_eq!(job_of("--endpoint h:1 --model m", false).unwrap_err().field.as_deref(), Some("endpoint"));
+    }
+
+    #[test]
+    fn a_file_is_read_flags_beat_it_and_unknown_keys_are_named() {
+        let path = std::env::temp_dir().join(format!("modelmeter-job-{}.toml", uuid::Uuid::new_v4()));
+        let text = "model = 'mlp'\nbatch_sizes = [1, 16]\nrepeats = 2\n[load]\nmode = 'open'\nrates = [5.0]\n";
+        std::fs::write(&path, text).unwrap();
+        let from_file = job(&format!("-f {} --repeats 5", path.display()));
+        std::fs::write(&path, "modle = 'mlp'\n").unwrap();
+        let unknown = job_of(&format!("-f {}", path.display()), true).unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(from_file.target, Target::Name("mlp".into()));
+        assert_eq!((from_file.request.batch_sizes, from_file.request.repeats), (vec![1, 16], 5));
+        assert_eq!(from_file.request.load, Load::Open { rates: vec![5.0], arrivals: Arrivals::Poisson });
+        assert!(unknown.message.contains("line 1") && unknown.message.contains("modle"), "{unknown}");
+    }
+}

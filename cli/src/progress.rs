@@ -1,0 +1,199 @@
+//! How a request goes on, on standard error: a bar on a terminal, else a line for each change.
+
+use crate::report;
+use indicatif::{ProgressBar, ProgressStyle};
+use modelmeter_common::{
+    status::{CellStatus, Status},
+    task::TaskState,
+};
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+/// Shows the statuses of one request.
+pub struct Progress {
+    shown: Shown,
+    started: Instant,
+    last: Option<Status>,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines,
+    Nothing,
+}
+
+impl Progress {
+    /// A bar on a terminal, else lines; nothing when `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let shown = match () {
+            () if quiet => Shown::Nothing,
+            () if std::io::stderr().is_terminal() => Shown::Bar(bar()),
+            () => Shown::Lines,
+        };
+        Self { shown, started: Instant::now(), last: None }
+    }
+
+    /// Says something once, above what is shown.
+    pub fn say(&self, line: &str) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
+            Shown::Lines => print_line(line),
+            Shown::Nothing => {}
+        }
+    }
+
+    /// The request's newest status.
+    pub fn update(&mut self, status: Status) {
+        match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_length(status.cells.len() as u64);
+                bar.set_position(ended(&status) as u64);
+                bar.set_message(message(&status, self.started.elapsed()));
+            }
+            Shown::Lines => changes(self.last.as_ref(), &status).iter().for_each(|line| print_line(line)),
+            Shown::Nothing => {}
+        }
+        self.last = Some(status);
+    }
+
+    /// The newest status that was shown.
+    pub fn last(&self) -> Option<&Status> {
+        self.last.as_ref()
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A closed standard error must not end a measurement.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} [{elapsed}] {bar:24} {pos}/{len} cells  {wide_msg}");
+    let bar = ProgressBar::new(0).with_style(style.expect("the template is sound"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn ended(status: &Status) -> usize {
+    status.cells.iter().filter(|cell| cell.state.is_terminal()).count()
+}
+
+/// What is under way, and how long the rest will take at the pace so far.
+fn message(status: &Status, elapsed: Duration) -> String {
+    let (done, all) = (ended(status), status.cells.len());
+    let mut parts = Vec::new();
+    if done > 0 && done < all {
+        let left = elapsed.as_secs_f64() / done as f64 * (all - done) as f64;
+        parts.push(format!("about {} left", report::time(left)));
+    }
+    let mut running = status.cells.iter().filter(|cell| cell.state == TaskState::Claimed);
+    if let Some(cell) = running.next() {
+        parts.push(describe(cell));
+        parts.extend(cell.reason.clone());
+        let others = running.count();
+        if others > 0 {
+            parts.push(format!("and {others} more"));
+        }
+    } else if let Some(cell) = status.cells.iter().find(|cell| !cell.state.is_terminal()) {
+        parts.extend(cell.reason.clone());
+    }
+    parts.join(" · ")
+}
+
+fn describe(cell: &CellStatus) -> String {
+    let settings = crate::job::settings_text(&cell.engine_settings);
+    let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
+    let repeat = if cell.repeat == 0 { String::new() } else { format!(" repeat {}", cell.repeat) };
+    format!("{}{settings} {} batch {}{repeat}", cell.engine, cell.device, cell.batch_size)
+}
+
+/// A line for each cell whose state changed in a way that a reader of a log cares for: begun, ended, stuck.
+fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
+    let key = |cell: &CellStatus| {
+        (cell.engine.clone(), format!("{:?}", cell.engine_settings), cell.device.clone(), cell.batch_size, cell.repeat)
+    };
+    let known: BTreeMap<_, TaskState> =
+        before.iter().flat_map(|s| &s.cells).map(|cell| (key(cell), cell.state)).collect();
+    let (done, all) = (ended(now), now.cells.len());
+    let mut lines = Vec::new();
+    for cell in &now.cells {
+        if known.get(&key(cell)) == Some(&cell.state) {
+            continue;
+        }
+        let reason = cell.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default();
+        let what = match cell.state {
+            TaskState::Claimed => "measuring".to_owned(),
+            TaskState::Done => "done".to_owned(),
+            TaskState::Cancelled => "cancelled".to_owned(),
+            TaskState::Failed => format!("failed: {reason}"),
+            // Waiting is told once, and only where it may last.
+            TaskState::Waiting if before.is_none() && reason.starts_with("no ") => format!("waits: {reason}"),
+            TaskState::Waiting | TaskState::Queued => continue,
+        };
+        lines.push(format!("[{done}/{all}] {}: {what}", describe(cell)));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use modelmeter_common::{RequestId, Timestamp, model::ModelRef, request::RequestState};
+
+    fn cell(batch_size: u32, state: TaskState, reason: Option<&str>) -> CellStatus {
+        CellStatus {
+            engine: "rten".into(),
+            engine_settings: BTreeMap::new(),
+            device: "cpu".into(),
+            batch_size,
+            repeat: 0,
+            state,
+            attempts: 1,
+            worker: None,
+            reason: reason.map(Into::into),
+        }
+    }
+
+    fn status(cells: Vec<CellStatus>) -> Status {
+        Status {
+            request_id: RequestId::random(),
+            state: RequestState::Running,
+            model: ModelRef { name: "m".into(), version: "1".into() },
+            created_at: Timestamp(0),
+            ended_at: None,
+            cells,
+        }
+    }
+
+    #[test]
+    fn a_log_has_one_line_a_change() {
+        use TaskState::{Claimed, Done, Failed, Queued, Waiting};
+        let first = status(vec![cell(1, Queued, None), cell(2, Waiting, Some("no worker offers rten on cpu"))]);
+        assert_eq!(changes(None, &first), ["[0/2] rten cpu batch 2: waits: no worker offers rten on cpu"]);
+        let second = status(vec![cell(1, Claimed, Some("warming up")), first.cells[1].clone()]);
+        assert_eq!(changes(Some(&first), &second), ["[0/2] rten cpu batch 1: measuring"]);
+        let moving = status(vec![cell(1, Claimed, Some("200 requests")), first.cells[1].clone()]);
+        assert!(changes(Some(&second), &moving).is_empty());
+        let third = status(vec![cell(1, Done, None), cell(2, Failed, Some("it died\nlast lines"))]);
+        assert_eq!(
+            changes(Some(&second), &third),
+            ["[2/2] rten cpu batch 1: done", "[2/2] rten cpu batch 2: failed: it died"]
+        );
+    }
+
+    #[test]
+    fn a_bar_says_what_runs_and_what_is_left() {
+        let now = status(vec![cell(1, TaskState::Done, None), cell(2, TaskState::Claimed, Some("12,034 requests"))]);
+        assert_eq!(message(&now, Duration::from_secs(20)), "about 20 s left · rten cpu batch 2 · 12,034 requests");
+    }
+}

@@ -1,0 +1,115 @@
+//! What stands below a table: why a figure is missing, what failed, what a reader must know, where it is kept.
+
+use super::{number::NONE, profiles::point_of};
+use crate::job::settings_text;
+use modelmeter_common::{
+    device::DeviceKind,
+    profile::{Profile, ProfilePoint, ProfileState},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// More lines of one kind than this are summed up.
+const MAX_LINES: usize = 12;
+
+/// All of it, for the cells of one table.
+pub fn footer(group: &[&Profile]) -> String {
+    let mut lines = Vec::new();
+    if group.iter().any(|p| p.peak.is_some()) {
+        lines.push("inf/s: items of a batch per second, successes only; ± is half of the 95 % interval".into());
+    }
+    percentiles(group, &mut lines);
+    gpu(group, &mut lines);
+    failures(group, &mut lines);
+    warnings(group, &mut lines);
+    let id = group[0].request_id;
+    lines.push(format!("kept in the hub; to see it again: modelmeter results --request {id}"));
+    lines.join("\n") + "\n"
+}
+
+fn name(p: &Profile) -> String {
+    let settings = settings_text(&p.engine.settings);
+    let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
+    format!("{}{settings} {} batch {}", p.engine.name, p.device.class, p.batch_size)
+}
+
+/// Percentiles of the reference that the samples cannot carry, a line a cell.
+fn percentiles(group: &[&Profile], lines: &mut Vec<String>) {
+    let missing: Vec<String> = group.iter().filter_map(|p| missing_percentiles(p)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    add(lines, missing);
+    lines
+        .push(format!("  for the figures marked {NONE} above measure longer: --max-duration 2m, or a larger --budget"));
+}
+
+fn missing_percentiles(p: &Profile) -> Option<String> {
+    let point = point_of(p, p.reference.as_ref()?.load)?;
+    let reason = |name: &str| {
+        let reason = point.unavailable.get(&format!("latency_ms.{name}"))?;
+        Some(format!("{name} {}", reason.message))
+    };
+    let reasons: Vec<String> = ["p50", "p95", "p99"].into_iter().filter_map(reason).collect();
+    (!reasons.is_empty()).then(|| format!("{NONE} {}: {}", name(p), reasons.join("; ")))
+}
+
+/// Why the GPU columns are empty, each reason once.
+fn gpu(group: &[&Profile], lines: &mut Vec<String>) {
+    let lacking = group.iter().filter(|p| p.peak.as_ref().is_some_and(|peak| peak.gpu_memory_used_bytes.is_none()));
+    let reasons: BTreeSet<String> = lacking.map(|p| gpu_reason(p)).collect();
+    lines.extend(reasons.into_iter().map(|reason| format!("GPU: {reason}")));
+}
+
+fn gpu_reason(p: &Profile) -> String {
+    let told = |point: &ProfilePoint| {
+        let of_point = ["gpu", "gpu.memory_used_bytes"].into_iter().find_map(|path| point.unavailable.get(path));
+        of_point.map(|reason| reason.message.clone())
+    };
+    match (p.points.iter().find_map(told), p.device.kind) {
+        (Some(reason), _) => reason,
+        (None, DeviceKind::Cpu) => "the device is a CPU".into(),
+        (None, DeviceKind::Gpu) => "the driver gave no figures".into(),
+    }
+}
+
+fn failures(group: &[&Profile], lines: &mut Vec<String>) {
+    let mut failed = Vec::new();
+    for p in group.iter().filter(|p| p.state != ProfileState::Done) {
+        let Some(error) = &p.error else { continue };
+        let what = if p.state == ProfileState::Failed { "failed" } else { "partly failed" };
+        let mut text = format!("{what}: {}: {}", name(p), error.to_string().replace('\n', "\n    "));
+        if let Some(hint) = &error.hint {
+            text += &format!("\n  hint: {hint}");
+        }
+        failed.push(text);
+    }
+    add(lines, failed);
+}
+
+/// Each warning once, with the number of points that it is about.
+fn warnings(group: &[&Profile], lines: &mut Vec<String>) {
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut total: BTreeMap<&str, usize> = BTreeMap::new();
+    for warning in group.iter().flat_map(|p| &p.points).flat_map(|point| &point.warnings) {
+        *counts.entry((&warning.code, &warning.message)).or_default() += 1;
+        *total.entry(&warning.code).or_default() += 1;
+    }
+    // Messages of one code differ in their figures only: the first stands for all.
+    let mut shown = BTreeSet::new();
+    for (code, message) in counts.keys() {
+        if shown.insert(*code) {
+            let points = total[code];
+            let plural = if points == 1 { "" } else { "s" };
+            lines.push(format!("warning: {message} ({points} load point{plural})"));
+        }
+    }
+}
+
+fn add(lines: &mut Vec<String>, mut more: Vec<String>) {
+    let hidden = more.len().saturating_sub(MAX_LINES);
+    more.truncate(MAX_LINES);
+    lines.extend(more);
+    if hidden > 0 {
+        lines.push(format!("  and {hidden} more like these (--json has all)"));
+    }
+}

@@ -1,0 +1,313 @@
+//! A job from start to end, the same for the command and the library: resolve, start what is needed, submit, watch,
+//! fetch the results, stop what was started.
+
+use crate::{
+    client::Client,
+    embedded::{self, Embedded},
+    engines,
+    interrupt::interrupted,
+    job::{Job, Target},
+    models::{self, Local},
+    progress::Progress,
+};
+use modelmeter_common::{
+    Code, Problem, RequestId,
+    config::{Config, Ports},
+    profile::Profile,
+    request::{Request, RequestState},
+    status::{Dryrun, Status},
+};
+use modelmeter_coordinator::expand;
+use modelmeter_worker::{EngineSpec, sample};
+use std::{net::TcpListener, time::Duration};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// After an interruption: how long cancelling and fetching what is there may take.
+const FAREWELL: Duration = Duration::from_secs(4);
+/// How often a lost connection is tried again before a watch gives up.
+const WATCH_RETRIES: u32 = 20;
+const WATCH_PAUSE: Duration = Duration::from_millis(500);
+
+/// How a job ended.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Finished {
+    /// The request that was made.
+    pub request_id: RequestId,
+    /// How it ended.
+    pub state: RequestState,
+    /// Whether the user interrupted it.
+    pub interrupted: bool,
+    /// Its profiles, failed cells included.
+    pub profiles: Vec<Profile>,
+}
+
+impl Finished {
+    /// 0 done, 1 failed, 3 some cells failed, 130 interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self.state {
+            _ if self.interrupted => crate::interrupt::EXIT_INTERRUPTED,
+            RequestState::Done => 0,
+            RequestState::Partial => 3,
+            RequestState::Failed | RequestState::Cancelled | RequestState::Running => 1,
+        }
+    }
+}
+
+/// Where a job runs.
+struct Place {
+    client: Client,
+    embedded: Option<Embedded>,
+    request: Request,
+}
+
+/// Measures. `stop` interrupts it: then what is measured already is given.
+///
+/// # Errors
+/// Everything that is wrong with the input, before any engine starts.
+pub async fn profile(
+    config: &Config,
+    job: Job,
+    progress: &mut Progress,
+    stop: &CancellationToken,
+) -> Result<Finished, Problem> {
+    let place = within(stop, prepare(config, job, progress)).await?;
+    let Place { mut client, embedded, request } = place;
+    let finished = measure(&mut client, &request, progress, stop).await;
+    progress.finish();
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    finished
+}
+
+/// Says what it would measure.
+///
+/// # Errors
+/// As [`profile`].
+pub async fn dry_run(
+    config: &Config,
+    job: Job,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<Dryrun, Problem> {
+    let mut place = within(stop, prepare(config, job, progress)).await?;
+    let plan = place.client.plan(&place.request).await;
+    if let Some(embedded) = place.embedded {
+        embedded.stop().await;
+    }
+    plan
+}
+
+async fn within<T>(stop: &CancellationToken, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(interrupted()),
+        done = work => done,
+    }
+}
+
+async fn prepare(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
+    if config.client.coordinators.is_empty() {
+        return prepare_embedded(config, job, progress).await;
+    }
+    let mut client = Client::connect(&config.client.coordinators).await?;
+    let local = models::local(&job.target, &config.home).await?;
+    let model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
+    Ok(Place { client, embedded: None, request: Request { model, ..job.request } })
+}
+
+async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
+    embedded::writable(&config.home)?;
+    let engines = launchable(&job, config, progress)?;
+    let local = models::local(&job.target, &config.home).await?;
+    check_settings(&job.request)?;
+    check_cells(&job.request, local.as_ref(), &engines)?;
+    free_ports(&engines, config.worker.ports)?;
+    no_gpu_note(&job.request, progress);
+    let mut embedded = Embedded::start(&config.home).await?;
+    match into_embedded(&mut embedded, config, job, local, engines).await {
+        Ok((client, request)) => Ok(Place { client, embedded: Some(embedded), request }),
+        Err(problem) => {
+            embedded.stop().await;
+            Err(problem)
+        }
+    }
+}
+
+async fn into_embedded(
+    embedded: &mut Embedded,
+    config: &Config,
+    job: Job,
+    local: Option<Local>,
+    engines: Vec<EngineSpec>,
+) -> Result<(Client, Request), Problem> {
+    let mut client = embedded.client().await?;
+    let model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
+    embedded.add_worker(config, &job.request.devices, engines).await?;
+    // There is no other worker to wait for.
+    Ok((client, Request { model, no_wait: true, ..job.request }))
+}
+
+/// The engines that the worker in this process is given. One that cannot run here fails its own cells only, unless
+/// there is no other.
+fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<EngineSpec>, Problem> {
+    if let Target::Endpoint { address, model } = &job.target {
+        return Ok(vec![engines::endpoint(address, model, None)]);
+    }
+    if job.request.engines == ["auto"] {
+        return engines::specs(&[], config);
+    }
+    let (mut specs, mut lacking) = (Vec::new(), None);
+    for name in &job.request.engines {
+        match engines::specs(std::slice::from_ref(name), config) {
+            Ok(found) => specs.extend(found),
+            Err(problem) if problem.code == Code::NotInstalled => {
+                let hint = problem.hint.as_deref().unwrap_or_default();
+                progress.say(&format!("{}: {hint}; its cells will fail", problem.message));
+                lacking = Some(problem);
+            }
+            Err(problem) => return Err(problem),
+        }
+    }
+    match lacking {
+        Some(problem) if specs.is_empty() => Err(problem),
+        _ => Ok(specs),
+    }
+}
+
+/// Settings of the built-in engines, each value by itself: a list gives a cell for each.
+fn check_settings(request: &Request) -> Result<(), Problem> {
+    for (engine, settings) in &request.engine_settings {
+        if !modelmeter_serving::ENGINES.contains(&engine.as_str()) {
+            continue;
+        }
+        for (setting, value) in settings {
+            let values = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+            for one in values {
+                modelmeter_serving::check_settings(engine, &[(setting.clone(), one)].into())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Expands the request for a model that is at hand, so that what is wrong with it is said before anything starts.
+fn check_cells(request: &Request, local: Option<&Local>, engines: &[EngineSpec]) -> Result<(), Problem> {
+    let Some(Local { model, .. }) = local else { return Ok(()) };
+    let mut request = Request { model: model.id.to_string(), ..request.clone() };
+    if request.engines == ["auto"] {
+        let fits = |spec: &&EngineSpec| {
+            spec.name != "null" && model.artifacts.iter().any(|a| spec.formats.contains(&a.format))
+        };
+        request.engines = engines.iter().filter(fits).map(|spec| spec.name.clone()).collect();
+        if request.engines.is_empty() {
+            let formats: Vec<&str> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
+            return Err(Problem::new(Code::NotInstalled, format!("no engine here loads {}", formats.join(" or ")))
+                .with_field("engines")
+                .with_hint("`modelmeter engines` says what can run here and what the rest needs"));
+        }
+        request.engine_settings.retain(|engine, _| request.engines.contains(engine));
+    }
+    expand::cells(&request, model, &[]).map(|_| ())
+}
+
+/// The documented ports of these engines must be free: better said now than by each cell.
+fn free_ports(engines: &[EngineSpec], ports: Ports) -> Result<(), Problem> {
+    if ports == Ports::Auto {
+        return Ok(());
+    }
+    for spec in engines {
+        let Some(pair) = spec.ports.cpu else { continue };
+        for port in [pair.grpc, pair.http].into_iter().filter(|port| *port != 0) {
+            if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
+                return Err(Problem::new(
+                    Code::Busy,
+                    format!("port {port} of engine '{}' cannot be used: {e}", spec.name),
+                )
+                .with_field("ports")
+                .with_hint("stop what holds it, or let engines take free ports: --ports auto"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn no_gpu_note(request: &Request, progress: &Progress) {
+    if request.devices.iter().all(|word| word == "cpu") {
+        return;
+    }
+    if let (_, Some(why)) = sample::devices() {
+        progress.say(&format!("no GPUs here: {why}"));
+    }
+}
+
+/// Submits, watches to the end, fetches the profiles.
+async fn measure(
+    client: &mut Client,
+    request: &Request,
+    progress: &mut Progress,
+    stop: &CancellationToken,
+) -> Result<Finished, Problem> {
+    let id = RequestId::random();
+    let tasks = within(stop, client.submit(id, request)).await?;
+    progress.say(&format!("request {id}: {tasks} task{} of {}", if tasks == 1 { "" } else { "s" }, request.model));
+    match within(stop, watch(client, id, progress)).await {
+        Ok(status) => {
+            let profiles = client.results(Some(id), None, Some(u32::MAX)).await?;
+            Ok(Finished { request_id: id, state: status.state, interrupted: false, profiles })
+        }
+        Err(problem) if problem.code == Code::Cancelled && stop.is_cancelled() => {
+            progress.finish();
+            progress.say("interrupted: stopping; once more ends it at once");
+            let profiles = timeout(FAREWELL, give_up(client, id)).await.unwrap_or_default();
+            Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// Cancels a request, waits until that is done, and gives what was measured.
+async fn give_up(client: &mut Client, id: RequestId) -> Vec<Profile> {
+    let cancelled = client.cancel(id, "interrupted by the user").await;
+    if let Err(problem) = &cancelled {
+        tracing::warn!(%problem, "the request could not be cancelled");
+    }
+    let mut quiet = Progress::new(true);
+    let ended = watch(client, id, &mut quiet).await;
+    if let Err(problem) = ended {
+        tracing::debug!(%problem, "the request's end was not seen");
+    }
+    client.results(Some(id), None, Some(u32::MAX)).await.unwrap_or_default()
+}
+
+/// Shows a request until it ends; gives its last status. Lives through a coordinator that restarts.
+pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Status, Problem> {
+    let mut failures = 0;
+    loop {
+        match follow(client, id, progress).await {
+            Ok(Some(status)) => return Ok(status),
+            Err(problem) if problem.code != Code::Unreachable || failures >= WATCH_RETRIES => return Err(problem),
+            Ok(None) | Err(_) => failures += 1,
+        }
+        if failures > WATCH_RETRIES {
+            return Err(
+                Problem::new(Code::Unreachable, "the coordinator keeps ending the watch").with_field("coordinator")
+            );
+        }
+        sleep(WATCH_PAUSE).await;
+    }
+}
+
+/// One stream of statuses; none if it ended before the request did.
+async fn follow(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Option<Status>, Problem> {
+    let mut statuses = client.watch(id).await?;
+    while let Some(status) = statuses.next().await? {
+        let ended = status.state.is_terminal().then(|| status.clone());
+        progress.update(status);
+        if ended.is_some() {
+            return Ok(ended);
+        }
+    }
+    Ok(None)
+}

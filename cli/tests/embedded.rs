@@ -1,0 +1,134 @@
+//! The embedded mode, walked through with the real binary and the real engine process: measure, look again, interrupt.
+
+use serde_json::Value;
+use std::{
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Its own home, locks and ports: other tests measure on this machine at the same time.
+fn command(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modelmeter"));
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("MODELMETER_HOME", home)
+        .env("MODELMETER_WORKER_LOCK_DIR", home.join("locks"))
+        .env("MODELMETER_WORKER_PORTS", "auto")
+        .current_dir(home)
+        .args(args);
+    command
+}
+
+fn json(output: &Output) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}\n{stderr}", String::from_utf8_lossy(&output.stdout)))
+}
+
+const SHORT: [&str; 8] =
+    ["--min-duration", "100ms", "--max-duration", "500ms", "--concurrency", "1,2", "--precision", "50%"];
+
+#[test]
+fn a_built_in_model_is_measured_and_can_be_seen_again() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let args = [&["profile", "mlp", "--batch-sizes", "1,4", "--labels", "team=a", "--json"], &SHORT[..]].concat();
+    let output = command(home, &args).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let profiles = json(&output);
+    assert_eq!(profiles.as_array().unwrap().len(), 2);
+    for profile in profiles.as_array().unwrap() {
+        assert_eq!(
+            (&profile["state"], &profile["engine"]["name"], &profile["labels"]["team"]),
+            (&"done".into(), &"rten".into(), &"a".into())
+        );
+        assert!(profile["peak"]["throughput_inferences_per_s"].as_f64().unwrap() > 0.0, "{profile}");
+        assert!(profile["reference"]["p50_latency_ms"].as_f64().unwrap() > 0.0, "{profile}");
+        assert_eq!(profile["points"].as_array().unwrap().len(), 2);
+    }
+
+    let id = profiles[0]["request_id"].as_str().unwrap();
+    let mut again = json(&command(home, &["results", "--request", id, "--json"]).output().unwrap());
+    let mut first = profiles.clone();
+    let by_batch = |p: &Value| p["batch_size"].as_u64();
+    first.as_array_mut().unwrap().sort_by_key(by_batch);
+    again.as_array_mut().unwrap().sort_by_key(by_batch);
+    assert_eq!(first, again, "the hub gives what was printed");
+
+    let table = command(home, &["results", "--model", "mlp", "--points"]).output().unwrap();
+    let table = String::from_utf8_lossy(&table.stdout);
+    for part in ["rten", "best throughput", "each load point", "2 in flight", "GPU:"] {
+        assert!(table.contains(part), "{part:?} is not in\n{table}");
+    }
+    let classic = command(home, &["results", "--format", "classic"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&classic.stdout).contains("all_batch_throughput"));
+    let requests = json(&command(home, &["requests", "--json"]).output().unwrap());
+    assert_eq!((requests[0]["_id"].as_str(), requests[0]["state"].as_str()), (Some(id), Some("done")));
+    let status = json(&command(home, &["status", id, "--json"]).output().unwrap());
+    assert_eq!(status["cells"].as_array().unwrap().len(), 2);
+    let models = json(&command(home, &["model", "list", "--json"]).output().unwrap());
+    assert_eq!(models[0]["name"], "mlp");
+}
+
+#[test]
+fn a_dry_run_starts_no_engine() {
+    let home = tempfile::tempdir().unwrap();
+    let output =
+        command(home.path(), &["profile", "mlp", "--dry-run", "--json", "--batch-sizes", "1,2,3"]).output().unwrap();
+    let plan = json(&output);
+    assert_eq!(plan["cells"].as_array().unwrap().len(), 3);
+    assert!(plan["estimated_seconds"]["high"].as_f64().unwrap() > 0.0);
+    assert!(!home.path().join("logs/rten-slot0.log").exists());
+}
+
+#[test]
+fn ctrl_c_stops_everything_and_keeps_what_is_measured() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    // A model that takes its time, and far more of it than this test.
+    let args = ["profile", "mlp", "--batch-sizes", "1,2,4,8", "--min-duration", "100s", "--max-duration", "100s"];
+    let mut child = command(home, &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = home.join("logs/rten-slot0.log");
+    wait(&mut child, "the engine to be up", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("serving mlp"))
+    });
+    let engines = engines_under(home);
+    assert!(!engines.is_empty(), "the engine is a process of its own");
+    // SAFETY: a signal to a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let asked = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(asked.elapsed() < Duration::from_secs(10), "took {:?}", asked.elapsed());
+    assert!(engines_under(home).is_empty(), "an engine was left behind");
+    let requests = json(&command(home, &["requests", "--json"]).output().unwrap());
+    assert_eq!(requests[0]["state"], "cancelled");
+}
+
+fn wait(child: &mut Child, what: &str, until: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !until() {
+        let ended = child.try_wait().unwrap();
+        if ended.is_some() || Instant::now() > deadline {
+            let mut text = String::new();
+            let _ = child.kill();
+            let _ = std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut text);
+            panic!("waited for {what}, {ended:?}\n{text}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Processes that serve an artifact of this home.
+fn engines_under(home: &Path) -> Vec<u32> {
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let serves = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(" serve ") && line.contains(home.to_str().unwrap())
+    };
+    pids.filter(serves).collect()
+}
