@@ -99,7 +99,7 @@ impl Drop for Child {
 
 fn guard(group: u32) -> Result<process::Child> {
     let mut guard = Command::new("sh");
-    guard.args(["-c", "read -r _; kill -KILL -- \"-$1\" 2>/dev/null", "guard", &group.to_string()]);
+    guard.args(["-c", "read -r _; kill -KILL \"-$1\"", "guard", &group.to_string()]);
     guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     guard.spawn().context("cannot start a guard")
 }
@@ -133,9 +133,10 @@ mod tests {
     use super::*;
     use crate::eventually;
 
+    /// Whether the process is there and no zombie.
     fn alive(pid: &str) -> bool {
-        // A zombie has no command line.
-        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
     }
 
     /// A shell whose own child would outlive it.
