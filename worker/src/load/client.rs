@@ -62,7 +62,7 @@ pub(super) enum Report {
     /// A failure's own words, the first of each kind in a run.
     Words(Failure, String),
     /// No connection stands, and another attempt at one failed.
-    Down { failure: Failure, words: String },
+    Down { words: String },
     /// The last.
     Ended(Box<Sends>),
 }
@@ -314,7 +314,7 @@ impl Client {
             self.record(times, Err(failure), now);
         }
         if !self.places.iter().any(|p| matches!(p.link, Link::Up(_))) {
-            let _ = self.reports.send(Report::Down { failure, words: words.to_owned() });
+            let _ = self.reports.send(Report::Down { words: words.to_owned() });
         }
     }
 

@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(decode("f1e3c2e5f23a6ba0ab90f4ff").unwrap(), "www.example.com");
         assert_eq!(decode("6402").unwrap(), "302");
         assert_eq!(decode("d07abe941054d444a8200595040b8166e082a62d1bff").unwrap(), "Mon, 21 Oct 2013 20:13:21 GMT");
-        assert_eq!(decode("6400"), Err(Malformed));
+        assert_eq!(decode("1c"), Err(Malformed));
     }
 
     #[test]

@@ -119,6 +119,8 @@ struct Meter<'a> {
     converged: bool,
     gone: Option<String>,
     downs: u32,
+    /// Why there is no connection, while there is none.
+    down: Option<String>,
     last_seen: Instant,
     begun: Instant,
     next_check: Duration,
@@ -161,6 +163,7 @@ impl<'a> Meter<'a> {
             converged: false,
             gone: None,
             downs: 0,
+            down: None,
             last_seen: now,
             begun: now,
             next_check: Duration::ZERO,
@@ -208,12 +211,13 @@ impl<'a> Meter<'a> {
             Report::Words(failure, words) => {
                 self.words.entry(failure).or_insert(words);
             }
-            Report::Down { words, .. } => {
+            Report::Down { words } => {
                 self.downs += 1;
                 if self.downs >= GONE_ATTEMPTS && self.last_seen.elapsed() >= GONE_AFTER {
                     self.gone = Some(words);
                     return Next::End;
                 }
+                self.down = Some(words);
             }
             Report::Ended(sends) => {
                 self.sends = Some(*sends);
@@ -226,7 +230,7 @@ impl<'a> Meter<'a> {
     fn take_window(&mut self, window: Window) {
         if !window.batch.latency.is_empty() {
             self.last_seen = Instant::now();
-            self.downs = 0;
+            (self.downs, self.down) = (0, None);
         }
         let (series, errors) = match (self.measuring && window.phase > 0, window.late) {
             (false, _) => {
@@ -346,7 +350,7 @@ impl<'a> Meter<'a> {
     fn nothing_succeeded(&self) -> Problem {
         let endpoint = &self.target.endpoint;
         let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
-        match (&self.gone, worst) {
+        match (self.gone.as_ref().or(self.down.as_ref()), worst) {
             (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
             (Some(words), None) => once::unreachable(endpoint, words),
             (None, None) => once::silent(endpoint, Duration::from_millis(self.rules.stop.timeout_ms)),

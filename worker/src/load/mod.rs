@@ -1,7 +1,7 @@
 //! The meter: drives a server with a real gRPC client and says what came of it.
 //!
 //! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, when warm-up
-//! and measuring end ([`warmup`], [`meter`]), and which loads to try (sweep, search). What does not:
+//! and measuring end ([`warmup`], [`meter`]), and which loads to try ([`plan`], [`sweep`], [`search`]). What does not:
 //! making requests and checking answers ([`crate::inspector`]), and figures of device and host
 //! ([`crate::sample`]).
 //!
@@ -16,7 +16,10 @@ mod once;
 mod outbox;
 mod outcome;
 mod recorder;
+pub mod plan;
 pub mod schedule;
+pub mod search;
+pub mod sweep;
 mod sys;
 mod verdict;
 pub mod warmup;
@@ -28,6 +31,7 @@ mod tests;
 
 pub use meter::measure;
 pub use once::{Answer, FirstInference, call_once, first_inference};
+pub use plan::{Bench, Measure, run_plan};
 
 use crate::inspector::{Call, Inspector};
 use modelmeter_common::{Code, Problem, load::Stop};

@@ -72,7 +72,7 @@ pub async fn call_once(
         match report {
             Some(Report::Answer(answer)) => message = Some(answer),
             Some(Report::Words(_, said)) => words = Some(said),
-            Some(Report::Down { words, .. }) => {
+            Some(Report::Down { words }) => {
                 attempts += 1;
                 if attempts == ATTEMPTS {
                     return Err(unreachable(endpoint, &words));
