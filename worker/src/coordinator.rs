@@ -1,9 +1,12 @@
 //! The client of the coordinator's `Work` service: several coordinators tried in turn, each call with a deadline.
 
 use modelmeter_common::{Code, Problem};
-use modelmeter_proto::control::{
-    ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
-    RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
+use modelmeter_proto::{
+    PROBLEM_KEY,
+    control::{
+        ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
+        RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
+    },
 };
 use std::{
     future::Future,
@@ -141,8 +144,13 @@ fn reason(status: &Status) -> String {
     text
 }
 
+/// What a coordinator said, in its own words where it is one of ours.
 fn refused(status: &Status) -> Problem {
     use tonic::Code as Grpc;
+    let whole = status.metadata().get_bin(PROBLEM_KEY).and_then(|value| value.to_bytes().ok());
+    if let Some(problem) = whole.and_then(|json| serde_json::from_slice(&json).ok()) {
+        return problem;
+    }
     let code = match status.code() {
         Grpc::InvalidArgument | Grpc::FailedPrecondition => Code::InvalidArgument,
         Grpc::NotFound => Code::NotFound,

@@ -203,7 +203,7 @@ mod tests {
         let entry = done();
         journal.write(&entry).unwrap();
         journal.write(&entry).unwrap();
-        assert_eq!(journal.read().unwrap(), [entry.clone()]);
+        assert_eq!(journal.read().unwrap(), std::slice::from_ref(&entry));
         journal.remove(entry.task, entry.attempt).unwrap();
         journal.remove(entry.task, entry.attempt).unwrap();
         assert!(journal.read().unwrap().is_empty());

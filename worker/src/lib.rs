@@ -21,7 +21,7 @@ mod session;
 #[cfg(test)]
 mod testing;
 
-pub use engine::{EngineSpec, Launch, PortPair, PortPolicy, Ports};
+pub use engine::{EngineSpec, Launch, PortPair, PortPolicy, Ports, check_ports};
 pub use options::{Options, SlotOptions};
 pub use service::{Handle, start};
 

@@ -6,7 +6,7 @@ use crate::{
     cache::Cache,
     consume::{self, Slot},
     coordinator::{Backoff, Coordinator},
-    engine::Place,
+    engine::{Census, Place},
     journal::Journal,
     lock::DeviceLock,
     options::{available_cores, share_out},
@@ -70,6 +70,15 @@ impl Handle {
             tracing::warn!("a slot did not stop in time: ending it");
             self.slots.shutdown().await;
         }
+        // An engine that was dropped in the making was killed; its end takes a moment.
+        let engines = async {
+            for place in &self.context.places {
+                place.census.none_left().await;
+            }
+        };
+        if timeout(FAREWELL, engines).await.is_err() {
+            tracing::warn!("an engine has not ended yet");
+        }
         self.renewal.shutdown().await;
         // What the coordinator has by now need not be replayed at the next start.
         let _ = timeout(FAREWELL, register::renew(&self.context)).await;
@@ -91,15 +100,23 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
     let coordinator = Coordinator::new(&options.coordinators)?;
     let cores = share_out(&options.slots, &available_cores(), options.shared_cpu)?;
     let cache = Cache::open(options.home.join("cache"))?;
-    let journal = Journal::open(options.home.join("journal").join(&options.name))?;
     let (claims, lock_dir, name) = (options.claims(&cores), options.lock_dir.clone(), options.name.clone());
     let locks = tokio::task::spawn_blocking(move || -> Result<Vec<DeviceLock>, Problem> {
         (0..).zip(&claims).map(|(slot, claim)| DeviceLock::take(&lock_dir, claim, &name, slot)).collect()
     });
     let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
+    let journal = Journal::open(options.home.join("journal").join(&options.name))?;
     let places = (0..).zip(options.slots.into_iter().zip(cores)).zip(locks).map(|((index, (slot, cores)), lock)| {
         let logs = options.home.join("logs").join(&options.name);
-        Arc::new(Place { index, device: slot.device, cores: cores.pinned, lock, ports: options.ports, logs })
+        Arc::new(Place {
+            index,
+            device: slot.device,
+            cores: cores.pinned,
+            lock,
+            ports: options.ports,
+            logs,
+            census: Census::default(),
+        })
     });
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),

@@ -120,14 +120,17 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
 }
 
 /// Makes the requests, off the runtime's threads: a large batch takes a while.
-async fn target(deployment: &Deployment, cell: &Cell, seed: u64) -> Result<Target, Problem> {
-    // Servers need not tell their signature; then the outputs are checked for themselves alone.
-    let metadata = kserve_v2::metadata(&deployment.address, &deployment.model).await;
+async fn target(deployment: &mut Deployment, cell: &Cell, seed: u64) -> Result<Target, Problem> {
+    if deployment.outputs.is_none() {
+        // Servers need not tell their signature; then the outputs are checked for themselves alone.
+        let metadata = kserve_v2::metadata(&deployment.address, &deployment.model).await;
+        deployment.outputs = Some(metadata.map(|metadata| metadata.outputs).unwrap_or_default());
+    }
     let subject = Subject {
         model: deployment.model.clone(),
         version: String::new(),
         inputs: cell.inputs.clone(),
-        outputs: metadata.map(|metadata| metadata.outputs).unwrap_or_default(),
+        outputs: deployment.outputs.clone().unwrap_or_default(),
         batch_size: cell.batch_size,
         seed,
     };

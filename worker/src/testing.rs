@@ -45,7 +45,7 @@ pub fn cpu() -> Device {
 /// A slot with its locks and logs in `folder`.
 pub fn place(folder: &Path, ports: PortPolicy) -> Place {
     let lock = DeviceLock::take(&folder.join("locks"), &Claim::new(None, &[0], false), "w", 0).unwrap();
-    Place { index: 0, device: cpu(), cores: None, lock, ports, logs: folder.join("logs") }
+    Place { index: 0, device: cpu(), cores: None, lock, ports, logs: folder.join("logs"), census: Default::default() }
 }
 
 /// An engine that runs a program.

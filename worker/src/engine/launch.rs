@@ -46,6 +46,19 @@ pub(super) struct Command {
     pub inherit: Vec<RawFd>,
     /// Its output, both streams; the one before is overwritten.
     pub log: PathBuf,
+    pub census: Census,
+}
+
+/// How many engines have not wholly ended yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Census(Arc<watch::Sender<usize>>);
+
+impl Census {
+    /// Completes when there is none.
+    pub async fn none_left(&self) {
+        // Cannot fail: the sender is our own.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
 }
 
 /// A started engine. Killed when dropped.
@@ -105,7 +118,7 @@ fn fork(command: Command) -> Result<Process, Problem> {
     let tail = follow(output, log);
     let identity = Identity::of(child.id());
     let ours = Arc::new(Mutex::new(true));
-    let exit = reap_later(child, ours.clone());
+    let exit = reap_later(child, ours.clone(), command.census);
     // Not reaped before `reap_later` ends, so a zombie at worst: its stat can be read.
     let identity = identity.ok_or_else(|| Problem::new(Code::EngineFailed, "the engine ended as it was started"))?;
     Ok(Process { identity, log_path: command.log, exit, tail, ours })
@@ -147,8 +160,9 @@ fn prepare(worker: libc::pid_t, cores: Option<&libc::cpu_set_t>, inherit: &[RawF
 }
 
 /// Waits for the end on a thread of its own; gives the status once nothing of the session is left.
-fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>) -> watch::Receiver<Option<ExitStatus>> {
+fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, census: Census) -> watch::Receiver<Option<ExitStatus>> {
     let (exit, receiver) = watch::channel(None);
+    census.0.send_modify(|count| *count += 1);
     thread::spawn(move || {
         wait_unreaped(child.id());
         process::kill_session(child.id());
@@ -157,6 +171,7 @@ fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>) -> watch::Receiver<Optio
         let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0));
         drop(ours);
         exit.send_replace(Some(status));
+        census.0.send_modify(|count| *count -= 1);
     });
     receiver
 }

@@ -13,6 +13,7 @@ fn shell(folder: &Path, script: &str) -> Command {
         cores: None,
         inherit: Vec::new(),
         log: folder.join("logs/test.log"),
+        census: Census::default(),
     }
 }
 
@@ -79,11 +80,14 @@ async fn grandchildren_do_not_outlive_a_leader_that_ends_by_itself() {
 #[tokio::test]
 async fn a_dropped_child_is_killed_and_reaped() {
     let folder = tempfile::tempdir().unwrap();
-    let process = start(shell(folder.path(), "sleep 1000 & echo up; sleep 1000")).await.unwrap();
+    let command = shell(folder.path(), "sleep 1000 & echo up; sleep 1000");
+    let census = command.census.clone();
+    let process = start(command).await.unwrap();
     until_said(&process, "up").await;
     let identity = process.identity();
     drop(process);
-    until("it is reaped", || Identity::of(identity.pid) != Some(identity)).await;
+    census.none_left().await;
+    assert_ne!(Identity::of(identity.pid), Some(identity));
     assert!(process::session_members(identity.pid).is_empty());
 }
 

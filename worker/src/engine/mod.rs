@@ -8,16 +8,18 @@ mod ports;
 mod ready;
 mod template;
 
-pub use ports::{PortPair, PortPolicy, Ports};
+pub use ports::{PortPair, PortPolicy, Ports, check_ports};
 
-pub(crate) use template::model_name;
+pub(crate) use launch::Census;
+
+use template::model_name;
 
 use crate::{lock::DeviceLock, process::Identity};
 use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
     engine::Protocol,
-    model::Format,
+    model::{Format, TensorSpec},
     task::Cell,
 };
 use std::{
@@ -116,6 +118,8 @@ pub(crate) struct Place {
     pub ports: PortPolicy,
     /// Where engines' logs go.
     pub logs: PathBuf,
+    /// Of the engines launched here.
+    pub census: Census,
 }
 
 /// One engine serving one artifact on one slot. Dropped, it ends at once; better stop it.
@@ -133,6 +137,8 @@ pub(crate) struct Deployment {
     pub deploy_ms: Option<f64>,
     /// Whether it has answered a first call.
     pub served: bool,
+    /// The model's outputs as the server names them, once asked; empty where it does not say.
+    pub outputs: Option<Vec<TensorSpec>>,
     process: Option<Running>,
 }
 
@@ -176,6 +182,7 @@ impl Deployment {
                     cores: place.cores.clone(),
                     inherit: place.lock.fds(),
                     log: place.logs.join(format!("{}-slot{}.log", spec.name, place.index)),
+                    census: place.census.clone(),
                 };
                 let process = launch::start(command).await?;
                 note(&place.lock, process.identity());
@@ -191,6 +198,7 @@ impl Deployment {
             launch: spec.launch.kind(),
             deploy_ms: None,
             served: running.is_none(),
+            outputs: None,
             process: running,
         };
         match deployment.until_ready(spec).await {

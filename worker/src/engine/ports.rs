@@ -1,7 +1,7 @@
 //! Ports for engines: the documented ones by default, free ones where asked for.
 
-use super::{EngineSpec, Place};
-use crate::process;
+use super::{EngineSpec, Launch, Place};
+use crate::{options::SlotOptions, process};
 use modelmeter_common::{
     Code, Problem,
     device::DeviceKind,
@@ -102,6 +102,29 @@ pub(super) fn reserve(spec: &EngineSpec, place: &Place) -> Result<Reserved, Prob
     Ok(Reserved { pair: PortPair { http, grpc } })
 }
 
+/// Checks that the default ports of these engines are free on each of a worker's slots, before anything starts.
+///
+/// # Errors
+/// `busy`, naming the port and who holds it.
+pub fn check_ports(engines: &[EngineSpec], slots: &[SlotOptions], policy: PortPolicy) -> Result<(), Problem> {
+    if policy == PortPolicy::Auto {
+        return Ok(());
+    }
+    let launched = engines.iter().filter(|engine| matches!(engine.launch, Launch::Process { .. }));
+    for engine in launched {
+        for (index, slot) in (0..).zip(slots) {
+            let Some(pair) = engine.ports.on(slot.device.kind) else { continue };
+            for port in [pair.http, pair.grpc].into_iter().filter(|port| *port != 0) {
+                let port = on_slot(port, index)?;
+                if !is_free(port) {
+                    return Err(busy(port, &engine.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A port on slot `index` of a worker.
 fn on_slot(port: u16, index: u32) -> Result<u16, Problem> {
     let port = u32::from(port) + index * u32::from(SLOT_PORT_STEP);
@@ -178,6 +201,9 @@ mod tests {
         assert_eq!(problem.code, Code::Busy);
         assert!(problem.message.contains(&format!("port {port}")), "{problem}");
         assert!(problem.message.contains(&format!("pid {}", std::process::id())), "{problem}");
+        let slots = [SlotOptions { device: testing::cpu(), cores: None }];
+        assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Default), Err(problem));
+        assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Auto), Ok(()));
         // The same engine with any free port.
         reserve(&spec, &testing::place(folder.path().join("b").as_path(), PortPolicy::Auto)).unwrap();
     }

@@ -81,7 +81,7 @@ fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
 }
 
 /// A model's name as it is handed to an engine: letters, digits, dots, hyphens and underscores, never like a flag.
-pub(crate) fn model_name(name: &str) -> String {
+pub(super) fn model_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' };
     let name: String = name.chars().take(MAX_NAME).map(plain).collect();
     if name.starts_with(|c: char| c.is_ascii_alphanumeric()) { name } else { format!("m{name}") }
