@@ -250,26 +250,41 @@ async fn refusals_name_the_server_and_keep_the_password() -> Result<()> {
     Ok(())
 }
 
-/// The bucket is plain GridFS: the driver's own reader gets the bytes.
+/// The bucket is plain GridFS: the driver's own reader gets our bytes, and we get what it stored, in chunks of its
+/// own size.
 #[tokio::test]
-async fn artifacts_are_read_by_any_gridfs_client() -> Result<()> {
-    use futures::{AsyncReadExt as _, StreamExt as _};
+async fn artifacts_are_shared_with_any_gridfs_client() -> Result<()> {
+    use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
     use modelmeter_common::model::{ArtifactRef, Format};
     let server = Server::start(Mode::Standalone).await?;
     let hub = hub::open(&server.url(DATABASE)).await?;
+    let database = server.client().await?.database(DATABASE);
+    let options = mongodb::options::GridFsBucketOptions::builder().bucket_name("artifacts".to_owned()).build();
+    let bucket = database.gridfs_bucket(options);
     let content = vec![0_u8; 3 * 1024 * 1024 + 7];
     // The sha256 of that many zeros, from sha256sum.
     let sha256 = "f395f662db5cb6d4af68e95e95bf3a780950e8855cd43c7140367d36d6b5d1a3".to_owned();
     let artifact = ArtifactRef { format: Format::Onnx, sha256: sha256.clone(), bytes: content.len() as u64 };
     let bytes = futures::stream::iter([Ok(content.clone().into())]).boxed();
     assert_eq!(hub.put_artifact(&artifact, bytes).await?, Inserted::New);
-    let options = mongodb::options::GridFsBucketOptions::builder().bucket_name("artifacts".to_owned()).build();
-    let bucket = server.client().await?.database(DATABASE).gridfs_bucket(options);
     let mut read = Vec::new();
     bucket.open_download_stream_by_name(&sha256).await?.read_to_end(&mut read).await?;
     assert!(read == content);
-    // And the other way round: what another client stored in chunks of its own size is read here.
-    let pieces: Vec<_> = hub.artifact(&sha256).await?.context("the artifact")?.try_collect().await?;
-    assert_eq!(pieces.concat().len(), content.len());
+
+    let theirs: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    for (name, chunk) in [("ab", 1000), ("cd", 2_900_000)] {
+        let name = name.repeat(32);
+        let mut upload = bucket.open_upload_stream(&name).chunk_size_bytes(chunk).await?;
+        upload.write_all(&theirs).await?;
+        upload.close().await?;
+        let pieces: Vec<_> = hub.artifact(&name).await?.context("the artifact")?.try_collect().await?;
+        assert!(pieces.iter().all(|piece| piece.len() <= 1024 * 1024), "pieces of at most 1 MiB");
+        assert!(pieces.concat() == theirs, "chunks of {chunk} bytes");
+    }
+
+    let chunks = database.collection::<Document>("artifacts.chunks");
+    chunks.delete_many(doc! { "n": 1_i32 }).await?;
+    let read = hub.artifact(&sha256).await?.context("the artifact")?.try_collect::<Vec<_>>().await;
+    assert!(matches!(read, Err(HubError::Corrupt { what: "artifact", .. })), "a lost chunk is told");
     Ok(())
 }

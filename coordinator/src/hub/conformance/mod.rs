@@ -8,6 +8,7 @@ mod artifacts;
 pub mod documents;
 mod registry;
 mod results;
+pub mod speed;
 mod tasks;
 
 use super::Hub;

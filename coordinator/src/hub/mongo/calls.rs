@@ -118,7 +118,8 @@ impl Calls {
     }
 
     fn refused(&self, reason: &str) -> HubError {
-        HubError::Unauthenticated { address: self.address.to_string(), reason: reason.to_owned() }
+        let reason = reason.trim_end_matches('.').to_owned();
+        HubError::Unauthenticated { address: self.address.to_string(), reason }
     }
 }
 

@@ -97,3 +97,15 @@ async fn a_damaged_document_is_corrupt_and_named() {
     let read = hub.request(request.id).await;
     assert!(matches!(read, Err(HubError::Corrupt { what: "request", .. })), "{read:?}");
 }
+
+/// The floor is far below what is usual, since the machine may be busy; the figures are printed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_share_the_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub: Arc<dyn Hub> = Arc::new(open(&folder.path().join("hub.db")).unwrap());
+    for (callers, n) in [(1, 100), (32, 50)] {
+        let speed = conformance::speed::speed(&hub, callers, n).await;
+        eprintln!("{callers} callers: {speed:.0?}");
+        assert!(speed.swaps_per_s > 20.0 && speed.parts_per_s > 20.0, "{callers} callers: {speed:.0?}");
+    }
+}
