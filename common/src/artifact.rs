@@ -60,8 +60,9 @@ pub fn detect(path: &Path) -> Result<Format, Problem> {
         return match () {
             () if path.join("saved_model.pb").is_file() => Ok(Format::Savedmodel),
             () if path.join("config.pbtxt").is_file() => Ok(Format::Triton),
-            () => Err(invalid(format!("{} is a directory without a model", path.display()))
-                .with_hint("a SavedModel has a saved_model.pb, a Triton model a config.pbtxt; else name an .onnx file")),
+            () => Err(invalid(format!("{} is a directory without a model", path.display())).with_hint(
+                "a SavedModel has a saved_model.pb, a Triton model a config.pbtxt; else name an .onnx file",
+            )),
         };
     }
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -116,7 +117,9 @@ impl Flaw {
     fn at(self, path: &Path) -> Problem {
         let file = path.display();
         let (message, hint) = match self {
-            Self::NotOnnx => (format!("{file} is not an ONNX file"), "name a model exported as ONNX, such as model.onnx"),
+            Self::NotOnnx => {
+                (format!("{file} is not an ONNX file"), "name a model exported as ONNX, such as model.onnx")
+            }
             Self::Truncated(what) => (
                 format!("{file} is a damaged or cut off ONNX file: {what}"),
                 "copy or export the file again, and compare its size with the original's",
@@ -178,7 +181,9 @@ fn spec(value: &ValueInfoProto, role: &str) -> Result<TensorSpec, Flaw> {
         return Err(Flaw::Unsupported(format!("{role} '{name}' has no shape")));
     };
     let shape = shape.dim.iter().map(|dim| match &dim.value {
-        Some(dimension::Value::DimValue(length)) => u64::try_from(*length).map_or(Dim::Dynamic(String::new()), Dim::Fixed),
+        Some(dimension::Value::DimValue(length)) => {
+            u64::try_from(*length).map_or(Dim::Dynamic(String::new()), Dim::Fixed)
+        }
         Some(dimension::Value::DimParam(symbol)) => Dim::Dynamic(symbol.clone()),
         None => Dim::Dynamic(String::new()),
     });

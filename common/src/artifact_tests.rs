@@ -4,10 +4,7 @@ use modelmeter_proto::onnx::{OperatorSetIdProto, TensorShapeProto, TypeProto, te
 fn value(name: &str, elem_type: i32, dims: &[Option<dimension::Value>]) -> ValueInfoProto {
     let dim = dims.iter().map(|value| Dimension { value: value.clone() }).collect();
     let tensor = type_proto::Tensor { elem_type, shape: Some(TensorShapeProto { dim }) };
-    ValueInfoProto {
-        name: name.into(),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }),
-    }
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }) }
 }
 
 fn weight() -> TensorProto {

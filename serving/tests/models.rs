@@ -1,5 +1,7 @@
 //! The built-in models on every engine that is here: they load, run, and mean something.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use modelmeter_serving::reference;

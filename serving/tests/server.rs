@@ -1,5 +1,7 @@
 //! KServe v2 over gRPC and REST, as clients see it: round trips, metadata, and what a bad request is told.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use modelmeter_common::Code;
@@ -221,15 +223,18 @@ async fn what_cannot_be_served_is_an_error_before_anything_is_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_in_progress_is_answered_when_the_server_stops() {
     let server = Server::start("rten", "resnet18").await;
-    let mut client = server.client.clone();
-    let call = tokio::spawn(async move { client.model_infer(sample("resnet18", 4, 1)).await });
-    // Small calls go through while the large one computes, so that it is known to have begun.
-    let mut probe = server.client.clone();
-    probe.server_live(ServerLiveRequest {}).await.unwrap();
-    let stopped = server.stop();
-    let (answer, stopped) = tokio::join!(call, stopped);
+    let (mut client, mut probe) = (server.client.clone(), server.client.clone());
+    let call = client.model_infer(sample("resnet18", 4, 1));
+    tokio::pin!(call);
+    // Streams of one connection open in their order: once the second is answered, the first is known to have begun.
+    tokio::select! {
+        biased;
+        answer = &mut call => panic!("answered before the server was stopped: {answer:?}"),
+        probed = probe.server_live(ServerLiveRequest {}) => drop(probed.unwrap()),
+    }
+    let (answer, stopped) = tokio::join!(call, server.stop());
     stopped.unwrap();
-    answer.unwrap().unwrap();
+    answer.unwrap();
     let gone = request("resnet18", vec![]);
     assert!(probe.model_infer(gone).await.is_err());
 }

@@ -29,7 +29,7 @@ pub fn build(name: &str) -> Graph {
     let pooled = graph.node("Gather", &[&x, &first], vec![int("axis", 1)]);
     let pooled = dense(&mut graph, &pooled, HIDDEN, HIDDEN, 1.0);
     let pooled = graph.node("Tanh", &[&pooled], vec![]);
-    let logits = dense(&mut graph, &pooled, HIDDEN, CLASSES, 8.0);
+    let logits = dense(&mut graph, &pooled, HIDDEN, CLASSES, 32.0);
     graph.output("logits", &logits, &[CLASSES as i64]);
     graph
 }

@@ -41,6 +41,6 @@ pub fn build(name: &str) -> Graph {
     }
     let head = Conv::new(channels, 1280, 1, 1).gain(1.0).add(&mut graph, &x);
     let head = relu6(&mut graph, &head);
-    classifier(&mut graph, &head, 1280, 2000.0);
+    classifier(&mut graph, &head, 1280, 400.0);
     graph
 }

@@ -13,7 +13,7 @@ const BRANCH_GAIN: f32 = 0.25;
 
 /// Two 3×3 convolutions a block.
 pub fn resnet18(name: &str) -> Graph {
-    build(name, [2, 2, 2, 2], 1, 2000.0, |graph, x, from, width, stride| {
+    build(name, [2, 2, 2, 2], 1, 50_000.0, |graph, x, from, width, stride| {
         let y = Conv::new(from, width, 3, stride).add(graph, x);
         let y = relu(graph, &y);
         Conv::new(width, width, 3, 1).gain(BRANCH_GAIN).add(graph, &y)
@@ -22,7 +22,7 @@ pub fn resnet18(name: &str) -> Graph {
 
 /// A 1×1, a 3×3 with the stride, and a 1×1 convolution a block.
 pub fn resnet50(name: &str) -> Graph {
-    build(name, [3, 4, 6, 3], 4, 2000.0, |graph, x, from, width, stride| {
+    build(name, [3, 4, 6, 3], 4, 200_000.0, |graph, x, from, width, stride| {
         let y = Conv::new(from, width, 1, 1).add(graph, x);
         let y = relu(graph, &y);
         let y = Conv::new(width, width, 3, stride).add(graph, &y);

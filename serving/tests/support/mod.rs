@@ -3,8 +3,8 @@
 
 use modelmeter_common::Problem;
 use modelmeter_proto::kserve::{
-    ModelInferRequest, ModelInferResponse, grpc_inference_service_client::GrpcInferenceServiceClient,
-    model_infer_request::InferInputTensor,
+    ModelInferRequest, ModelInferResponse, ServerReadyRequest,
+    grpc_inference_service_client::GrpcInferenceServiceClient, model_infer_request::InferInputTensor,
 };
 use modelmeter_serving::{Options, onnxruntime, reference, serve};
 use serde_json::Value;
@@ -59,8 +59,8 @@ pub fn engines() -> Vec<&'static str> {
 
 /// A connection, once the server answers.
 pub async fn channel(address: SocketAddr) -> Channel {
-    let connecting = Channel::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true).connect();
-    tokio::time::timeout(PATIENCE, connecting).await.expect("the server answers in time").unwrap()
+    let endpoint = Channel::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
+    tokio::time::timeout(PATIENCE, endpoint.connect()).await.expect("the server answers in time").unwrap()
 }
 
 impl Server {
@@ -73,8 +73,19 @@ impl Server {
         let http_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (grpc, http) = (grpc_listener.local_addr().unwrap(), http_listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(options, grpc_listener, http_listener, stop.clone().cancelled_owned()));
-        let client = GrpcInferenceServiceClient::new(channel(grpc).await);
+        let mut task = tokio::spawn(serve(options, grpc_listener, http_listener, stop.clone().cancelled_owned()));
+        // The connection waits in the backlog until the model is loaded, and is reset if it cannot be.
+        let ready = async {
+            let mut client = GrpcInferenceServiceClient::new(channel(grpc).await);
+            let answer = tokio::time::timeout(PATIENCE, client.server_ready(ServerReadyRequest {})).await;
+            assert!(answer.expect("the server is ready in time").unwrap().into_inner().ready);
+            client
+        };
+        let client = tokio::select! {
+            biased;
+            ended = &mut task => panic!("serve ended with {:?}", ended.unwrap()),
+            client = ready => client,
+        };
         let client = client.max_decoding_message_size(1 << 30).max_encoding_message_size(1 << 30);
         Self { client, grpc, http, stop, task }
     }
