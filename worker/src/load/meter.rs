@@ -94,7 +94,8 @@ pub async fn measure(
         client::start(orders).map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
     let mut meter = Meter::new(target, load, rules, control, reports);
     let running = meter.run(probes, cancel).await?;
-    let samples = running.end();
+    let ended = tokio::task::spawn_blocking(|| running.end());
+    let samples = ended.await.map_err(|e| Problem::new(Code::Internal, format!("sampling failed: {e}")))?;
     let observed = meter.observed().await?;
     Ok(verdict::point(target.call.batch_size, rules, observed, samples))
 }
