@@ -7,14 +7,14 @@ use crate::{
     attempts::Attempt,
     engine::{Deployment, Launch, Place},
     inspector::{Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
-    load::{self, Rules, Target},
+    load::{self, Bench, Measure, Rules, Target},
     sample::Probes,
 };
+use async_trait::async_trait;
 use modelmeter_common::{
     Code, Problem,
-    load::{Load, LoadPoint, Stop},
+    load::{LoadPoint, Stop},
     part::{self, Point, Warning},
-    request::MAX_CONCURRENCY,
     task::{Assignment, Cell, Plan},
 };
 use std::{
@@ -54,9 +54,8 @@ pub(crate) async fn measure(
     let deployment = kept.as_mut().expect("deployed just now");
     let target = target(deployment, cell, assignment.plan.seed).await?;
     let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
-    let probes = Probes::new(deployment.pid());
-    let course = Course { context, attempt, target: &target, plan: &assignment.plan, probes: &probes };
-    let mut points = alive(deployment, course.points()).await?;
+    let points = points(context, target, deployment.pid(), &assignment.plan, attempt);
+    let mut points = alive(deployment, points).await?;
     if context.shared_cpu {
         points.iter_mut().for_each(mark_shared);
     }
@@ -157,8 +156,6 @@ async fn first_inference(
     Ok(is_first.then_some(first.latency_ms))
 }
 
-/// A sweep does not begin a point with less than this of its budget left.
-const SHORTEST_POINT: Duration = Duration::from_millis(500);
 /// Engines compile and allocate in their first call.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -186,97 +183,30 @@ fn mark_shared(point: &mut Point) {
     point.warnings.push(Warning { code: "shared_host".into(), message: message.into() });
 }
 
-/// The load points of one task.
-struct Course<'a> {
-    context: &'a Context,
+/// Measures points, and tells what is being measured.
+struct Told<'a> {
+    bench: Bench,
     attempt: &'a Attempt,
-    target: &'a Target,
-    plan: &'a Plan,
-    probes: &'a Probes,
 }
 
-impl Course<'_> {
-    async fn points(&self) -> Result<Vec<Point>, Problem> {
-        match &self.plan.load {
-            Load::Closed { concurrencies } if concurrencies.is_empty() => self.sweep().await,
-            Load::Closed { concurrencies } => self.each(closed(concurrencies)).await,
-            Load::Open { rates, arrivals } => {
-                let mut rates = rates.clone();
-                rates.sort_by(f64::total_cmp);
-                rates.dedup();
-                let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: *arrivals };
-                self.each(rates.into_iter().map(load).collect()).await
-            }
-            Load::SlaSearch { .. } => Err(Problem::invalid("load", "the SLA search is not in this version")
-                .with_hint("measure rates of your choice, for example --rate 50,100,200")),
-        }
-    }
-
-    /// Doubles the calls in flight until throughput grows no more beyond its interval.
-    async fn sweep(&self) -> Result<Vec<Point>, Problem> {
-        let (end, mut concurrency, mut best) = (self.end(), 1, 0.0);
-        let mut points = Vec::new();
-        while concurrency <= MAX_CONCURRENCY {
-            let now = Instant::now();
-            // A third of what is left: a sweep cannot know how many points it will take.
-            let deadline = end.map(|end| now + end.saturating_duration_since(now) / 3);
-            let point = self.measure(LoadPoint::Closed { concurrency }, deadline).await?;
-            let grown = point.requests_per_s.is_some_and(|rate| rate.ci95[0] > best);
-            best = point.requests_per_s.map_or(best, |rate| rate.value.max(best));
-            points.push(point);
-            let spent = end.is_some_and(|end| end.saturating_duration_since(Instant::now()) < SHORTEST_POINT);
-            if !grown || spent {
-                break;
-            }
-            concurrency *= 2;
-        }
-        Ok(points)
-    }
-
-    /// Each in turn; those that are left share what is left of the budget.
-    async fn each(&self, loads: Vec<LoadPoint>) -> Result<Vec<Point>, Problem> {
-        let end = self.end();
-        let mut points = Vec::with_capacity(loads.len());
-        for (nth, load) in loads.iter().enumerate() {
-            let left = u32::try_from(loads.len() - nth).unwrap_or(u32::MAX);
-            let now = Instant::now();
-            let deadline = end.map(|end| now + end.saturating_duration_since(now) / left);
-            points.push(self.measure(*load, deadline).await?);
-        }
-        Ok(points)
-    }
-
-    async fn measure(&self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem> {
+#[async_trait]
+impl Measure for Told<'_> {
+    async fn measure(&mut self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem> {
         self.attempt.progress(format!("measuring {load}"));
-        load::measure(self.target, load, &self.rules(deadline), self.probes, &self.context.stop).await
-    }
-
-    fn rules(&self, deadline: Option<Instant>) -> Rules {
-        Rules { stop: self.plan.stop.clone(), batches: self.plan.batches, seed: self.plan.seed, deadline }
-    }
-
-    fn end(&self) -> Option<Instant> {
-        self.plan.budget_ms.map(|budget| Instant::now() + Duration::from_millis(budget))
+        self.bench.measure(load, deadline).await
     }
 }
 
-/// One in flight first, whatever was asked: it is the reference of every closed loop.
-fn closed(concurrencies: &[u32]) -> Vec<LoadPoint> {
-    let mut all: Vec<u32> = concurrencies.to_vec();
-    all.push(1);
-    all.sort_unstable();
-    all.dedup();
-    all.into_iter().map(|concurrency| LoadPoint::Closed { concurrency }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_in_flight_comes_first_and_nothing_twice() {
-        let of = |list: &[u32]| closed(list).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(of(&[8, 2, 8]), ["1 in flight", "2 in flight", "8 in flight"]);
-        assert_eq!(of(&[1]), ["1 in flight"]);
-    }
+/// The load points of one task.
+async fn points(
+    context: &Context,
+    target: Target,
+    engine: Option<u32>,
+    plan: &Plan,
+    attempt: &Attempt,
+) -> Result<Vec<Point>, Problem> {
+    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed: plan.seed, deadline: None };
+    let bench = Bench { target, rules, probes: Probes::new(engine), cancel: context.stop.clone() };
+    let budget = plan.budget_ms.map(Duration::from_millis);
+    load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut Told { bench, attempt }).await
 }
