@@ -4,6 +4,7 @@
 //! and faulting processes. What does not: assertions on modelmeter itself.
 
 pub mod child;
+pub mod cluster;
 pub mod modelmeter;
 pub mod mongod;
 pub mod ports;
