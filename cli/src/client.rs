@@ -167,7 +167,7 @@ impl Client {
             loop {
                 let mut data = Vec::with_capacity(CHUNK_BYTES);
                 (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.map_err(unreadable)?;
-                if data.is_empty() || send.send(chunk(Content::Data(data.into()))).await.is_err() {
+                if data.is_empty() || send.send(chunk(Content::Data(data))).await.is_err() {
                     return Ok(());
                 }
             }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -67,7 +68,13 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
             Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
         },
         name if modelmeter_serving::ENGINES.contains(&name) => {
-            Found { available: true, version: Some(VERSION.into()), location: server_program().ok(), ..found }
+            let version = if name == "rten" { modelmeter_serving::RTEN_VERSION } else { VERSION };
+            match server_program() {
+                Ok(program) => {
+                    Found { available: true, version: Some(version.into()), location: Some(program), ..found }
+                }
+                Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
+            }
         }
         _ => Found {
             reason: Some("launching it is not supported by this version".into()),
@@ -145,6 +152,14 @@ pub fn endpoint(address: &str, model: &str, version: Option<String>) -> EngineSp
     }
 }
 
+/// Set where this process is `modelmeter` itself, whatever its file is called.
+static IS_THE_PROGRAM: OnceLock<()> = OnceLock::new();
+
+/// Says that this process is `modelmeter` itself: it can serve.
+pub fn this_is_the_program() {
+    IS_THE_PROGRAM.get_or_init(|| ());
+}
+
 /// The program that serves: `modelmeter` itself; for a program that uses the library, the one beside it or on PATH.
 ///
 /// # Errors
@@ -153,7 +168,7 @@ pub fn server_program() -> Result<PathBuf, Problem> {
     const NAME: &str = "modelmeter";
     let own = std::env::current_exe()
         .map_err(|e| Problem::new(Code::Internal, format!("cannot tell this program's own path: {e}")))?;
-    if own.file_stem().is_some_and(|stem| stem == NAME) {
+    if IS_THE_PROGRAM.get().is_some() {
         return Ok(own);
     }
     // Examples and tests lie one folder below the binary.
@@ -172,6 +187,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_launched_is_not_called_installable() {
+        this_is_the_program();
         let found = survey(&Config::default());
         let of = |name: &str| found.iter().find(|f| f.name == name).unwrap();
         assert!(of("rten").available && of("null").available);
@@ -183,6 +199,7 @@ mod tests {
 
     #[test]
     fn a_wanted_engine_that_cannot_run_is_an_error_with_a_hint() {
+        this_is_the_program();
         let config = Config::default();
         let wrong = |name: &str| specs(&[name.to_owned()], &config).unwrap_err();
         assert_eq!((wrong("triton").code, wrong("rtn").code), (Code::NotInstalled, Code::InvalidArgument));

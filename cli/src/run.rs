@@ -91,7 +91,11 @@ pub async fn dry_run(
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<Dryrun, Problem> {
-    let mut place = within(stop, prepare(config, job, progress)).await?;
+    // Nothing is measured: neither ports nor devices need to be free.
+    let mut config = config.clone();
+    config.worker.ports = Ports::Auto;
+    config.worker.lock_dir = Some(config.home.join("locks"));
+    let mut place = within(stop, prepare(&config, job, progress)).await?;
     let plan = place.client.plan(&place.request).await;
     if let Some(embedded) = place.embedded {
         embedded.stop().await;

@@ -9,6 +9,7 @@
 
 pub mod onnxruntime;
 pub mod reference;
+pub mod torchscript;
 
 mod backend;
 mod contents;
@@ -29,6 +30,9 @@ pub use settings::check_settings;
 
 /// The engines that this room serves.
 pub const ENGINES: [&str; 3] = ["onnx", "rten", "null"];
+
+/// The version of the rten crate that is linked.
+pub const RTEN_VERSION: &str = backend::rten::VERSION;
 
 /// The largest request and response, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 30;

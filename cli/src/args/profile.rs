@@ -79,6 +79,9 @@ pub struct ProfileArgs {
     /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
     pub ports: Option<Ports>,
+    /// Measure although other workers of this machine may measure on the CPU at the same time
+    #[arg(long, help_heading = "What to measure")]
+    pub shared_cpu: bool,
     /// A custom inspector's name [default: the engine's own]
     #[arg(long, value_name = "NAME", help_heading = "What to measure")]
     pub inspector: Option<String>,
@@ -154,5 +157,6 @@ impl ProfileArgs {
         if let Some(ports) = self.ports {
             config.worker.ports = ports;
         }
+        config.worker.shared_cpu |= self.shared_cpu;
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     report::{self, Align, Table},
 };
 use modelmeter_common::Problem;
-use modelmeter_worker::sample;
+use modelmeter_worker::sample::devices;
 
 pub(super) fn run(context: &Context) -> Result<u8, Problem> {
     let found = survey(&context.config);
@@ -15,7 +15,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Problem> {
         return Ok(0);
     }
     let mut text = table(&found);
-    let (devices, no_gpus) = sample::devices();
+    let (devices, no_gpus) = devices();
     let names: Vec<String> = devices.iter().map(|device| format!("{} ({})", device.class, device.name)).collect();
     text += &format!("\ndevices: {}\n", names.join(", "));
     if let Some(why) = no_gpus {
