@@ -78,7 +78,7 @@ fn search(folders: impl Iterator<Item = PathBuf>) -> Result<Located, Problem> {
     let places: Vec<String> = looked.iter().map(|folder| folder.display().to_string()).collect();
     Err(Problem::new(Code::NotInstalled, message)
         .with_field("onnxruntime")
-        .with_hint(format!("{INSTALL}; looked in {}", places.join(", "))))
+        .with_hint(format!("{INSTALL}; looked in the active python3, {}", places.join(", "))))
 }
 
 /// The newest `libonnxruntime.so…` of a folder; its providers beside it have other names.

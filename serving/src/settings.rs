@@ -50,6 +50,7 @@ fn known(engine: &str) -> Option<&'static [(&'static str, Kind)]> {
     match engine {
         "onnx" => Some(&[THREADS, INSTANCES, LEVEL]),
         "rten" => Some(&[THREADS, INSTANCES, PREPACK]),
+        "torchscript" => Some(&[THREADS, INSTANCES]),
         "null" => Some(&[]),
         _ => None,
     }
@@ -120,6 +121,7 @@ mod tests {
     fn good_settings_are_taken() {
         check("onnx", json!({"threads": 2, "instances": 1, "graph_optimization_level": "basic"})).unwrap();
         check("rten", json!({"threads": 1, "prepack_weights": true})).unwrap();
+        check("torchscript", json!({"threads": 1, "instances": 2})).unwrap();
         check("null", json!({})).unwrap();
     }
 
