@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     thread,
@@ -157,15 +160,24 @@ fn end_orphans(folder: &Path) {
     }
 }
 
+/// The first line of a lock file; none if it does not read, or if it is another user's word.
 fn read_record(path: &Path) -> Option<Record> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
+    // SAFETY: cannot fail.
+    let own = unsafe { libc::geteuid() };
+    if ![own, 0].contains(&file.metadata().ok()?.uid()) {
+        return None;
+    }
     let mut text = String::new();
-    File::open(path).ok()?.take(MAX_RECORD_BYTES).read_to_string(&mut text).ok()?;
+    file.take(MAX_RECORD_BYTES).read_to_string(&mut text).ok()?;
     serde_json::from_str(text.lines().next()?).ok()
 }
 
 fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
     let storage = |e: io::Error| Problem::new(Code::Storage, format!("cannot lock {}: {e}", path.display()));
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(storage)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path).map_err(storage)?;
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
         if try_flock(&file, shared).map_err(storage)? {

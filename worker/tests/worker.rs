@@ -1,5 +1,7 @@
 //! A whole worker against a memory broker, a small coordinator over real gRPC and a small KServe v2 server.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod support;
 
 use async_trait::async_trait;
