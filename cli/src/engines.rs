@@ -1,5 +1,6 @@
 //! Which engines can run on this machine: what the worker may launch, and what `modelmeter engines` says.
 
+use crate::torchscript;
 use modelmeter_common::{
     Code, Problem, VERSION,
     config::Config,
@@ -16,7 +17,7 @@ use std::{
 };
 
 /// From launch to ready: a large model is read and optimised in this time.
-const READY_TIMEOUT: Duration = Duration::from_secs(120);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// The engine that a server at an endpoint is.
 pub const ENDPOINT: &str = "endpoint";
 
@@ -33,6 +34,8 @@ pub struct Found {
     pub supported: bool,
     /// Whether it can run here, now.
     pub available: bool,
+    /// Whether it can use a GPU, where there is one.
+    pub gpu: bool,
     /// Its version, where known.
     pub version: Option<String>,
     /// Where it was found.
@@ -53,8 +56,9 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
         name: info.name,
         title: info.title,
         formats: info.formats.iter().map(|format| format.as_str()).collect(),
-        supported: modelmeter_serving::ENGINES.contains(&info.name),
+        supported: modelmeter_serving::ENGINES.contains(&info.name) || info.name == "torchscript",
         available: false,
+        gpu: false,
         version: None,
         location: None,
         reason: None,
@@ -67,6 +71,7 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
             }
             Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
         },
+        "torchscript" => torchscript::look(found, config),
         name if modelmeter_serving::ENGINES.contains(&name) => {
             let version = if name == "rten" { modelmeter_serving::RTEN_VERSION } else { VERSION };
             match server_program() {
@@ -104,7 +109,11 @@ pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Prob
     }
     let program = server_program()?;
     let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.iter().any(|w| w == f.name)));
-    Ok(launchable.map(|f| spec(f, &program)).collect())
+    let spec = |found: &Found| match found.name {
+        "torchscript" => torchscript::spec(found, config),
+        _ => Ok(spec(found, &program)),
+    };
+    launchable.map(spec).collect()
 }
 
 fn unknown(name: &str, found: &[Found]) -> Problem {
@@ -191,7 +200,7 @@ mod tests {
         let found = survey(&Config::default());
         let of = |name: &str| found.iter().find(|f| f.name == name).unwrap();
         assert!(of("rten").available && of("null").available);
-        for name in ["triton", "tfs", "torchscript"] {
+        for name in ["triton", "tfs"] {
             assert!(!of(name).supported && !of(name).available);
             assert!(of(name).reason.as_deref().unwrap().contains("not supported by this version"));
         }

@@ -15,6 +15,7 @@ pub mod profiler;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod torchscript;
 
 pub use command::main;
 pub use modelmeter_common::{Problem, config, profile, request};

@@ -183,7 +183,7 @@ fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<Eng
 /// Settings of the built-in engines, each value by itself: a list gives a cell for each.
 fn check_settings(request: &Request) -> Result<(), Problem> {
     for (engine, settings) in &request.engine_settings {
-        if !modelmeter_serving::ENGINES.contains(&engine.as_str()) {
+        if !modelmeter_serving::ENGINES.contains(&engine.as_str()) && engine != "torchscript" {
             continue;
         }
         for (setting, value) in settings {

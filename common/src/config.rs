@@ -6,6 +6,7 @@ use crate::Problem;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -129,6 +130,16 @@ pub enum Ports {
 pub struct Engines {
     /// ONNX Runtime.
     pub onnx: Onnx,
+    /// TorchScript.
+    pub torchscript: Torchscript,
+}
+
+/// TorchScript.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Torchscript {
+    /// The Python that has torch and grpcio; by default the active virtual environment's, then `python3`.
+    pub python: Option<PathBuf>,
 }
 
 /// ONNX Runtime.
@@ -180,7 +191,7 @@ impl Sources {
         for path in candidates {
             match std::fs::read_to_string(&path) {
                 Ok(text) => return Ok(Some((path, text))),
-                Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) if named.is_none() && matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
                 Err(e) => return Err(Problem::invalid("config", format!("cannot read {}: {e}", path.display()))),
             }
         }
@@ -288,7 +299,7 @@ const fn variable(name: &'static str, path: &'static [&'static str], kind: Kind)
     Variable { name, path, kind }
 }
 
-const VARIABLES: [Variable; 19] = [
+const VARIABLES: [Variable; 20] = [
     variable("MODELMETER_HOME", &["home"], Kind::Text),
     variable("MODELMETER_COORDINATOR", &["client", "coordinators"], Kind::List),
     variable("MODELMETER_COORDINATOR_LISTEN", &["coordinator", "listen"], Kind::Text),
@@ -308,6 +319,7 @@ const VARIABLES: [Variable; 19] = [
     variable("MODELMETER_WORKER_LABELS", &["worker", "labels"], Kind::Map),
     variable("MODELMETER_WORKER_ENGINES", &["worker", "engines"], Kind::List),
     variable("MODELMETER_ENGINE_ONNX_LIBRARY", &["engine", "onnx", "library"], Kind::Text),
+    variable("MODELMETER_ENGINE_TORCHSCRIPT_PYTHON", &["engine", "torchscript", "python"], Kind::Text),
 ];
 
 impl Config {

@@ -50,6 +50,9 @@ impl Engine {
     /// # Errors
     /// As [`crate::serve`].
     pub fn load(options: &Options) -> Result<Self, Problem> {
+        if !crate::ENGINES.contains(&options.engine.as_str()) {
+            return Err(settings::unknown(&options.engine));
+        }
         let settings = settings::parse(&options.engine, &options.settings)?;
         let opened = artifact::open(&options.model)?;
         let (version, runner) = match options.engine.as_str() {

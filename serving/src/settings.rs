@@ -74,10 +74,7 @@ pub fn check_settings(engine: &str, settings: &BTreeMap<String, Value>) -> Resul
 }
 
 pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Settings, Problem> {
-    let known = known(engine).ok_or_else(|| {
-        Problem::invalid("engine", format!("the built-in server has no engine '{engine}'"))
-            .with_hint(format!("one of {}", ENGINES.join(", ")))
-    })?;
+    let known = known(engine).ok_or_else(|| unknown(engine))?;
     for (name, value) in settings {
         let field = format!("engine_settings.{engine}.{name}");
         let Some((_, kind)) = known.iter().find(|(known, _)| known == name) else {
@@ -96,6 +93,12 @@ pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Setting
         graph_optimization_level: settings.get(LEVEL.0).and_then(Value::as_str).unwrap_or("all").to_owned(),
         prepack_weights: settings.get(PREPACK.0).and_then(Value::as_bool).unwrap_or(false),
     })
+}
+
+/// That the built-in server has no such engine.
+pub fn unknown(engine: &str) -> Problem {
+    Problem::invalid("engine", format!("the built-in server has no engine '{engine}'"))
+        .with_hint(format!("one of {}", ENGINES.join(", ")))
 }
 
 fn allowed_names(given: &str, known: &[(&'static str, Kind)]) -> String {

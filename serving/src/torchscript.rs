@@ -192,7 +192,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = python(folder.path(), r#"echo '{"torch":"2.11.0+cu130","grpcio":"1.80.0","cuda":"13.0"}'"#);
         let located = locate(Some(&path)).unwrap();
-        let expected = Located { python: path, torch: "2.11.0+cu130".into(), grpcio: "1.80.0".into(), cuda: Some("13.0".into()) };
+        let expected =
+            Located { python: path, torch: "2.11.0+cu130".into(), grpcio: "1.80.0".into(), cuda: Some("13.0".into()) };
         assert_eq!(located, expected);
     }
 

@@ -54,7 +54,8 @@ pub enum Launch {
     /// A process of this machine, started for each deployment.
     ///
     /// `args` and the values of `env` may hold `{model}` (path of the artifact), `{model_name}`, `{grpc_port}`,
-    /// `{http_port}` and `{settings}` (JSON). Each stays one argument whatever is put in.
+    /// `{http_port}`, `{settings}` (JSON), `{device}` (`cpu` or `cuda:0`) and `{signature}` (JSON of the inputs, their
+    /// batch axis -1). Each stays one argument whatever is put in.
     Process {
         /// The executable: a path, or a name on PATH.
         program: PathBuf,
@@ -173,6 +174,8 @@ impl Deployment {
                     grpc_port: ports.pair.grpc,
                     http_port: ports.pair.http,
                     settings: &cell.engine_settings,
+                    device: &place.device,
+                    inputs: &cell.inputs,
                 };
                 let command = launch::Command {
                     engine: spec.name.clone(),

@@ -1,10 +1,14 @@
 //! Filling the placeholders of an engine's arguments.
 
-use modelmeter_common::Problem;
-use serde_json::Value;
+use modelmeter_common::{
+    Problem,
+    device::{Device, DeviceKind},
+    model::TensorShape,
+};
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path};
 
-const PLACEHOLDERS: [&str; 5] = ["model", "model_name", "grpc_port", "http_port", "settings"];
+const PLACEHOLDERS: [&str; 7] = ["model", "model_name", "grpc_port", "http_port", "settings", "device", "signature"];
 /// The longest name that is handed to an engine.
 const MAX_NAME: usize = 128;
 
@@ -15,6 +19,8 @@ pub(super) struct Values<'a> {
     pub grpc_port: u16,
     pub http_port: u16,
     pub settings: &'a BTreeMap<String, Value>,
+    pub device: &'a Device,
+    pub inputs: &'a [TensorShape],
 }
 
 impl Values<'_> {
@@ -45,9 +51,26 @@ impl Values<'_> {
             "grpc_port" => self.grpc_port.to_string(),
             "http_port" => self.http_port.to_string(),
             "settings" => serde_json::to_string(self.settings).expect("JSON values are JSON"),
+            // The engine sees the slot's GPU alone (CUDA_VISIBLE_DEVICES), which is then its first.
+            "device" => match self.device.kind {
+                DeviceKind::Cpu => "cpu".to_owned(),
+                DeviceKind::Gpu => "cuda:0".to_owned(),
+            },
+            "signature" => signature(self.inputs),
             other => return Err(unknown(other, "engines")),
         })
     }
+}
+
+/// The inputs as JSON, for engines whose artifacts do not say what they take. The batch axis is open (-1): one
+/// deployment serves every batch size.
+fn signature(inputs: &[TensorShape]) -> String {
+    let input = |tensor: &TensorShape| {
+        let axes =
+            tensor.shape.iter().enumerate().map(|(axis, &length)| if axis == 0 { json!(-1) } else { json!(length) });
+        json!({ "name": tensor.name, "dtype": tensor.dtype, "shape": axes.collect::<Vec<_>>() })
+    };
+    json!({ "inputs": inputs.iter().map(input).collect::<Vec<_>>() }).to_string()
 }
 
 fn not_utf8() -> Problem {
@@ -90,9 +113,35 @@ pub(super) fn model_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modelmeter_common::model::Datatype;
+
+    static DEVICE: Device = Device {
+        kind: DeviceKind::Gpu,
+        class: String::new(),
+        name: String::new(),
+        index: Some(3),
+        uuid: None,
+        driver: None,
+        memory_total_bytes: None,
+        cores: None,
+    };
 
     fn values(settings: &BTreeMap<String, Value>) -> Values<'_> {
-        Values { model: Some(Path::new("/cache/a.onnx")), model_name: "m", grpc_port: 8002, http_port: 8001, settings }
+        let model = Some(Path::new("/cache/a.onnx"));
+        Values { model, model_name: "m", grpc_port: 8002, http_port: 8001, settings, device: &DEVICE, inputs: &[] }
+    }
+
+    #[test]
+    fn the_signature_leaves_the_batch_open_and_a_gpu_is_the_first_that_is_seen() {
+        let settings = BTreeMap::new();
+        let inputs = [TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![8, 3, 224] }];
+        let values = Values { inputs: &inputs, ..values(&settings) };
+        assert_eq!(values.expand("{device}").unwrap(), "cuda:0");
+        let cpu = Device { kind: DeviceKind::Cpu, ..DEVICE.clone() };
+        assert_eq!(Values { device: &cpu, ..values }.expand("{device}").unwrap(), "cpu");
+        let values = Values { inputs: &inputs, ..self::values(&settings) };
+        let signature: Value = serde_json::from_str(&values.expand("{signature}").unwrap()).unwrap();
+        assert_eq!(signature, json!({"inputs": [{"name": "x", "dtype": "FP32", "shape": [-1, 3, 224]}]}));
     }
 
     #[test]
