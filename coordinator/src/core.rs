@@ -22,6 +22,8 @@ use tokio::sync::{Notify, broadcast};
 
 /// Tries of one compare-and-swap before it is left to the sweep.
 const SWAP_TRIES: u32 = 16;
+/// Each claim asks who is registered: another coordinator's news may be this late.
+const WORKERS_AGE: Duration = Duration::from_millis(500);
 /// A worker that was silent for this many leases is not counted on.
 const SILENT_LEASES: u32 = 2;
 
@@ -34,6 +36,7 @@ pub struct Core {
     pub work: Notify,
     changes: broadcast::Sender<RequestId>,
     clock: Mutex<(Timestamp, Instant)>,
+    workers: Mutex<Option<(Instant, Vec<WorkerDoc>)>>,
     /// Attempts whose final came before all of its parts.
     pub pending: Mutex<HashSet<(TaskId, u32)>>,
     /// Tasks of a request that are not known to have ended: at zero the hub is asked.
@@ -50,6 +53,7 @@ impl Core {
             work: Notify::new(),
             changes: broadcast::channel(1024).0,
             clock: Mutex::new((now, Instant::now())),
+            workers: Mutex::default(),
             pending: Mutex::default(),
             open: Mutex::default(),
         }))
@@ -79,10 +83,28 @@ impl Core {
         self.changes.subscribe()
     }
 
+    /// All registered workers, as they were at most [`WORKERS_AGE`] ago.
+    pub async fn workers(&self) -> Result<Vec<WorkerDoc>, HubError> {
+        let known = self.workers.lock().expect("never poisoned: no panic while held").clone();
+        if let Some((_, workers)) = known.filter(|(read, _)| read.elapsed() < WORKERS_AGE) {
+            return Ok(workers);
+        }
+        let workers = self.hub.workers().await?;
+        *self.workers.lock().expect("never poisoned: no panic while held") = Some((Instant::now(), workers.clone()));
+        Ok(workers)
+    }
+
+    /// Stores a worker that registered or was seen.
+    pub async fn put_worker(&self, worker: &WorkerDoc) -> Result<(), HubError> {
+        self.hub.put_worker(worker).await?;
+        *self.workers.lock().expect("never poisoned: no panic while held") = None;
+        Ok(())
+    }
+
     /// Workers that gave a sign of life lately.
     pub async fn live_workers(&self) -> Result<Vec<WorkerDoc>, HubError> {
         let (now, silent) = (self.now(), self.lease * SILENT_LEASES);
-        let mut workers = self.hub.workers().await?;
+        let mut workers = self.workers().await?;
         workers.retain(|worker| now.since(worker.seen_at) <= silent);
         Ok(workers)
     }

@@ -113,7 +113,7 @@ async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Res
     let mut filter = TaskFilter {
         request: Some(request),
         states: vec![TaskState::Waiting],
-        limit: Some(room * 4),
+        limit: Some(room + 8),
         ..Default::default()
     };
     loop {

@@ -26,9 +26,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Watchers hear of changes at most this often, and at least every [`WATCH_IDLE`].
 const WATCH_GAP: Duration = Duration::from_millis(100);
+const WATCH_MAX_GAP: Duration = Duration::from_secs(2);
 const WATCH_IDLE: Duration = Duration::from_secs(1);
-/// Cells beyond which watchers hear less often.
-const MANY_CELLS: usize = 500;
+/// A watcher waits this much longer for each cell, since each status reads them all.
+const WATCH_GAP_A_CELL: Duration = Duration::from_millis(1);
 const DEFAULT_RESULTS: u32 = 1000;
 const DEFAULT_REQUESTS: u32 = 100;
 
@@ -197,7 +198,7 @@ async fn watch(core: &Core, mut doc: RequestDoc, sender: &mpsc::Sender<Result<St
         if doc.state.is_terminal() {
             return;
         }
-        tokio::time::sleep(if cells > MANY_CELLS { WATCH_GAP * 10 } else { WATCH_GAP }).await;
+        tokio::time::sleep((WATCH_GAP + WATCH_GAP_A_CELL * cells as u32).min(WATCH_MAX_GAP)).await;
         let ours = async {
             // A lagged receiver has missed changes, perhaps ours: look.
             while let Ok(changed) = changes.recv().await {

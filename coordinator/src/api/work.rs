@@ -19,7 +19,14 @@ use modelmeter_proto::control::{
     HandBackReply, HandBackRequest, Refused, RegisterReply, RegisterRequest, RenewReply, RenewRequest, Slot,
     attempt_fate::Fate, claim_reply::Outcome, refused::Why, work_server::Work,
 };
-use std::{collections::HashSet, pin::Pin, sync::Arc};
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 use tonic::{Request, Response, Status};
 
 /// Candidates that one `ClaimNext` tries before it says that none is left.
@@ -28,6 +35,7 @@ const CLAIM_NEXT_TRIES: u32 = 16;
 /// The `Work` service.
 pub struct WorkApi {
     core: Arc<Core>,
+    next: AtomicUsize,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -41,12 +49,12 @@ struct Claimant<'a> {
 
 impl WorkApi {
     pub fn new(core: Arc<Core>) -> Self {
-        Self { core }
+        Self { core, next: AtomicUsize::new(0) }
     }
 
     /// The registered worker of this incarnation.
     async fn worker(&self, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, Status> {
-        let workers = self.core.hub.workers().await.map_err(hub_status)?;
+        let workers = self.core.workers().await.map_err(hub_status)?;
         Ok(workers.into_iter().find(|worker| worker.name == name && worker.incarnation == incarnation))
     }
 
@@ -196,7 +204,7 @@ impl Work for WorkApi {
             registered_at: now,
             seen_at: now,
         };
-        self.core.hub.put_worker(&worker).await.map_err(hub_status)?;
+        self.core.put_worker(&worker).await.map_err(hub_status)?;
         tracing::info!(worker = worker.name, slots = worker.slots.len(), "worker registered");
         self.core.work.notify_one();
         Ok(Response::new(RegisterReply {
@@ -229,7 +237,13 @@ impl Work for WorkApi {
             limit: Some(CLAIM_NEXT_TRIES),
             ..Default::default()
         };
-        for task in self.core.hub.tasks(&same_deployment).await.map_err(hub_status)? {
+        let mut candidates = self.core.hub.tasks(&same_deployment).await.map_err(hub_status)?;
+        if !candidates.is_empty() {
+            // Slots that ask at once begin at different places, and do not race for the same task.
+            let begin = self.next.fetch_add(1, Relaxed) % candidates.len();
+            candidates.rotate_left(begin);
+        }
+        for task in candidates {
             let outcome = self.grant(task.id, &by).await?;
             if matches!(outcome, Outcome::Granted(_)) {
                 return reply(outcome);
@@ -244,7 +258,7 @@ impl Work for WorkApi {
             return Ok(Response::new(RenewReply { fates: Vec::new(), register_again: true }));
         };
         let seen = WorkerDoc { seen_at: self.core.now(), ..doc };
-        self.core.hub.put_worker(&seen).await.map_err(hub_status)?;
+        self.core.put_worker(&seen).await.map_err(hub_status)?;
         let mut fates = Vec::with_capacity(attempts.len());
         for attempt in attempts {
             let fate = self.fate(&incarnation, &attempt).await?;
