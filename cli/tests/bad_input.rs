@@ -10,7 +10,7 @@ use std::{
 fn modelmeter(home: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modelmeter"));
     command.env_clear().env("PATH", "/usr/bin:/bin").env("MODELMETER_HOME", home).current_dir(home).args(args);
-    command.output().unwrap()
+    command.output().expect("the binary runs")
 }
 
 /// Runs it; it must say this, hint at that, exit with 2 and print no results.
@@ -29,7 +29,7 @@ fn refused(home: &Path, args: &[&str], says: &str, hints: &str) {
 }
 
 fn home() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
+    tempfile::tempdir().expect("a temporary folder")
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn brokers_hubs_coordinators_and_endpoints_that_do_not_answer() {
         "RabbitMQ",
     );
     refused(home, &["profile", "mlp", "--coordinator", "http://127.0.0.1:1"], "127.0.0.1:1", "coordinator");
-    refused(home, &["profile", "--endpoint", "127.0.0.1:1", "--model", "m"], "127.0.0.1:1", "address");
+    refused(home, &["profile", "--endpoint", "127.0.0.1:1", "--model", "m"], "127.0.0.1:1", "gRPC port");
     refused(
         home,
         &["profile", "--endpoint", "127.0.0.1:1", "--model", "m", "--coordinator", "http://127.0.0.1:1"],
