@@ -8,10 +8,8 @@ use modelmeter_common::{
 };
 use modelmeter_proto::kserve::{
     InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ServerMetadataRequest,
-    grpc_inference_service_client::GrpcInferenceServiceClient,
-    model_infer_request::InferInputTensor,
-    model_infer_response::InferOutputTensor,
-    model_metadata_response::TensorMetadata,
+    grpc_inference_service_client::GrpcInferenceServiceClient, model_infer_request::InferInputTensor,
+    model_infer_response::InferOutputTensor, model_metadata_response::TensorMetadata,
 };
 use prost::Message;
 use std::time::Duration;
@@ -112,8 +110,8 @@ impl KserveV2 {
             check_against(expected, dtype, &output.shape, self.subject.batch_size)?;
         }
         let elements = output.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?));
-        let elements =
-            elements.ok_or_else(|| bad_response(format!("output '{name}' has an impossible shape {:?}", output.shape)))?;
+        let elements = elements
+            .ok_or_else(|| bad_response(format!("output '{name}' has an impossible shape {:?}", output.shape)))?;
         let contents;
         let raw = match (raw, &output.contents) {
             (Some(raw), _) => raw.as_ref(),

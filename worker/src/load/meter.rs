@@ -242,7 +242,11 @@ impl<'a> Meter<'a> {
             }
             (true, late) => {
                 self.cpu_ns += if late { 0 } else { window.cpu_ns };
-                if late { self.series.push_late(&window.batch) } else { self.series.push(&window.batch) }
+                if late {
+                    self.series.push_late(&window.batch)
+                } else {
+                    self.series.push(&window.batch)
+                }
                 (&self.series, &mut self.errors)
             }
         };

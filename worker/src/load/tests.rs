@@ -175,7 +175,9 @@ async fn a_server_that_dies_ends_the_point_soon() {
     let measuring = tokio::spawn(async move {
         measure(&target, closed(2), &rules(20_000), &Probes::default(), &CancellationToken::new()).await
     });
-    while begun.elapsed() < Duration::from_secs(60) && (begun.elapsed() < Duration::from_secs(1) || mock.seen().len() < 100) {
+    while begun.elapsed() < Duration::from_secs(60)
+        && (begun.elapsed() < Duration::from_secs(1) || mock.seen().len() < 100)
+    {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     mock.kill();
@@ -248,4 +250,21 @@ async fn wrong_answers_and_deadlines_show() {
     let point = run(&wrong, closed(1), &quick).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!point.valid && point.warnings.iter().any(|w| w.code == "bad_response"), "{:?}", point.warnings);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_client_itself_costs_little() {
+    let mock = Mock::start(|_| Reply::Body(b"\0\0\0\0\x02ok".to_vec()));
+    for concurrency in [1, 32] {
+        let point = run(&mock, closed(concurrency), &rules(1000)).await.unwrap();
+        let (rate, cpu) = (point.requests_per_s.unwrap().value, point.client_cpu_cores);
+        let cpu_us = cpu / rate * 1e6;
+        println!(
+            "{concurrency} in flight: {rate:.0}/s, p50 {:.1} us, {cpu_us:.2} us of CPU",
+            value(&point, 50.0) * 1e3
+        );
+        assert!(mock.seen().len() as u64 >= point.requests && point.errors == 0);
+        // perf_analyzer needs about 27 at 32 in flight.
+        assert!(cpu_us < if concurrency == 1 { 100.0 } else { 27.0 }, "{cpu_us} us of CPU a request");
+    }
 }

@@ -111,7 +111,8 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
 /// What a reader must know of a point that stands.
 fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warnings: &mut Vec<Warning>) {
     if seen.drifting {
-        let message = "latency was still drifting at the end of warm-up; raise --max-duration, of which warm-up may take a third";
+        let message =
+            "latency was still drifting at the end of warm-up; raise --max-duration, of which warm-up may take a third";
         warn(warnings, "warmup_drifting", message.into());
     }
     if !seen.converged {
@@ -142,7 +143,8 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         let others = samples.host.cpu_busy_ratio - ours;
         if others > MAX_OTHERS {
             let share = others * 100.0;
-            let message = format!("other processes took {share:.0} % of this host's CPU time; stop them and measure again");
+            let message =
+                format!("other processes took {share:.0} % of this host's CPU time; stop them and measure again");
             warn(warnings, "noisy_host", message);
         }
     }

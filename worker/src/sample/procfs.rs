@@ -28,8 +28,11 @@ impl Tree {
         let all = all_processes();
         let Some(of) = all.get(&root).map(|p| p.group) else { return Self::default() };
         // A group is the engine's own only if the engine leads it.
-        let mut members: BTreeSet<u32> =
-            all.iter().filter(|(pid, p)| **pid == root || (of == root && p.group == root)).map(|(pid, _)| *pid).collect();
+        let mut members: BTreeSet<u32> = all
+            .iter()
+            .filter(|(pid, p)| **pid == root || (of == root && p.group == root))
+            .map(|(pid, _)| *pid)
+            .collect();
         loop {
             let children = all.iter().filter(|(pid, p)| members.contains(&p.parent) && !members.contains(pid));
             let children: Vec<u32> = children.map(|(pid, _)| *pid).collect();
@@ -69,7 +72,8 @@ impl Tree {
 fn all_processes() -> BTreeMap<u32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
     let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
+    pids.filter_map(|pid: u32| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
+        .collect()
 }
 
 /// Source: proc(5), /proc/pid/stat. The name, in parentheses, may hold anything.
