@@ -157,6 +157,9 @@ struct Place {
     heard_ns: u64,
 }
 
+/// The place that was dialled, and what came of it.
+type Dialled = (usize, io::Result<TcpStream>);
+
 struct Client {
     orders: Orders,
     shared: Arc<Shared>,
@@ -166,7 +169,7 @@ struct Client {
     clock: Clock,
     head: Arc<RequestHead>,
     places: Vec<Place>,
-    dialled: (mpsc::Sender<(usize, io::Result<TcpStream>)>, mpsc::Receiver<(usize, io::Result<TcpStream>)>),
+    dialled: (mpsc::Sender<Dialled>, mpsc::Receiver<Dialled>),
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     in_flight: usize,

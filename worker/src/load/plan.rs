@@ -125,7 +125,7 @@ async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Re
 
 async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     let (mut sweep, mut points) = (Sweep::default(), Vec::<Point>::new());
-    while let Some(concurrency) = sweep.next() {
+    while let Some(concurrency) = sweep.propose() {
         if !points.is_empty() && budget.is_spent() {
             break;
         }
@@ -142,7 +142,7 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
     let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, budget.share(8)).await?;
     search.begin(&pilot);
     let mut points = Vec::<Point>::new();
-    while let Some(load) = search.next() {
+    while let Some(load) = search.propose() {
         if !points.is_empty() && budget.is_spent() {
             break;
         }

@@ -38,7 +38,7 @@ impl Search {
     }
 
     /// The next load; none when the search is over.
-    pub fn next(&self) -> Option<LoadPoint> {
+    pub fn propose(&self) -> Option<LoadPoint> {
         let rate_per_s = match (self.meets, self.misses) {
             _ if self.points >= MOST => return None,
             (None, None) => self.start,
@@ -93,7 +93,7 @@ mod tests {
     fn found(capacity: f64, start: f64) -> (Option<f64>, usize) {
         let mut search = Search::new(Sla { percentile: 95.0, latency_ms: 50.0 }, Arrivals::Poisson);
         search.start = start;
-        while let Some(load) = search.next() {
+        while let Some(load) = search.propose() {
             let LoadPoint::Open { rate_per_s, .. } = load else { unreachable!() };
             search.note(load, rate_per_s <= capacity);
             assert!(search.expected_left() >= 1);

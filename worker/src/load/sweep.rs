@@ -38,7 +38,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// The next concurrency; none when the peak is found.
-    pub fn next(&mut self) -> Option<u32> {
+    pub fn propose(&mut self) -> Option<u32> {
         let Some(last) = self.tried.last() else { return Some(1) };
         if self.refined == 0 && last.valid && self.flat() < FLAT && last.concurrency * 2 <= MAX_CONCURRENCY {
             return Some(last.concurrency * 2);
@@ -96,7 +96,7 @@ mod tests {
     fn peak(truth: impl Fn(f64) -> f64, seed: u64) -> (f64, usize) {
         let (mut sweep, mut rng) = (Sweep::default(), SmallRng::seed_from_u64(seed));
         let (mut best, mut points) = ((0.0, 0.0), 0);
-        while let Some(c) = sweep.next() {
+        while let Some(c) = sweep.propose() {
             let real = truth(f64::from(c));
             let value = real * (1.0 + 0.02 * (rng.random::<f64>() - 0.5));
             let rate = Some(Interval { value, ci95: [value * 0.98, value * 1.02] });
@@ -132,10 +132,10 @@ mod tests {
     fn an_invalid_point_ends_the_doubling() {
         let mut sweep = Sweep::default();
         let rate = |value| Some(Interval { value, ci95: [value, value] });
-        assert_eq!(sweep.next(), Some(1));
+        assert_eq!(sweep.propose(), Some(1));
         sweep.tried(Tried { concurrency: 1, rate: rate(10.0), valid: true });
-        assert_eq!(sweep.next(), Some(2));
+        assert_eq!(sweep.propose(), Some(2));
         sweep.tried(Tried { concurrency: 2, rate: rate(20.0), valid: false });
-        assert_eq!(sweep.next(), None);
+        assert_eq!(sweep.propose(), None);
     }
 }
