@@ -54,10 +54,9 @@ fn lag1(batches: &[f64]) -> f64 {
     batches.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>() / squares
 }
 
-/// Whether neighbours are correlated beyond chance, one-sided at about 20 %: joining batches that are not
-/// costs little, not joining those that are costs coverage.
+/// Whether neighbours are correlated beyond chance, one-sided at about 10 %.
 fn correlated(batches: &[f64]) -> bool {
-    lag1(batches) > 0.84 / (batches.len() as f64).sqrt()
+    lag1(batches) > 1.28 / (batches.len() as f64).sqrt()
 }
 
 #[cfg(test)]
