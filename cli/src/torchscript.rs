@@ -60,3 +60,34 @@ pub fn spec(found: &Found, config: &Config) -> Result<EngineSpec, Problem> {
         ready_timeout: READY_TIMEOUT,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use modelmeter_common::device::DeviceKind;
+
+    #[test]
+    fn a_torch_without_cuda_is_not_offered_for_gpus() {
+        let home = std::env::temp_dir().join(format!("modelmeter-torchscript-{}", uuid::Uuid::new_v4()));
+        let config = Config { home: home.clone(), ..Config::default() };
+        let found = Found {
+            name: "torchscript",
+            title: "",
+            formats: Vec::new(),
+            supported: true,
+            available: true,
+            gpu: false,
+            version: None,
+            location: Some("/opt/venv/bin/python".into()),
+            reason: None,
+            hint: None,
+        };
+        let of = |gpu| spec(&Found { gpu, ..found.clone() }, &config).unwrap();
+        assert!(of(false).runs_on(DeviceKind::Cpu) && !of(false).runs_on(DeviceKind::Gpu));
+        assert!(of(true).runs_on(DeviceKind::Gpu));
+        let Launch::Process { program, args, .. } = of(true).launch else { panic!("not a process") };
+        assert_eq!(program, PathBuf::from("/opt/venv/bin/python"));
+        assert!(std::path::Path::new(&args[0]).is_file() && args[1..] == ARGUMENTS.map(str::to_owned));
+        std::fs::remove_dir_all(home).unwrap();
+    }
+}

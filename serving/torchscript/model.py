@@ -189,12 +189,13 @@ def load(torch, path, device):
         module = torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"it does not load as TorchScript: {last_line(error)}") from None
-    if hasattr(module, "training"):
-        module.eval()
+    if not hasattr(module, "training"):
+        # Frozen before it was saved.
+        return module
     try:
-        return torch.jit.freeze(module)
+        return torch.jit.freeze(module.eval())
     except RuntimeError:
-        # It is frozen already, or changes its own attributes: both can be served as they are.
+        # What freezing does not support can be served as it is.
         return module
 
 

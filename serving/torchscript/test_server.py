@@ -327,6 +327,15 @@ class Live(unittest.TestCase):
         self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
         running.infer([good], [bytes(16)])
 
+    def test_a_frozen_module_is_served_as_it_is(self):
+        path = os.path.join(self.folder.name, "frozen.pt")
+        module = Scale().eval()
+        torch.jit.freeze(torch.jit.script(module)).save(path)
+        running = self.start(path)
+        _, got = running.infer([tensor("x", "FP32", [1, 4])], [struct.pack("<4f", 1, 2, 3, 4)])
+        y = torch.frombuffer(bytearray(got["output"][2]), dtype=torch.float32).view(1, 3)
+        torch.testing.assert_close(y, module(torch.tensor([[1.0, 2, 3, 4]])).detach())
+
     def test_messages_beyond_the_usual_limit_pass(self):
         running = self.start(self.save(Identity(), torch.zeros(1)))
         data = os.urandom(20 << 20)
