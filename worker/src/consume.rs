@@ -1,6 +1,7 @@
 //! One slot: consumes hints, claims, has the task measured, journals, publishes, and settles the delivery.
 //!
 //! The delivery is the slot's token: it is held while the task runs and acknowledged once the result is confirmed.
+//! A result that is safe in the journal is published while the slot already claims its next task.
 //! What was dropped on the way (a refused claim, a stale hint) the coordinator's sweep finds again.
 
 use crate::{
@@ -24,7 +25,7 @@ use modelmeter_proto::control::{
     ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, claim_reply, refused::Why,
 };
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// How long a deployment waits for the next task.
 const IDLE: Duration = Duration::from_secs(10);
@@ -38,12 +39,14 @@ pub(crate) struct Slot {
     pub membership: watch::Receiver<Membership>,
     /// The engine that served last, while it may serve the next task too.
     pub deployment: Option<Deployment>,
+    /// The result of the task before, on its way: at most one.
+    pub publishing: Option<JoinHandle<()>>,
 }
 
 /// How one attempt went.
 enum Ended {
-    /// Its result is confirmed.
-    Published,
+    /// Its result is in the journal, or at least in hand.
+    Measured(Attempt, Entry),
     /// The coordinator does not want it any more.
     Dropped,
     /// The worker stops, and gave it back.
@@ -71,6 +74,7 @@ impl Slot {
                 break;
             }
         }
+        self.published().await;
         self.stop_engine().await;
     }
 
@@ -107,16 +111,14 @@ impl Slot {
             claimed = self.claim(task) => claimed,
         };
         match claimed {
-            Some(assignment) => {
-                let ended = self.attempt(&assignment).await;
-                match ended {
-                    Ended::Left => return settled(delivery.requeue().await),
-                    _ => settled(delivery.ack().await),
-                }
-                if matches!(ended, Ended::Published) {
+            Some(assignment) => match self.attempt(&assignment).await {
+                Ended::Measured(attempt, entry) => {
+                    self.publish(attempt, entry, Some(delivery)).await;
                     self.claim_on(task).await;
                 }
-            }
+                Ended::Left => settled(delivery.requeue().await),
+                Ended::Dropped | Ended::HandedBack => settled(delivery.ack().await),
+            },
             None => settled(delivery.ack().await),
         }
     }
@@ -137,9 +139,8 @@ impl Slot {
             let Ok(reply) = self.context.coordinator.claim_next(&request).await else { return };
             let Ok(assignment) = granted(reply) else { return };
             after = assignment.task_id;
-            if !matches!(self.attempt(&assignment).await, Ended::Published) {
-                return;
-            }
+            let Ended::Measured(attempt, entry) = self.attempt(&assignment).await else { return };
+            self.publish(attempt, entry, None).await;
         }
     }
 
@@ -199,7 +200,7 @@ impl Slot {
         match head.journal(&context, measured).await {
             Ok(entry) => {
                 attempt.journaled();
-                self.publish(&attempt, &entry).await
+                Ended::Measured(attempt, entry)
             }
             Err(problem) => {
                 tracing::error!(task = %attempt.task, %problem, "the result cannot even be encoded");
@@ -230,24 +231,17 @@ impl Slot {
         }
     }
 
-    /// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
-    async fn publish(&self, attempt: &Attempt, entry: &Entry) -> Ended {
-        let stop = self.context.stop.clone();
+    /// Has a result published, after the one before, and its delivery settled.
+    async fn publish(&mut self, attempt: Attempt, entry: Entry, delivery: Option<Delivery>) {
+        self.published().await;
         let queue = self.membership.borrow().results.clone();
-        let published = async {
-            let mut backoff = Backoff::default();
-            while let Err(error) = publish(&self.context, &queue, entry).await {
-                tracing::warn!(task = %attempt.task, %error, "the result waits in the journal");
-                backoff.pause().await;
-            }
-        };
-        tokio::select! {
-            // A result that the broker takes at once is not left behind by a stop.
-            () = published => {
-                attempt.published();
-                Ended::Published
-            }
-            () = async { stop.cancelled().await; tokio::time::sleep(FAREWELL).await } => Ended::Left,
+        self.publishing = Some(tokio::spawn(deliver(self.context.clone(), queue, attempt, entry, delivery)));
+    }
+
+    /// Waits until the result of the task before is confirmed, or left to the journal because the worker stops.
+    async fn published(&mut self) {
+        if let Some(Err(error)) = async { Some(self.publishing.take()?.await) }.await {
+            tracing::error!(%error, slot = self.place.index, "publishing ended; the journal has the result");
         }
     }
 
@@ -255,6 +249,31 @@ impl Slot {
         if let Some(deployment) = self.deployment.take() {
             deployment.stop().await;
         }
+    }
+}
+
+/// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
+async fn deliver(context: Arc<Context>, queue: String, attempt: Attempt, entry: Entry, delivery: Option<Delivery>) {
+    let stop = &context.stop;
+    let published = async {
+        let mut backoff = Backoff::default();
+        while let Err(error) = publish(&context, &queue, &entry).await {
+            tracing::warn!(task = %attempt.task, %error, "the result waits in the journal");
+            backoff.pause().await;
+        }
+    };
+    let left = tokio::select! {
+        // A result that the broker takes at once is not left behind by a stop.
+        () = published => false,
+        () = async { stop.cancelled().await; tokio::time::sleep(FAREWELL).await } => true,
+    };
+    if !left {
+        attempt.published();
+    }
+    match delivery {
+        Some(delivery) if left => settled(delivery.requeue().await),
+        Some(delivery) => settled(delivery.ack().await),
+        None => {}
     }
 }
 

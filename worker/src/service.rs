@@ -56,7 +56,7 @@ pub async fn start(options: Options) -> Result<Handle, Problem> {
     renewal.spawn(register::renew_forever(context.clone(), sender));
     for place in &context.places {
         let (context, place) = (context.clone(), place.clone());
-        slots.spawn(Slot { context, place, membership: membership.clone(), deployment: None }.run());
+        slots.spawn(Slot { context, place, membership: membership.clone(), deployment: None, publishing: None }.run());
     }
     Ok(Handle { context, slots, renewal })
 }
