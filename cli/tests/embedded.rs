@@ -1,5 +1,7 @@
 //! The embedded mode, walked through with the real binary and the real engine process: measure, look again, interrupt.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use serde_json::Value;
 use std::{
     path::Path,

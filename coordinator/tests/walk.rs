@@ -1,6 +1,8 @@
 //! The whole coordinator over its own gRPC, on the memory broker and the sqlite hub, with a worker that is played by
 //! the test: what it is granted, what it publishes, and what becomes of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION, Timestamp,
     broker::{Broker, RESULTS, memory::MemoryBroker},
