@@ -1,6 +1,9 @@
 //! What stands below a table: why a figure is missing, what failed, what a reader must know, where it is kept.
 
-use super::{number::NONE, profiles::point_of};
+use super::{
+    number::NONE,
+    profiles::{ended, point_of},
+};
 use crate::job::settings_text;
 use modelmeter_common::{
     device::DeviceKind,
@@ -76,8 +79,7 @@ fn failures(group: &[&Profile], lines: &mut Vec<String>) {
     let mut failed = Vec::new();
     for p in group.iter().filter(|p| p.state != ProfileState::Done) {
         let Some(error) = &p.error else { continue };
-        let what = if p.state == ProfileState::Failed { "failed" } else { "partly failed" };
-        let mut text = format!("{what}: {}: {}", name(p), error.to_string().replace('\n', "\n    "));
+        let mut text = format!("{}: {}: {}", ended(p), name(p), error.to_string().replace('\n', "\n    "));
         if let Some(hint) = &error.hint {
             text += &format!("\n  hint: {hint}");
         }

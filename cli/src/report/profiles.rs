@@ -7,7 +7,7 @@ use super::{
 };
 use crate::job::settings_text;
 use modelmeter_common::{
-    RequestId,
+    Code, RequestId,
     model::{ModelRef, TensorShape},
     profile::{Profile, ProfileLoad, ProfilePoint, ProfileState},
     stats::Interval,
@@ -149,12 +149,21 @@ fn reference_heading(group: &[&Profile]) -> &'static str {
 
 fn throughput(p: &Profile) -> [String; 2] {
     if p.state == ProfileState::Failed {
-        return ["failed".into(), NONE.into()];
+        return [ended(p).into(), NONE.into()];
     }
     let Some(peak) = &p.peak else { return [NONE.into(), NONE.into()] };
     let exact = point_of(p, peak.summary.load).and_then(|point| point.throughput_inferences_per_s);
     let figure = exact.map(number::interval).or_else(|| peak.summary.throughput_inferences_per_s.map(number));
     [figure.unwrap_or_else(|| NONE.into()), load(peak.summary.load)]
+}
+
+/// How a cell that was not wholly measured ended.
+pub fn ended(p: &Profile) -> &'static str {
+    match (p.state, p.error.as_ref().map(|error| error.code)) {
+        (_, Some(Code::Cancelled)) => "cancelled",
+        (ProfileState::Failed, _) => "failed",
+        _ => "partly failed",
+    }
 }
 
 fn latency(p: &Profile) -> [String; 3] {
