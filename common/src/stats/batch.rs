@@ -31,9 +31,15 @@ pub fn spread(residuals: &[f64]) -> Option<Spread> {
         return None;
     }
     let squares: f64 = batches.iter().map(|r| r * r).sum();
-    let left = if correlated(&batches) { lag1(&batches).min(0.8) } else { 0.0 };
-    let variance = squares * b / (b - 1.0) * (1.0 + left) / (1.0 - left);
+    let variance = squares * b / (b - 1.0) * inflation(&batches);
     Some(Spread { variance, t: t95(b - 1.0) })
+}
+
+/// How many times a sum's variance exceeds that of independent batches, from the correlation of neighbours
+/// where there is one: that of a first-order autoregressive process.
+pub fn inflation(residuals: &[f64]) -> f64 {
+    let left = if correlated(residuals) { lag1(residuals).min(0.8) } else { 0.0 };
+    (1.0 + left) / (1.0 - left)
 }
 
 /// Joins neighbours; an odd one at the end goes into the last pair.

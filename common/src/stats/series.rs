@@ -47,6 +47,9 @@ pub struct Series {
 impl Series {
     /// Adds the next stretch.
     pub fn push(&mut self, next: &Batch) {
+        if next.duration_ns == 0 && next.latency.is_empty() && next.failures == 0 {
+            return;
+        }
         self.total.add(next);
         self.in_time += next.latency.len();
         match self.batches.last_mut() {
