@@ -383,3 +383,32 @@ async fn what_no_slot_can_run_waits_and_says_why_or_fails_at_once() {
     assert!(status.cells[0].reason.as_ref().unwrap().contains("engine 'onnx'"), "{status:?}");
     house.close().await;
 }
+
+#[tokio::test]
+async fn health_and_reflection_answer() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let house = House::build(Duration::from_secs(30)).await;
+    let address = format!("http://{}", house.coordinator.as_ref().unwrap().grpc_addr());
+    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    let check = HealthCheckRequest { service: "modelmeter.v1.Work".into() };
+    let health = HealthClient::new(channel.clone()).check(check).await.unwrap().into_inner();
+    assert_eq!(health.status(), ServingStatus::Serving);
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::iter([list]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
+    assert!(names.contains(&"modelmeter.v1.Control".to_owned()), "{names:?}");
+    house.close().await;
+}

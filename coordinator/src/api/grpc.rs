@@ -8,9 +8,8 @@ use modelmeter_proto::{
 };
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 
 /// The largest call: a request with thousands of labels and settings; artifacts come in pieces.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -30,13 +29,12 @@ pub async fn run(core: Arc<Core>, listener: TcpListener, stop: CancellationToken
         .build_v1()
         .expect("the descriptors were compiled with this build");
     let served = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
         .add_service(control)
         .add_service(work)
         .add_service(health)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC server ended");
