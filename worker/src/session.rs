@@ -7,21 +7,18 @@ use crate::{
     attempts::Attempt,
     engine::{Deployment, Launch, Place},
     inspector::{Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
-    load::{self, Bench, Measure, Rules, Target},
-    sample::Probes,
+    load::{self, Bench, Measure, Rules, Slice, Target},
+    sample::{Idle, Monitor, Probes},
 };
 use async_trait::async_trait;
 use modelmeter_common::{
     Code, Problem,
-    load::{LoadPoint, Stop},
+    device::{Device, DeviceKind},
+    load::{Load, LoadPoint, Stop},
     part::{self, Point, Warning},
     task::{Assignment, Cell, Plan},
 };
-use std::{
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 /// The name of the engine's own inspector.
 const DEFAULT_INSPECTOR: &str = "default";
@@ -54,7 +51,8 @@ pub(crate) async fn measure(
     let deployment = kept.as_mut().expect("deployed just now");
     let target = target(deployment, cell, assignment.plan.seed).await?;
     let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
-    let points = points(context, target, deployment.pid(), &assignment.plan, attempt);
+    let probes = probes(deployment, &place.device);
+    let points = points(context, target, probes, &assignment.plan, attempt);
     let mut points = alive(deployment, points).await?;
     if context.shared_cpu {
         points.iter_mut().for_each(mark_shared);
@@ -93,8 +91,42 @@ async fn deploy(
         _ => None,
     };
     attempt.progress(format!("deploying {}", spec.name));
-    *kept = Some(Deployment::new(spec, cell, artifact.as_deref(), place).await?);
+    let gpu_idle = idle(&place.device).await;
+    let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place).await?);
+    deployment.gpu_idle = gpu_idle;
     Ok(())
+}
+
+/// A GPU as it is before an engine is deployed on it; none where it cannot be seen, which the point then says.
+async fn idle(device: &Device) -> Option<Idle> {
+    let uuid = device.uuid.clone()?;
+    // NVML blocks.
+    let asked = tokio::task::spawn_blocking(move || Monitor::shared().map_err(str::to_owned)?.idle(&uuid));
+    match asked.await {
+        Ok(Ok(idle)) => Some(idle),
+        Ok(Err(why)) => {
+            tracing::warn!(why, "the GPU was not seen before the engine was deployed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// What to sample while this deployment is measured: its processes, and the slot's GPU if it was launched there.
+fn probes(deployment: &Deployment, device: &Device) -> Probes {
+    let pid = deployment.pid();
+    let probes = Probes::new(pid);
+    if pid.is_none() {
+        return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
+    }
+    if device.kind == DeviceKind::Cpu {
+        return probes;
+    }
+    match (&device.uuid, Monitor::shared()) {
+        (Some(uuid), Ok(monitor)) => probes.with_gpu(monitor, uuid, deployment.gpu_idle.clone()),
+        (None, _) => probes.without_gpu("no_uuid", "the slot's GPU has no UUID to find it by"),
+        (_, Err(why)) => probes.without_gpu("no_nvml", why),
+    }
 }
 
 /// The engine that a cell names, from this worker's own configuration.
@@ -191,9 +223,13 @@ struct Told<'a> {
 
 #[async_trait]
 impl Measure for Told<'_> {
-    async fn measure(&mut self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem> {
+    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
         self.attempt.progress(format!("measuring {load}"));
-        self.bench.measure(load, deadline).await
+        self.bench.measure(load, slice).await
+    }
+
+    fn goes_on(&self) -> bool {
+        self.bench.goes_on()
     }
 }
 
@@ -201,12 +237,14 @@ impl Measure for Told<'_> {
 async fn points(
     context: &Context,
     target: Target,
-    engine: Option<u32>,
+    probes: Probes,
     plan: &Plan,
     attempt: &Attempt,
 ) -> Result<Vec<Point>, Problem> {
-    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed: plan.seed, deadline: None };
-    let bench = Bench { target, rules, probes: Probes::new(engine), cancel: context.stop.clone() };
+    // An SLA only steers what searches for it.
+    let sla = plan.sla.clone().filter(|_| matches!(plan.load, Load::SlaSearch { .. }));
+    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed: plan.seed, slice: None, sla };
+    let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
     load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut Told { bench, attempt }).await
 }

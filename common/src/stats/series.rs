@@ -87,6 +87,11 @@ impl Series {
         &self.total
     }
 
+    /// Measured time, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.total.duration_ns as f64 / 1e9
+    }
+
     /// The batches as they are joined by now.
     pub fn batches(&self) -> &[Batch] {
         &self.batches

@@ -14,7 +14,7 @@ pub(crate) use launch::Census;
 
 use template::model_name;
 
-use crate::{lock::DeviceLock, process::Identity};
+use crate::{lock::DeviceLock, process::Identity, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
@@ -140,6 +140,8 @@ pub(crate) struct Deployment {
     pub served: bool,
     /// The model's outputs as the server names them, once asked; empty where it does not say.
     pub outputs: Option<Vec<TensorSpec>>,
+    /// The slot's GPU as it was before this was deployed.
+    pub gpu_idle: Option<Idle>,
     process: Option<Running>,
 }
 
@@ -202,6 +204,7 @@ impl Deployment {
             deploy_ms: None,
             served: running.is_none(),
             outputs: None,
+            gpu_idle: None,
             process: running,
         };
         match deployment.until_ready(spec).await {

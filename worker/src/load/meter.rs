@@ -6,15 +6,15 @@ use super::{
     once,
     outcome::Failure,
     recorder::{Sends, Window},
-    resolve,
+    resolve, revisit,
     schedule::Pacer,
-    verdict,
+    search, verdict,
     warmup::{self, Warmth},
 };
-use crate::sample::{Probes, Running};
+use crate::sample::{Probes, Running, Samples};
 use modelmeter_common::{
     Code, Problem,
-    load::LoadPoint,
+    load::{LoadPoint, Sla},
     part::{Percentile, Point},
     stats::{
         Interval,
@@ -37,25 +37,48 @@ const SILENCE: Duration = Duration::from_secs(2);
 const HOPELESS_ERRORS: f64 = 0.1;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The durations that hold for one point.
+/// The durations that hold for one point, from now on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
+    /// Not before.
     pub min: Duration,
+    /// Then it ends, unless it lacks an interval for throughput or median.
     pub max: Duration,
+    /// Then it ends.
+    pub last: Duration,
 }
 
 impl Limits {
-    /// What the rules allow, within what is left until the deadline: a third of the measuring for warm-up.
-    fn new(rules: &Rules, now: Instant) -> Self {
-        let mut max = Duration::from_millis(rules.stop.max_duration_ms);
-        if let Some(deadline) = rules.deadline {
-            max = max.min(deadline.saturating_duration_since(now).mul_f64(0.75));
-        }
-        Self { min: Duration::from_millis(rules.stop.min_duration_ms).min(max), max }
+    /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
+    fn new(rules: &Rules, done: Duration, now: Instant) -> Self {
+        let longest = Duration::from_millis(rules.stop.max_duration_ms).saturating_sub(done);
+        let until = |end: Instant| longest.min(end.saturating_duration_since(now));
+        let (max, last) = rules.slice.map_or((longest, longest), |s| (until(s.share), until(s.end)));
+        let min = Duration::from_millis(rules.stop.min_duration_ms).saturating_sub(done);
+        Self { min: min.min(max), max, last }
+    }
+
+    /// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
+    fn planned(&self, rules: &Rules) -> Duration {
+        if rules.slice.is_some() { self.max.mul_f64(0.75) } else { self.max }
+    }
+
+    /// The latest end of a warm-up in which the first calls have yet to end.
+    fn latest_warmup(&self, rules: &Rules) -> Duration {
+        let third = Duration::from_millis(rules.stop.max_duration_ms) / 3;
+        if rules.slice.is_some() { third.min(self.last / 2) } else { third }
     }
 }
 
+/// A point with all that is needed to go on with it.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub seen: Observed,
+    pub samples: Samples,
+}
+
 /// Everything that was seen of a point.
+#[derive(Clone)]
 pub(super) struct Observed {
     pub load: LoadPoint,
     pub warmup: Duration,
@@ -73,6 +96,17 @@ pub(super) struct Observed {
     pub bad_answers: Vec<Problem>,
 }
 
+impl Observed {
+    /// Adds what a series does not carry from visit to visit.
+    fn add_earlier(&mut self, earlier: &Self) {
+        self.warmup += earlier.warmup;
+        self.drifting |= earlier.drifting;
+        self.checked += earlier.checked;
+        self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
+        self.gone = self.gone.take().or_else(|| earlier.gone.clone());
+    }
+}
+
 /// Measures one load point. Ends within about 100 ms of a cancellation. An error only where no call succeeded.
 pub async fn measure(
     target: &Target,
@@ -81,6 +115,19 @@ pub async fn measure(
     probes: &Probes,
     cancel: &CancellationToken,
 ) -> Result<Point, Problem> {
+    let kept = observe(target, load, rules, probes, cancel, None).await?;
+    Ok(verdict::point(target.call.batch_size, rules, kept))
+}
+
+/// The same, and where the load was measured before, going on with it: a closed loop's series is continued.
+pub(super) async fn observe(
+    target: &Target,
+    load: LoadPoint,
+    rules: &Rules,
+    probes: &Probes,
+    cancel: &CancellationToken,
+    earlier: Option<&Kept>,
+) -> Result<Kept, Problem> {
     let orders = Orders {
         addresses: resolve(&target.endpoint).await?,
         authority: target.endpoint.clone(),
@@ -93,11 +140,19 @@ pub async fn measure(
     let (control, reports) =
         client::start(orders).map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
     let mut meter = Meter::new(target, load, rules, control, reports);
+    if let Some(earlier) = earlier {
+        meter.go_on_with(&earlier.seen);
+    }
     let running = meter.run(probes, cancel).await?;
     let ended = tokio::task::spawn_blocking(|| running.end());
     let samples = ended.await.map_err(|e| Problem::new(Code::Internal, format!("sampling failed: {e}")))?;
-    let observed = meter.observed().await?;
-    Ok(verdict::point(target.call.batch_size, rules, observed, samples))
+    let before_s = earlier.map_or(0.0, |e| e.seen.series.seconds());
+    let mut seen = meter.observed().await?;
+    let Some(earlier) = earlier else { return Ok(Kept { seen, samples }) };
+    let more_s = seen.series.seconds() - before_s;
+    let share = more_s / (before_s + more_s).max(1e-9);
+    seen.add_earlier(&earlier.seen);
+    Ok(Kept { seen, samples: earlier.samples.and(&samples, share) })
 }
 
 struct Meter<'a> {
@@ -105,6 +160,8 @@ struct Meter<'a> {
     load: LoadPoint,
     rules: &'a Rules,
     limits: Limits,
+    /// Measured before this visit.
+    earlier: Duration,
     control: Control,
     reports: UnboundedReceiver<Report>,
     warmup: Series,
@@ -148,7 +205,8 @@ impl<'a> Meter<'a> {
             target,
             load,
             rules,
-            limits: Limits::new(rules, now),
+            limits: Limits::new(rules, Duration::ZERO, now),
+            earlier: Duration::ZERO,
             control,
             reports,
             warmup: Series::default(),
@@ -172,6 +230,16 @@ impl<'a> Meter<'a> {
         }
     }
 
+    /// Continues what was measured of this load before.
+    fn go_on_with(&mut self, earlier: &Observed) {
+        self.series = earlier.series.clone();
+        self.errors = earlier.errors.clone();
+        self.words = earlier.words.clone();
+        self.earlier = Duration::from_nanos(self.series.total().duration_ns);
+        self.cpu_ns = (earlier.client_cpu_cores * self.earlier.as_nanos() as f64) as u64;
+        self.limits = Limits::new(self.rules, self.earlier, self.begun);
+    }
+
     /// Warm-up, then the measured phase. Sampling begins with the latter.
     async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
@@ -181,6 +249,7 @@ impl<'a> Meter<'a> {
         self.measuring = true;
         self.begun = Instant::now();
         self.last_seen = self.begun;
+        self.limits = Limits::new(self.rules, self.earlier, self.begun);
         let running = probes.begin();
         if self.gone.is_none() {
             while self.next(cancel).await? == Next::Go && !self.is_enough() {}
@@ -268,7 +337,16 @@ impl<'a> Meter<'a> {
     }
 
     fn is_warm(&mut self) -> bool {
-        match warmup::judge(&self.warmup, self.begun.elapsed(), self.limits.max) {
+        let elapsed = self.begun.elapsed();
+        // The first call of each in flight meets a cold engine, or one still busy with what an earlier point left.
+        let first = match self.load {
+            LoadPoint::Closed { concurrency } => u64::from(concurrency),
+            LoadPoint::Open { .. } => 1,
+        };
+        if self.warmup.requests() < first && elapsed < self.limits.latest_warmup(self.rules) {
+            return false;
+        }
+        match warmup::judge(&self.warmup, elapsed, self.limits.planned(self.rules)) {
             Warmth::Warming => false,
             Warmth::Warm => true,
             Warmth::Drifting => {
@@ -283,7 +361,9 @@ impl<'a> Meter<'a> {
     fn is_enough(&mut self) -> bool {
         let elapsed = self.begun.elapsed();
         if elapsed >= self.limits.max {
-            // A last look below says whether it converged.
+            if elapsed < self.limits.last && !self.is_hopeless() && !self.has_intervals() {
+                return false;
+            }
             self.converged = self.is_converged();
             return true;
         }
@@ -291,13 +371,27 @@ impl<'a> Meter<'a> {
             return false;
         }
         self.next_check = elapsed.mul_f64(1.05);
-        let failed = self.series.total().failures as f64 / self.series.requests().max(1) as f64;
         self.converged = self.is_converged();
-        self.converged || failed > HOPELESS_ERRORS
+        let may_yet = |sla: &Sla| search::is_open(sla, &self.series);
+        let is_done = self.converged && !self.rules.sla.as_ref().is_some_and(may_yet);
+        is_done || self.is_hopeless()
     }
 
+    fn is_hopeless(&self) -> bool {
+        self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
+    }
+
+    /// Whether throughput and median can be said with an interval.
+    fn has_intervals(&self) -> bool {
+        let median = || self.series.percentiles().iter().any(|p| p.q == 50.0 && p.had >= p.needs);
+        self.series.throughput().is_some() && median()
+    }
+
+    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
     fn is_converged(&self) -> bool {
-        converged(self.series.throughput(), &self.series.percentiles(), self.rules.stop.precision)
+        let percentiles = self.series.percentiles();
+        let is_full = self.earlier.is_zero() || !revisit::lacks_percentiles(&percentiles);
+        is_full && converged(self.series.throughput(), &percentiles, self.rules.stop.precision)
     }
 
     /// Ends the client, takes in what is left, and says what was seen.
@@ -358,6 +452,10 @@ impl<'a> Meter<'a> {
         match (self.gone.as_ref().or(self.down.as_ref()), worst) {
             (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
             (Some(words), None) => once::unreachable(endpoint, words),
+            (None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {
+                let message = format!("no call to {endpoint} ended in the time that the budget left for it");
+                Problem::new(Code::DeadlineExceeded, message).with_hint("raise --budget")
+            }
             (None, None) => once::silent(endpoint, Duration::from_millis(self.rules.stop.timeout_ms)),
         }
     }

@@ -1,7 +1,8 @@
 //! The meter: drives a server with a real gRPC client and says what came of it.
 //!
 //! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, when warm-up
-//! and measuring end ([`warmup`], [`meter`]), and which loads to try ([`plan`], [`sweep`], [`search`]). What does not:
+//! and measuring end ([`warmup`], [`meter`]), which loads to try ([`plan`], [`sweep`], [`search`]), and going on
+//! with a load that was measured before ([`revisit`]). What does not:
 //! making requests and checking answers ([`crate::inspector`]), and figures of device and host
 //! ([`crate::sample`]).
 //!
@@ -17,6 +18,7 @@ mod outbox;
 mod outcome;
 pub mod plan;
 mod recorder;
+mod revisit;
 pub mod schedule;
 pub mod search;
 pub mod sweep;
@@ -31,10 +33,14 @@ mod tests;
 
 pub use meter::measure;
 pub use once::{Answer, FirstInference, call_once, first_inference};
-pub use plan::{Bench, Measure, run_plan};
+pub use plan::{Measure, run_plan};
+pub use revisit::Bench;
 
 use crate::inspector::{Call, Inspector};
-use modelmeter_common::{Code, Problem, load::Stop};
+use modelmeter_common::{
+    Code, Problem,
+    load::{Sla, Stop},
+};
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 /// What is called: one server, one kind of request.
@@ -64,8 +70,19 @@ pub struct Rules {
     pub batches: Option<u64>,
     /// Of arrivals.
     pub seed: u64,
-    /// The point ends by then, warm-up included, with what it has.
-    pub deadline: Option<Instant>,
+    /// What a budget leaves for the point, warm-up included.
+    pub slice: Option<Slice>,
+    /// The point goes on while it is open whether it meets this.
+    pub sla: Option<Sla>,
+}
+
+/// A point's part of a budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slice {
+    /// Its share ends here. It goes on only while throughput or median lack an interval.
+    pub share: Instant,
+    /// It ends here with what it has.
+    pub end: Instant,
 }
 
 async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, Problem> {

@@ -1,53 +1,30 @@
 //! From the load that a request asks for to its points: in what order, and how long each may take.
+//!
+//! A budget is first spent on the reference, until that can be said with intervals, then on the points of a list
+//! or a sweep, and what is left on going on with the reference and the peak.
 
 use super::{
-    Rules, Target, measure,
+    Slice, revisit,
     search::Search,
     sweep::{Sweep, Tried},
 };
-use crate::sample::Probes;
 use async_trait::async_trait;
 use modelmeter_common::{
-    Problem,
+    Code, Problem,
     load::{Load, LoadPoint, Sla},
     part::Point,
 };
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
-/// What measures one point. A session wraps [`Bench`] to journal each point as it comes.
+/// What measures one point. A session wraps [`super::Bench`] to tell of each point as it comes.
 #[async_trait]
 pub trait Measure: Send {
-    /// Measures this load, at the latest until the deadline.
-    async fn measure(&mut self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem>;
-}
+    /// Measures this load within its slice of the budget.
+    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem>;
 
-/// The real thing: a target, rules and probes.
-#[derive(Clone)]
-pub struct Bench {
-    /// What is called.
-    pub target: Target,
-    /// When each point ends.
-    pub rules: Rules,
-    /// What is sampled meanwhile.
-    pub probes: Probes,
-    /// Stops it.
-    pub cancel: CancellationToken,
-}
-
-#[async_trait]
-impl Measure for Bench {
-    async fn measure(&mut self, load: LoadPoint, deadline: Option<Instant>) -> Result<Point, Problem> {
-        let rules = Rules { deadline: earlier(self.rules.deadline, deadline), ..self.rules.clone() };
-        measure(&self.target, load, &rules, &self.probes, &self.cancel).await
-    }
-}
-
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
+    /// Whether measuring a closed loop's first or best load again goes on with it, so that the point returned holds
+    /// all that was measured of it.
+    fn goes_on(&self) -> bool;
 }
 
 /// Time to share out over points that are not all known yet.
@@ -58,21 +35,50 @@ struct Budget {
 
 /// A point with less time than this is not worth starting.
 const LEAST: Duration = Duration::from_millis(300);
+/// The reference's share of a sweep.
+const REFERENCE_SHARE: f64 = 0.4;
+/// Calls that carry a median.
+const MEDIAN_CALLS: f64 = 8.0;
+/// Of its share, what a listed point may take until it carries a median: the others are wanted too.
+const LISTED_MOST: f64 = 2.0;
 
 impl Budget {
-    /// The deadline of the next of about `left` points.
-    fn share(&self, left: usize) -> Option<Instant> {
+    /// The next point's slice: this share of what is left, and at most `most` of it.
+    fn slice(&self, share: f64, most: f64) -> Option<Slice> {
         let now = Instant::now();
-        self.end.map(|end| now + end.saturating_duration_since(now) / left.max(1) as u32)
+        let left = self.end?.saturating_duration_since(now);
+        let part = |share: f64| now + left.mul_f64(share.clamp(0.0, 1.0));
+        Some(Slice { share: part(share), end: part(most.max(share)) })
+    }
+
+    /// The slice of the next of about `left` points, which may take all of it to carry a median.
+    fn share(&self, left: usize) -> Option<Slice> {
+        self.slice(1.0 / left.max(1) as f64, 1.0)
+    }
+
+    fn left(&self) -> Option<Duration> {
+        Some(self.end?.saturating_duration_since(Instant::now()))
     }
 
     fn is_spent(&self) -> bool {
-        self.end.is_some_and(|end| end.saturating_duration_since(Instant::now()) < LEAST)
+        self.left().is_some_and(|left| left < LEAST)
+    }
+
+    /// Whether enough is left for the calls of one more point, at the speed of those before: more calls in flight do
+    /// not make a server slower than it was.
+    fn affords(&self, concurrency: u32, points: &[Point]) -> bool {
+        let Some(left) = self.left() else { return true };
+        let rates = points.iter().filter_map(|p| p.requests_per_s.map(|r| r.value));
+        let calls = f64::from(concurrency) + MEDIAN_CALLS;
+        left >= LEAST && left.as_secs_f64() * rates.fold(0.0, f64::max) >= calls
     }
 }
 
 /// Measures every point of a load in order, the reference first: one in flight, or the lowest rate. With a
 /// budget, later points are left out when it is spent; the first never is.
+///
+/// # Errors
+/// Of the first point; of later ones, all but running out of budget.
 pub async fn run_plan(
     load: &Load,
     sla: Option<&Sla>,
@@ -115,38 +121,81 @@ fn listed_points(load: &Load) -> Vec<LoadPoint> {
 async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     let mut points = Vec::new();
     for (i, &load) in loads.iter().enumerate() {
+        let share = 1.0 / (loads.len() - i) as f64;
+        let most = if i == 0 { 1.0 } else { share * LISTED_MOST };
         if i > 0 && budget.is_spent() {
             break;
         }
-        points.push(with.measure(load, budget.share(loads.len() - i)).await?);
+        match with.measure(load, budget.slice(share, most)).await {
+            Err(problem) if i > 0 && ran_out(&problem, budget) => break,
+            point => points.push(point?),
+        }
     }
+    sharpen(&mut points, budget, with).await?;
     Ok(points)
 }
 
 async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     let (mut sweep, mut points) = (Sweep::default(), Vec::<Point>::new());
     while let Some(concurrency) = sweep.propose() {
-        if !points.is_empty() && budget.is_spent() {
+        let is_first = points.is_empty();
+        if !is_first && !budget.affords(concurrency, &points) {
             break;
         }
-        let deadline = budget.share(sweep.expected_left());
-        let point = with.measure(LoadPoint::Closed { concurrency }, deadline).await?;
+        let slice = if is_first { budget.slice(REFERENCE_SHARE, 1.0) } else { budget.share(sweep.expected_left()) };
+        let point = match with.measure(LoadPoint::Closed { concurrency }, slice).await {
+            Err(problem) if !is_first && ran_out(&problem, budget) => break,
+            point => point?,
+        };
         sweep.tried(Tried { concurrency, rate: point.requests_per_s, valid: point.valid });
         points.push(point);
     }
+    sharpen(&mut points, budget, with).await?;
     Ok(points)
+}
+
+/// A point that ended without a call because the budget did: those before it stand.
+fn ran_out(problem: &Problem, budget: Budget) -> bool {
+    problem.code == Code::DeadlineExceeded && budget.is_spent()
+}
+
+/// Spends what is left on the reference and the peak of a closed loop, where more calls make them better.
+async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -> Result<(), Problem> {
+    if budget.end.is_none() || !with.goes_on() {
+        return Ok(());
+    }
+    let rate = |p: &Point| p.requests_per_s.filter(|_| p.valid).map_or(0.0, |r| r.value);
+    let peak = (0..points.len()).max_by(|&a, &b| rate(&points[a]).total_cmp(&rate(&points[b])));
+    let mut which: Vec<usize> = peak.into_iter().filter(|&i| i > 0).chain([0]).collect();
+    which.retain(|&i| points.get(i).is_some_and(revisit::is_worth_more));
+    while let Some(i) = which.pop() {
+        let LoadPoint::Closed { concurrency } = points[i].load else { continue };
+        if !budget.affords(concurrency, points) {
+            continue;
+        }
+        let slice = budget.slice(1.0 / (which.len() + 1) as f64, 1.0);
+        match with.measure(points[i].load, slice).await {
+            Err(problem) if ran_out(&problem, budget) => return Ok(()),
+            point => points[i] = point?,
+        }
+    }
+    Ok(())
 }
 
 async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     // One in flight tells what order of rate to begin with; it is no point of an open loop.
-    let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, budget.share(8)).await?;
+    let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, budget.slice(0.125, 0.25)).await?;
     search.begin(&pilot);
     let mut points = Vec::<Point>::new();
     while let Some(load) = search.propose() {
         if !points.is_empty() && budget.is_spent() {
             break;
         }
-        let point = with.measure(load, budget.share(search.expected_left())).await?;
+        let share = 1.0 / search.expected_left() as f64;
+        let point = match with.measure(load, budget.slice(share, share * LISTED_MOST)).await {
+            Err(problem) if !points.is_empty() && ran_out(&problem, budget) => break,
+            point => point?,
+        };
         search.tried(&point);
         points.push(point);
     }
@@ -156,7 +205,11 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::load::Arrivals;
+    use modelmeter_common::{
+        load::Arrivals,
+        part::Percentile,
+        stats::{Histogram, Interval},
+    };
 
     #[test]
     fn the_reference_comes_first_and_nothing_twice() {
@@ -170,9 +223,87 @@ mod tests {
     #[test]
     fn a_budget_is_shared_out() {
         let budget = Budget { end: Some(Instant::now() + Duration::from_secs(10)) };
-        let share = budget.share(4).unwrap() - Instant::now();
+        let slice = budget.share(4).unwrap();
+        let share = slice.share - Instant::now();
         assert!(share > Duration::from_millis(2400) && share < Duration::from_millis(2600));
+        assert!(slice.end <= budget.end.unwrap());
         assert!(!budget.is_spent() && Budget { end: Some(Instant::now()) }.is_spent());
         assert!(!Budget { end: None }.is_spent() && Budget { end: None }.share(1).is_none());
+    }
+
+    /// A server of one call at a time, in no time at all: what it is asked for is what counts.
+    struct Fake {
+        call_s: f64,
+        asked: Vec<(LoadPoint, Slice)>,
+    }
+
+    #[async_trait]
+    impl Measure for Fake {
+        async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
+            self.asked.push((load, slice.unwrap()));
+            let value = 1.0 / self.call_s;
+            let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6 };
+            Ok(Point {
+                load,
+                requests_per_s: Some(Interval { value, ci95: [value * 0.9, value * 1.1] }),
+                percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10 }],
+                ..blank()
+            })
+        }
+        fn goes_on(&self) -> bool {
+            true
+        }
+    }
+
+    fn blank() -> Point {
+        Point {
+            load: LoadPoint::Closed { concurrency: 1 },
+            batch_size: 1,
+            warmup_s: 0.0,
+            duration_s: 1.0,
+            requests: 10,
+            errors: 0,
+            error_kinds: Default::default(),
+            requests_per_s: None,
+            latency: Histogram::default(),
+            percentiles: Vec::new(),
+            service: None,
+            send_lateness: None,
+            gpu: None,
+            engine_cpu: None,
+            client_cpu_cores: 0.0,
+            host: Default::default(),
+            converged: false,
+            valid: true,
+            warnings: Vec::new(),
+            unavailable: Default::default(),
+        }
+    }
+
+    async fn asked(call_s: f64, budget_s: f64) -> Vec<u32> {
+        let mut fake = Fake { call_s, asked: Vec::new() };
+        let end = Instant::now() + Duration::from_secs_f64(budget_s);
+        let points = sweep(Budget { end: Some(end) }, &mut fake).await.unwrap();
+        assert!(fake.asked.iter().all(|(_, s)| s.share <= s.end && s.end <= end), "within the budget");
+        let reference = fake.asked[0].1;
+        assert!(reference.end + Duration::from_millis(1) >= end, "the reference may take it all");
+        assert!(points.iter().all(|p| points.iter().filter(|q| q.load == p.load).count() == 1));
+        fake.asked.iter().map(|(load, _)| load.to_owned()).map(concurrency).collect()
+    }
+
+    fn concurrency(load: LoadPoint) -> u32 {
+        let LoadPoint::Closed { concurrency } = load else { unreachable!() };
+        concurrency
+    }
+
+    #[tokio::test]
+    async fn what_is_left_goes_to_the_reference_and_the_peak() {
+        // The rate never grows: two doublings, then the last of equal peaks and the reference again.
+        let fast = asked(0.001, 20.0).await;
+        assert_eq!(fast[..3], [1, 2, 4]);
+        assert!(fast[3..].contains(&1) && fast.len() > 4, "{fast:?}");
+        // Four more in flight and eight calls: what is not affordable is not begun.
+        assert_eq!(asked(0.5, 5.5).await, [1, 2, 1, 2]);
+        assert_eq!(asked(5.0, 10.0).await, [1]);
     }
 }

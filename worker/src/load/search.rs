@@ -3,8 +3,11 @@
 
 use modelmeter_common::{
     load::{Arrivals, LoadPoint, Sla},
-    part::Point,
-    stats::percentile::{Sample, sla_met_by},
+    part::{Percentile, Point},
+    stats::{
+        percentile::{Sample, sla_met_by},
+        series::Series,
+    },
 };
 
 /// The ratio of the lowest rate that misses to the highest that meets at which it ends.
@@ -78,17 +81,30 @@ impl Search {
 /// Whether a point shows, at 99 % confidence, that the SLA is met: failures count as over the limit.
 pub fn meets(sla: &Sla, point: &Point) -> bool {
     let total = Sample { latency: &point.latency, failures: point.errors };
-    let nearest = point.percentiles.iter().min_by(|a, b| {
-        let distance = |q: f64| (q - sla.percentile).abs();
-        distance(a.q).total_cmp(&distance(b.q))
-    });
-    let had = nearest.map_or(0, |p| p.had);
+    let had = had(sla, &point.percentiles);
     point.valid && sla_met_by(sla.percentile, (sla.latency_ms * 1e6) as u64, total, had)
+}
+
+/// Whether more calls may still show that the SLA is met: its percentile lies below the limit so far, but the calls
+/// are too few to be sure.
+pub fn is_open(sla: &Sla, series: &Series) -> bool {
+    let (limit_ns, total) = ((sla.latency_ms * 1e6) as u64, series.total());
+    let sample = Sample { latency: &total.latency, failures: total.failures };
+    let over = series.requests() - total.latency.count_up_to(limit_ns);
+    let looks_met = (over as f64) < (1.0 - sla.percentile / 100.0) * series.requests() as f64;
+    looks_met && !sla_met_by(sla.percentile, limit_ns, sample, had(sla, &series.percentiles()))
+}
+
+/// Effective samples: those of the percentile nearest to the SLA's.
+fn had(sla: &Sla, percentiles: &[Percentile]) -> u64 {
+    let distance = |p: &Percentile| (p.q - sla.percentile).abs();
+    percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map_or(0, |p| p.had)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modelmeter_common::stats::series::Batch;
 
     fn found(capacity: f64, start: f64) -> (Option<f64>, usize) {
         let mut search = Search::new(Sla { percentile: 95.0, latency_ms: 50.0 }, Arrivals::Poisson);
@@ -99,6 +115,24 @@ mod tests {
             assert!(search.expected_left() >= 1);
         }
         (search.meets, search.points)
+    }
+
+    #[test]
+    fn what_looks_met_and_is_not_sure_is_open() {
+        let sla = Sla { percentile: 95.0, latency_ms: 50.0 };
+        let series = |calls: u64, slow: u64| {
+            let mut series = Series::default();
+            for i in 0..calls {
+                let ns = if i % (calls / slow.max(1)).max(1) == 1 && slow > 0 { 60_000_000 } else { 20_000_000 };
+                let mut call = Batch { duration_ns: ns, ..Batch::default() };
+                call.latency.record(ns);
+                series.push(&call);
+            }
+            series
+        };
+        assert!(is_open(&sla, &series(50, 0)), "90 are needed");
+        assert!(!is_open(&sla, &series(400, 0)), "met");
+        assert!(!is_open(&sla, &series(50, 10)), "missed");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The meter against a server that keeps its own record.
 
 use super::{
-    Rules, Target, call_once, first_inference, measure,
+    Bench, Measure, Rules, Slice, Target, call_once, first_inference, measure,
     mock::{Mock, Reply, Seen},
 };
 use crate::{
@@ -52,11 +52,16 @@ fn target(mock: &Mock, bytes: usize) -> Target {
 
 fn rules(max_ms: u64) -> Rules {
     let stop = Stop { min_duration_ms: max_ms, max_duration_ms: max_ms, timeout_ms: 500, ..Stop::default() };
-    Rules { stop, batches: None, seed: 1, deadline: None }
+    Rules { stop, batches: None, seed: 1, slice: None, sla: None }
 }
 
 const fn closed(concurrency: u32) -> LoadPoint {
     LoadPoint::Closed { concurrency }
+}
+
+fn slice(share_ms: u64, end_ms: u64) -> Slice {
+    let after = |ms| Instant::now() + Duration::from_millis(ms);
+    Slice { share: after(share_ms), end: after(end_ms) }
 }
 
 async fn run(mock: &Mock, load: LoadPoint, rules: &Rules) -> Result<Point, Problem> {
@@ -245,11 +250,46 @@ async fn large_requests_go_through_flow_control_and_batches_are_exact() {
 async fn wrong_answers_and_deadlines_show() {
     let wrong = Mock::start(|_| Reply::Body(b"\0\0\0\0\x02no".to_vec()));
     let mut quick = rules(60_000);
-    quick.deadline = Some(Instant::now() + Duration::from_millis(600));
+    quick.slice = Some(slice(600, 600));
     let begun = Instant::now();
     let point = run(&wrong, closed(1), &quick).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!point.valid && point.warnings.iter().any(|w| w.code == "bad_response"), "{:?}", point.warnings);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn slow_calls_take_more_of_the_budget_until_they_carry_a_median() {
+    let mock = Mock::start(|_| Reply::After(Duration::from_millis(60)));
+    let mut slow = rules(60_000);
+    slow.slice = Some(slice(300, 8_000));
+    let begun = Instant::now();
+    let point = run(&mock, closed(1), &slow).await.unwrap();
+    assert!(point.percentiles[0].ms.is_some() && point.requests_per_s.is_some(), "{:?}", point.percentiles);
+    assert!(point.requests >= 8 && begun.elapsed() < Duration::from_secs(7), "{} calls", point.requests);
+    // What the budget cannot bear ends with it.
+    slow.slice = Some(slice(150, 150));
+    let point = run(&mock, closed(1), &slow).await.unwrap();
+    assert!(point.percentiles[0].ms.is_none() && point.unavailable.contains_key("latency_ms.p50"));
+    let stuck = Mock::start(|_| Reply::After(Duration::from_millis(450)));
+    slow.slice = Some(slice(200, 200));
+    let problem = run(&stuck, closed(1), &slow).await.unwrap_err();
+    assert_eq!((problem.code, problem.hint.as_deref()), (Code::DeadlineExceeded, Some("raise --budget")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_second_visit_goes_on_with_the_first() {
+    let mock = Mock::start(log_normal(4.0, 0.3));
+    let rules = Rules { stop: Stop { min_duration_ms: 200, precision: 1e-4, ..Stop::default() }, ..rules(0) };
+    let mut bench = Bench::new(target(&mock, 64), rules, Probes::default(), CancellationToken::new());
+    let first = bench.measure(closed(1), Some(slice(700, 700))).await.unwrap();
+    bench.measure(closed(2), Some(slice(400, 400))).await.unwrap();
+    let both = bench.measure(closed(1), Some(slice(700, 700))).await.unwrap();
+    assert!(both.requests > first.requests * 3 / 2, "{} of {}", first.requests, both.requests);
+    assert!(both.duration_s > first.duration_s * 1.5 && both.warmup_s > first.warmup_s);
+    assert_eq!(both.latency.len() + both.errors, both.requests);
+    let (one, two) = (first.requests_per_s.unwrap(), both.requests_per_s.unwrap());
+    assert!((two.value / one.value - 1.0).abs() < 0.3 && two.ci95[0] < two.value, "{one:?} {two:?}");
+    assert!((two.value * both.duration_s / both.requests as f64 - 1.0).abs() < 1e-6);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,6 +1,10 @@
 //! From what was seen to the document: figures, what is null and why, and warnings that say what to do.
 
-use super::{Rules, meter::Observed, outcome::Failure};
+use super::{
+    Rules,
+    meter::{Kept, Observed},
+    outcome::Failure,
+};
 use crate::sample::Samples;
 use modelmeter_common::{
     load::LoadPoint,
@@ -20,7 +24,8 @@ const MAX_STEAL: f64 = 0.02;
 const MAX_OTHERS: f64 = 0.2;
 
 /// Puts a point together.
-pub(super) fn point(batch_size: u32, rules: &Rules, seen: Observed, samples: Samples) -> Point {
+pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
+    let Kept { seen, samples } = kept;
     let total = seen.series.total();
     let open = matches!(seen.load, LoadPoint::Open { .. });
     let mut warnings = samples.warnings.clone();

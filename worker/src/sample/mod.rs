@@ -14,7 +14,11 @@ use modelmeter_common::{
     part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
 };
 use procfs::{HostTimes, Tree};
-use std::{collections::BTreeMap, fs, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Instant,
+};
 
 /// The devices of this host, the CPU first; if there are no GPUs, a clear line on why.
 pub fn devices() -> (Vec<Device>, Option<String>) {
@@ -55,6 +59,7 @@ fn cpu() -> Device {
 pub struct Probes {
     engine_pid: Option<u32>,
     gpu: Option<GpuProbe>,
+    no_gpu: Option<Reason>,
 }
 
 #[derive(Clone, Debug)]
@@ -67,7 +72,7 @@ struct GpuProbe {
 impl Probes {
     /// The process tree under this engine, if it runs here.
     pub fn new(engine_pid: Option<u32>) -> Self {
-        Self { engine_pid, gpu: None }
+        Self { engine_pid, gpu: None, no_gpu: None }
     }
 
     /// The GPU that it runs on too, and what that was like before the engine was deployed
@@ -78,11 +83,18 @@ impl Probes {
         self
     }
 
+    /// Why there are no figures of the GPU that it runs on, or may run on.
+    #[must_use]
+    pub fn without_gpu(mut self, code: &str, message: impl Into<String>) -> Self {
+        self.no_gpu = Some(Reason { code: code.into(), message: message.into() });
+        self
+    }
+
     /// Starts sampling.
     pub fn begin(&self) -> Running {
         let engine = self.engine_pid.map(|pid| (pid, Tree::read(pid)));
         let gpu = self.gpu.clone().map(|gpu| (gpu.monitor.begin(&gpu.uuid), gpu));
-        Running { begun: Instant::now(), host: HostTimes::read(), engine, gpu }
+        Running { begun: Instant::now(), host: HostTimes::read(), engine, gpu, no_gpu: self.no_gpu.clone() }
     }
 }
 
@@ -93,6 +105,7 @@ pub struct Running {
     host: Option<HostTimes>,
     engine: Option<(u32, Tree)>,
     gpu: Option<(u64, GpuProbe)>,
+    no_gpu: Option<Reason>,
 }
 
 /// What was sampled.
@@ -115,6 +128,44 @@ pub struct Samples {
 impl Samples {
     fn null(&mut self, path: &str, code: &str, message: &str) {
         self.unavailable.insert(path.into(), Reason { code: code.into(), message: message.into() });
+    }
+
+    /// These and those of a later stretch, which took this share of all the time. A figure must be in both.
+    pub(crate) fn and(&self, later: &Self, share: f64) -> Self {
+        let mean = |a: f64, b: f64| a + (b - a) * share;
+        let mut both = later.clone();
+        both.gpu = self.gpu.as_ref().zip(later.gpu.as_ref()).map(|(a, b)| both_gpus(a, b, share));
+        both.engine_cpu = self
+            .engine_cpu
+            .zip(later.engine_cpu)
+            .map(|(a, b)| EngineCpu { cores: mean(a.cores, b.cores), rss_bytes: b.rss_bytes });
+        both.host = HostUse {
+            cpu_busy_ratio: mean(self.host.cpu_busy_ratio, later.host.cpu_busy_ratio),
+            steal_ratio: mean(self.host.steal_ratio, later.host.steal_ratio),
+        };
+        let news = self.warnings.iter().filter(|w| !later.warnings.contains(w)).cloned();
+        both.warnings.extend(news);
+        for (path, reason) in &self.unavailable {
+            both.unavailable.entry(path.clone()).or_insert_with(|| reason.clone());
+        }
+        both
+    }
+}
+
+fn both_gpus(a: &GpuUse, b: &GpuUse, share: f64) -> GpuUse {
+    let mean = |of: fn(&GpuUse) -> Option<f64>| of(a).zip(of(b)).map(|(a, b)| a + (b - a) * share);
+    let throttle: BTreeSet<_> = a.throttle.iter().chain(&b.throttle).cloned().collect();
+    GpuUse {
+        utilization_ratio: mean(|g| g.utilization_ratio),
+        memory_used_bytes: mean(|g| g.memory_used_bytes.map(|m| m as f64)).map(|m| m.round() as u64),
+        memory_used_ratio: mean(|g| g.memory_used_ratio),
+        memory_delta_bytes: mean(|g| g.memory_delta_bytes.map(|m| m as f64)).map(|m| m.round() as i64),
+        memory_process_bytes: mean(|g| g.memory_process_bytes.map(|m| m as f64)).map(|m| m.round() as u64),
+        power_w: mean(|g| g.power_w),
+        energy_j: a.energy_j.zip(b.energy_j).map(|(a, b)| a + b),
+        sm_clock_mhz: mean(|g| g.sm_clock_mhz),
+        temperature_c: mean(|g| g.temperature_c),
+        throttle: throttle.into_iter().collect(),
     }
 }
 
@@ -142,7 +193,10 @@ impl Running {
             }
         }
         match self.gpu.take() {
-            None => samples.null("gpu", "no_gpu", "the engine ran on the CPU"),
+            None => match self.no_gpu.take() {
+                Some(reason) => drop(samples.unavailable.insert("gpu".into(), reason)),
+                None => samples.null("gpu", "no_gpu", "the engine ran on the CPU"),
+            },
             Some((id, probe)) => {
                 let seen = probe.monitor.end(id, probe.idle, pids);
                 samples.gpu = seen.gpu;
@@ -169,6 +223,30 @@ fn cores() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stretches_are_weighted_by_time_and_energy_adds_up() {
+        let stretch = |cores: f64, power_w: Option<f64>, joules: f64| {
+            let gpu = GpuUse { power_w, energy_j: Some(joules), ..GpuUse::default() };
+            let engine_cpu = Some(EngineCpu { cores, rss_bytes: 7 });
+            Samples { gpu: Some(gpu), engine_cpu, ..Samples::default() }
+        };
+        let mut cut_off = stretch(2.0, None, 30.0);
+        cut_off.null("gpu.power_w", "no_samples", "none");
+        let both = stretch(1.0, Some(100.0), 10.0).and(&stretch(2.0, Some(200.0), 30.0), 0.75);
+        assert_eq!(both.engine_cpu.unwrap().cores, 1.75);
+        let gpu = both.gpu.unwrap();
+        assert_eq!((gpu.power_w, gpu.energy_j), (Some(175.0), Some(40.0)));
+        let half = cut_off.and(&stretch(1.0, Some(100.0), 10.0), 0.5);
+        assert!(half.gpu.unwrap().power_w.is_none() && half.unavailable.contains_key("gpu.power_w"));
+    }
+
+    #[test]
+    fn an_engine_of_unknown_device_says_so() {
+        let samples = Probes::new(None).without_gpu("not_local", "elsewhere").begin().end();
+        assert_eq!(samples.unavailable["gpu"].code, "not_local");
+        assert_eq!(Probes::new(None).begin().end().unavailable["gpu"].code, "no_gpu");
+    }
 
     /// With a GPU its figures, without one a clear line: both ends of the same code.
     #[test]

@@ -2,9 +2,15 @@
 
 use modelmeter_common::part::HostUse;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
+    io::ErrorKind,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
+
+/// How old a look at all processes may be.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// One process.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,23 +31,19 @@ pub struct Tree(BTreeMap<u32, Process>);
 impl Tree {
     /// The tree as it is now; empty if the engine has ended.
     pub fn read(root: u32) -> Self {
-        let all = all_processes();
-        let Some(of) = all.get(&root).map(|p| p.group) else { return Self::default() };
+        let Some(engine) = process(root) else { return Self::default() };
+        let mut members = BTreeMap::from([(root, engine)]);
+        let mut next = vec![root];
         // A group is the engine's own only if the engine leads it.
-        let mut members: BTreeSet<u32> = all
-            .iter()
-            .filter(|(pid, p)| **pid == root || (of == root && p.group == root))
-            .map(|(pid, _)| *pid)
-            .collect();
-        loop {
-            let children = all.iter().filter(|(pid, p)| members.contains(&p.parent) && !members.contains(pid));
-            let children: Vec<u32> = children.map(|(pid, _)| *pid).collect();
-            if children.is_empty() {
-                break;
-            }
-            members.extend(children);
+        if engine.group == root {
+            next.extend(orphans(root));
         }
-        Self(all.into_iter().filter(|(pid, _)| members.contains(pid)).collect())
+        while let Some(pid) = next.pop() {
+            let Some(found) = process(pid) else { continue };
+            members.insert(pid, found);
+            next.extend(children(pid).into_iter().filter(|child| !members.contains_key(child)));
+        }
+        Self(members)
     }
 
     /// Whether the engine has ended.
@@ -69,11 +71,63 @@ impl Tree {
     }
 }
 
-fn all_processes() -> BTreeMap<u32, Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
-    let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
-        .collect()
+fn process(pid: u32) -> Option<Process> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn numbered(folder: &str) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The children of a process: asked of each of its threads (proc(5), /proc/pid/task/tid/children), where the kernel
+/// was built to tell.
+fn children(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for thread in numbered(&format!("/proc/{pid}/task")) {
+        match fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) {
+            Ok(list) => found.extend(list.split_whitespace().filter_map(|child| child.parse::<u32>().ok())),
+            Err(e) if e.kind() == ErrorKind::NotFound && !tells_children() => {
+                return seen().iter().filter(|(_, p)| p.parent == pid).map(|(pid, _)| *pid).collect();
+            }
+            // The thread ended.
+            Err(_) => {}
+        }
+    }
+    found
+}
+
+/// Whether the kernel has CONFIG_PROC_CHILDREN.
+fn tells_children() -> bool {
+    static TELLS: LazyLock<bool> =
+        LazyLock::new(|| fs::exists(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or(false));
+    *TELLS
+}
+
+/// Members of a group whose parent ended: nobody lists them as children, so they come from a look at everything.
+fn orphans(group: u32) -> Vec<u32> {
+    let is_member = |(pid, p): &(&u32, &Process)| {
+        // Pids are used again: it must be the same process still.
+        p.group == group && **pid != group && process(**pid).is_some_and(|now| now.started == p.started)
+    };
+    seen().iter().filter(is_member).map(|(pid, _)| *pid).collect()
+}
+
+/// All processes of the host, as they were at most [`FRESH`] ago: on a host with many of them a look is dear, and
+/// each point begins and ends with one.
+fn seen() -> Arc<BTreeMap<u32, Process>> {
+    type Seen = Option<(Instant, Arc<BTreeMap<u32, Process>>)>;
+    static SEEN: Mutex<Seen> = Mutex::new(None);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*seen {
+        Some((at, all)) if at.elapsed() < FRESH => all.clone(),
+        _ => {
+            let all: BTreeMap<u32, Process> = numbered("/proc").filter_map(|pid| Some((pid, process(pid)?))).collect();
+            let all = Arc::new(all);
+            *seen = Some((Instant::now(), all.clone()));
+            all
+        }
+    }
 }
 
 /// Source: proc(5), /proc/pid/stat. The name, in parentheses, may hold anything.
@@ -133,6 +187,7 @@ impl HostTimes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{io::Read, process::Stdio};
 
     #[test]
     fn names_with_parentheses_do_not_confuse() {
@@ -148,6 +203,23 @@ mod tests {
         let (a, b) = (parse("cpu  10 0 10 70 10 0 0 0 0 0\n"), parse("cpu  40 0 20 100 20 0 10 10 0 0\n"));
         let used = b.use_since(&a);
         assert!((used.cpu_busy_ratio - 0.5).abs() < 1e-9 && (used.steal_ratio - 0.1).abs() < 1e-9, "{used:?}");
+    }
+
+    #[test]
+    fn children_and_grandchildren_are_in_the_tree_at_once() {
+        let mut command = std::process::Command::new("sh");
+        let mut shell = command.args(["-c", "sleep 60 & echo; wait"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0];
+        shell.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        let of_shell = Tree::read(shell.id()).pids();
+        let ours = Tree::read(std::process::id()).pids();
+        for pid in of_shell.iter().filter(|pid| **pid != shell.id()) {
+            std::process::Command::new("kill").arg(pid.to_string()).status().unwrap();
+        }
+        shell.wait().unwrap();
+        assert_eq!(of_shell.len(), 2, "{of_shell:?}");
+        assert!(of_shell.iter().all(|pid| ours.contains(pid)), "{ours:?}");
+        assert!(Tree::read(shell.id()).is_empty());
     }
 
     #[test]

@@ -1,0 +1,82 @@
+//! Going on with a load that was measured before: what a budget has left makes the reference and the peak sharper.
+
+use super::{
+    Rules, Slice, Target,
+    meter::{Kept, observe},
+    plan::Measure,
+    verdict,
+};
+use crate::sample::Probes;
+use async_trait::async_trait;
+use modelmeter_common::{
+    Problem,
+    load::LoadPoint,
+    part::{Percentile, Point},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Percentiles beyond this one are not worth a visit of their own.
+const WORTH: f64 = 99.0;
+
+/// Whether percentiles that a reader looks for are not carried yet.
+pub(super) fn lacks_percentiles(percentiles: &[Percentile]) -> bool {
+    percentiles.iter().any(|p| p.q <= WORTH && p.had < p.needs)
+}
+
+/// Whether more calls would make a point better.
+pub(super) fn is_worth_more(point: &Point) -> bool {
+    point.valid && (!point.converged || lacks_percentiles(&point.percentiles))
+}
+
+/// The real thing: a target, rules and probes.
+pub struct Bench {
+    target: Target,
+    rules: Rules,
+    probes: Probes,
+    cancel: CancellationToken,
+    /// The loads that may be visited again: the first, and the one with the highest throughput so far.
+    kept: Vec<(LoadPoint, f64, Kept)>,
+}
+
+impl std::fmt::Debug for Bench {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bench").field("endpoint", &self.target.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Bench {
+    /// Measures this target by these rules, sampling meanwhile, until it is cancelled.
+    pub fn new(target: Target, rules: Rules, probes: Probes, cancel: CancellationToken) -> Self {
+        Self { target, rules, probes, cancel, kept: Vec::new() }
+    }
+
+    fn keep(&mut self, load: LoadPoint, point: &Point, kept: Kept) {
+        let rate = point.requests_per_s.filter(|_| point.valid).map_or(0.0, |r| r.value);
+        if let Some(again) = self.kept.iter_mut().find(|(l, ..)| *l == load) {
+            *again = (load, rate, kept);
+        } else if self.kept.iter().all(|(_, best, _)| rate > *best) {
+            self.kept.truncate(1);
+            self.kept.push((load, rate, kept));
+        }
+    }
+}
+
+#[async_trait]
+impl Measure for Bench {
+    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
+        let mut rules = Rules { slice, ..self.rules.clone() };
+        // The SLA is asked of the search's own loads, not of its pilot.
+        rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
+        let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
+        let kept = observe(&self.target, load, &rules, &self.probes, &self.cancel, earlier).await?;
+        let point = verdict::point(self.target.call.batch_size, &rules, kept.clone());
+        if slice.is_some() && self.goes_on() && matches!(load, LoadPoint::Closed { .. }) {
+            self.keep(load, &point, kept);
+        }
+        Ok(point)
+    }
+
+    fn goes_on(&self) -> bool {
+        self.rules.batches.is_none()
+    }
+}
