@@ -3,7 +3,7 @@
 
 use crate::{
     core::{Core, Step},
-    hub::{HubError, Inserted},
+    hub::HubError,
 };
 use modelmeter_common::{
     TaskId,
@@ -88,37 +88,34 @@ async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
             let last: Final = wire::decode(body)?;
             // Before the write, so that whichever of part and final comes second sees the other.
             core.pending.lock().expect("never poisoned: no panic while held").insert((last.task_id, last.attempt));
-            if core.hub.insert_final(&last).await? == Inserted::Existed {
-                tracing::debug!(task = %last.task_id, attempt = last.attempt, "final came again");
-            }
-            Ok(settle_task(core, last.task_id).await?)
+            core.hub.insert_final(&last).await?;
+            Ok(settle(core, &last).await?)
         }
         Kind::Hint => Err(WireError::Kind { got: Kind::Hint as u16, wanted: Kind::Part as u16 }.into()),
     }
 }
 
-/// Ends a task by its first complete attempt, or counts an attempt's failure.
+/// Settles whatever finals of a task are in the hub.
 pub async fn settle_task(core: &Core, task: TaskId) -> Result<(), HubError> {
     for last in core.hub.finals(task).await? {
-        let known =
-            core.pending.lock().expect("never poisoned: no panic while held").contains(&(last.task_id, last.attempt));
-        let step = match &last.outcome {
-            Outcome::Failed { error } => {
-                core.step(task, |task, now| task.fail(last.attempt, error.clone(), now)).await?
-            }
-            Outcome::Done { parts, .. } => {
-                if !is_complete(core, &last, parts).await? {
-                    continue;
-                }
-                core.step(task, |task, now| task.complete(last.attempt, now)).await?
-            }
-        };
-        if known {
-            core.pending.lock().expect("never poisoned: no panic while held").remove(&(last.task_id, last.attempt));
+        settle(core, &last).await?;
+    }
+    Ok(())
+}
+
+/// Ends a task by a complete attempt, unless another was first, or counts an attempt's failure.
+async fn settle(core: &Core, last: &Final) -> Result<(), HubError> {
+    let (task, attempt) = (last.task_id, last.attempt);
+    let step = match &last.outcome {
+        Outcome::Failed { error } => core.step(task, |task, now| task.fail(attempt, error.clone(), now)).await?,
+        Outcome::Done { parts, .. } if is_complete(core, last, parts).await? => {
+            core.step(task, |task, now| task.complete(attempt, now)).await?
         }
-        if let Step::Stepped(task) = &step {
-            tracing::debug!(task = %task.id, attempt = last.attempt, state = task.state.as_str(), "attempt settled");
-        }
+        Outcome::Done { .. } => return Ok(()),
+    };
+    core.pending.lock().expect("never poisoned: no panic while held").remove(&(task, attempt));
+    if let Step::Stepped(task) = &step {
+        tracing::debug!(task = %task.id, attempt, state = task.state.as_str(), "attempt settled");
     }
     Ok(())
 }

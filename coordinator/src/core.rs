@@ -41,6 +41,7 @@ pub struct Core {
     pub pending: Mutex<HashSet<(TaskId, u32)>>,
     /// Tasks of a request that are not known to have ended: at zero the hub is asked.
     open: Mutex<HashMap<RequestId, u64>>,
+    requests: Mutex<HashMap<RequestId, Arc<RequestDoc>>>,
 }
 
 impl Core {
@@ -56,6 +57,7 @@ impl Core {
             workers: Mutex::default(),
             pending: Mutex::default(),
             open: Mutex::default(),
+            requests: Mutex::default(),
         }))
     }
 
@@ -114,14 +116,25 @@ impl Core {
         Ok(pool::pools(&self.live_workers().await?))
     }
 
-    /// Applies one transition by compare-and-swap, reading the task anew after each lost race.
+    /// Applies one transition to a task by compare-and-swap.
     pub async fn step(
         &self,
         id: TaskId,
         change: impl Fn(&Task, Timestamp) -> Result<Task, Refusal>,
     ) -> Result<Step, HubError> {
+        match self.hub.task(id).await? {
+            Some(task) => self.step_from(task, change).await,
+            None => Ok(Step::Unknown),
+        }
+    }
+
+    /// The same, from the task as it was read last; read anew after each lost race.
+    pub async fn step_from(
+        &self,
+        mut old: Task,
+        change: impl Fn(&Task, Timestamp) -> Result<Task, Refusal>,
+    ) -> Result<Step, HubError> {
         for _ in 0..SWAP_TRIES {
-            let Some(old) = self.hub.task(id).await? else { return Ok(Step::Unknown) };
             let new = match change(&old, self.now()) {
                 Ok(new) => new,
                 Err(refusal) => return Ok(Step::Refused(refusal, Box::new(old))),
@@ -135,13 +148,30 @@ impl Core {
                 }
                 return Ok(Step::Stepped(Box::new(new)));
             }
+            match self.hub.task(old.id).await? {
+                Some(task) => old = task,
+                None => return Ok(Step::Unknown),
+            }
         }
-        Err(HubError::Failed(format!("task {id} was changed {SWAP_TRIES} times under this change")))
+        Err(HubError::Failed(format!("task {} was changed {SWAP_TRIES} times under this change", old.id)))
+    }
+
+    /// A request as it was stored: everything but how far it is, which changes.
+    pub async fn stored_request(&self, id: RequestId) -> Result<Option<Arc<RequestDoc>>, HubError> {
+        let known = self.requests.lock().expect("never poisoned: no panic while held").get(&id).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let read = self.hub.request(id).await?.map(Arc::new);
+        if let Some(request) = &read {
+            self.requests.lock().expect("never poisoned: no panic while held").insert(id, request.clone());
+        }
+        Ok(read)
     }
 
     /// A task reached a terminal state: folds its cell if that was the last repeat, and closes its request if that was the last cell.
     async fn task_ended(&self, task: &Task) -> Result<(), HubError> {
-        let Some(request) = self.hub.request(task.request_id).await? else { return Ok(()) };
+        let Some(request) = self.stored_request(task.request_id).await? else { return Ok(()) };
         self.fold_cell(&request, task).await?;
         let last = {
             let mut open = self.open.lock().expect("never poisoned: no panic while held");
@@ -149,7 +179,13 @@ impl Core {
             *left = left.saturating_sub(1);
             *left == 0
         };
-        if last { self.close_request(&request).await } else { Ok(()) }
+        if !last {
+            return Ok(());
+        }
+        match self.hub.request(request.id).await? {
+            Some(request) => self.close_request(&request).await,
+            None => Ok(()),
+        }
     }
 
     /// Writes the profile of a task's cell once all of its repeats have ended. Repeated, it writes the same.
@@ -157,7 +193,9 @@ impl Core {
         let key = task.cell.key();
         let mut repeats = Vec::new();
         for repeat in 0..request.request.repeats {
-            match self.hub.task(request.id.task(&key, repeat)).await? {
+            let id = request.id.task(&key, repeat);
+            let read = if id == task.id { Some(task.clone()) } else { self.hub.task(id).await? };
+            match read {
                 Some(task) if task.state.is_terminal() => repeats.push(task),
                 _ => return Ok(None),
             }
@@ -171,15 +209,18 @@ impl Core {
                 measured.push(aggregate::Measured { repeat: task.repeat, last, parts });
             }
         }
+        let mut profile = aggregate::profile(request, &repeats, &measured, 1);
+        let mut replaces = None;
         for _ in 0..SWAP_TRIES {
-            let stored = self.hub.profile(task.profile_id).await?;
-            let revision = stored.as_ref().map(|profile| profile.revision);
-            let profile = aggregate::profile(request, &repeats, &measured, revision.unwrap_or(0) + 1);
-            if stored.is_some_and(|stored| Profile { revision: profile.revision, ..stored } == profile) {
+            if self.hub.put_profile(&profile, replaces).await? {
                 return Ok(Some(profile));
             }
-            if self.hub.put_profile(&profile, revision).await? {
-                return Ok(Some(profile));
+            if let Some(stored) = self.hub.profile(task.profile_id).await? {
+                replaces = Some(stored.revision);
+                if (Profile { revision: profile.revision, ..stored }) == profile {
+                    return Ok(Some(profile));
+                }
+                profile.revision = replaces.map_or(1, |revision| revision + 1);
             }
         }
         Err(HubError::Failed(format!("profile {} was changed {SWAP_TRIES} times under its fold", task.profile_id)))
@@ -214,6 +255,7 @@ impl Core {
             tracing::info!(request = %request.id, ?state, "request ended");
         }
         self.open.lock().expect("never poisoned: no panic while held").remove(&request.id);
+        self.requests.lock().expect("never poisoned: no panic while held").remove(&request.id);
         self.changed(request.id);
         Ok(())
     }

@@ -27,7 +27,7 @@ const HINTS_PER_SLOT: u32 = 2;
 /// Looks for work this often even when nobody says that there is some.
 const IDLE_ROUND: Duration = Duration::from_millis(500);
 /// Rounds are at least this far apart, so that a burst of changes is one round.
-const MIN_GAP: Duration = Duration::from_millis(5);
+const MIN_GAP: Duration = Duration::from_millis(20);
 /// Running requests that are considered.
 const MAX_REQUESTS: u32 = 1000;
 
@@ -102,7 +102,7 @@ async fn fill(
             .collect();
         let Some(chosen) = stride.choose(&candidates) else { break };
         let Some(task) = waiting.get_mut(&chosen).and_then(VecDeque::pop_front) else { break };
-        publish(core, &task, &pool.id, queue).await?;
+        publish(core, task, &pool.id, queue).await?;
         room -= 1;
     }
     Ok(())
@@ -129,11 +129,11 @@ async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Res
     }
 }
 
-async fn publish(core: &Core, task: &Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
+async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
     let hint = wire::encode(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;
-    match core.step(task.id, |task, now| task.queue(pool, now)).await? {
+    match core.step_from(task, |task, now| task.queue(pool, now)).await? {
         // Claimed or cancelled in between: the hint is stale, and the claim says so.
         Step::Stepped(_) | Step::Refused(..) | Step::Unknown => Ok(()),
     }

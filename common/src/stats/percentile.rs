@@ -86,8 +86,9 @@ fn interval(q: f64, total: Sample, had: u64) -> Option<Interval> {
     let (n, p) = (total.len(), q / 100.0);
     let [low, high] = ranks(had, p);
     let scale = n as f64 / had as f64;
-    let low = ((low as f64 * scale) as u64).max(1);
-    let high = ((high as f64 * scale).ceil() as u64).min(n);
+    // The k-th of `had` stands for the share (k − 0.5) / had of them all (Hazen's plotting position).
+    let low = (((low as f64 - 0.5) * scale).round() as u64).max(1);
+    let high = (((high as f64 - 0.5) * scale).ceil() as u64).min(n);
     if high > total.latency.len() {
         return None;
     }

@@ -8,7 +8,7 @@ use crate::{
 };
 use futures::Stream;
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION, TaskId,
+    Problem, SCHEMA_VERSION,
     broker::{RESULTS, task_queue},
     device::Device,
     status::{SlotDoc, WorkerDoc},
@@ -30,7 +30,7 @@ use std::{
 use tonic::{Request, Response, Status};
 
 /// Candidates that one `ClaimNext` tries before it says that none is left.
-const CLAIM_NEXT_TRIES: u32 = 16;
+const CLAIM_NEXT_TRIES: u32 = 8;
 
 /// The `Work` service.
 pub struct WorkApi {
@@ -71,9 +71,9 @@ impl WorkApi {
     }
 
     /// Grants the task to the slot, or says why not.
-    async fn grant(&self, task: TaskId, by: &Claimant<'_>) -> Result<Outcome, Status> {
-        let core = &self.core;
-        let step = core.step(task, |task, now| {
+    async fn grant(&self, task: Task, by: &Claimant<'_>) -> Result<Outcome, Status> {
+        let (core, id) = (&self.core, task.id);
+        let step = core.step_from(task, |task, now| {
             if !pool::fits(task, &by.slot.device.class, &by.slot.engines) {
                 return Err(Refusal::State);
             }
@@ -90,7 +90,7 @@ impl WorkApi {
             Step::Refused(Refusal::Held, _) => Ok(refused(Why::Held)),
             Step::Refused(Refusal::Terminal, _) => Ok(refused(Why::Terminal)),
             Step::Refused(..) => {
-                core.step(task, |task, now| task.unqueue("it was queued to a pool that cannot run it", now))
+                core.step(id, |task, now| task.unqueue("it was queued to a pool that cannot run it", now))
                     .await
                     .map_err(hub_status)?;
                 Ok(refused(Why::WrongSlot))
@@ -216,9 +216,13 @@ impl Work for WorkApi {
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Reply<ClaimReply> {
         let ClaimRequest { task_id, worker, incarnation, slot } = request.into_inner();
-        match self.claimant(&worker, &incarnation, slot).await? {
-            Ok(by) => reply(self.grant(parse("task_id", &task_id)?, &by).await?),
-            Err(why) => reply(refused(why)),
+        let by = match self.claimant(&worker, &incarnation, slot).await? {
+            Ok(by) => by,
+            Err(why) => return reply(refused(why)),
+        };
+        match self.core.hub.task(parse("task_id", &task_id)?).await.map_err(hub_status)? {
+            Some(task) => reply(self.grant(task, &by).await?),
+            None => reply(refused(Why::Unknown)),
         }
     }
 
@@ -244,7 +248,7 @@ impl Work for WorkApi {
             candidates.rotate_left(begin);
         }
         for task in candidates {
-            let outcome = self.grant(task.id, &by).await?;
+            let outcome = self.grant(task, &by).await?;
             if matches!(outcome, Outcome::Granted(_)) {
                 return reply(outcome);
             }
