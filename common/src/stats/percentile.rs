@@ -86,9 +86,10 @@ fn interval(q: f64, total: Sample, had: u64) -> Option<Interval> {
     let (n, p) = (total.len(), q / 100.0);
     let [low, high] = ranks(had, p);
     let scale = n as f64 / had as f64;
-    // The k-th of `had` stands for the share (k − 0.5) / had of them all (Hazen's plotting position).
-    let low = (((low as f64 - 0.5) * scale).round() as u64).max(1);
-    let high = (((high as f64 - 0.5) * scale).ceil() as u64).min(n);
+    // The k-th of `had` stands for the stretch of them all from k − 1 to k: taken where p of that lies below, so that
+    // the median's ends are symmetric and those of the tail stay at its outer edge.
+    let at = |k: u64| (((k as f64 - (1.0 - p)) * scale - 1e-9).ceil() as u64).clamp(1, n);
+    let (low, high) = (at(low), at(high));
     if high > total.latency.len() {
         return None;
     }
