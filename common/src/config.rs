@@ -2,7 +2,7 @@
 //!
 //! The first three are merged here; flags are applied by the command line, which owns them.
 
-use crate::Problem;
+use crate::{Problem, redact::redact};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -334,17 +334,6 @@ impl Config {
     }
 }
 
-/// An address without its password: `amqp://user:***@host`.
-pub fn redact(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let before_query = rest.find('?').map_or(rest, |at| &rest[..at]);
-    let Some(at) = before_query.rfind('@') else { return url.to_owned() };
-    match rest[..at].split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:***{}", &rest[at..]),
-        None => url.to_owned(),
-    }
-}
-
 /// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`, as `2s`, `500ms`, `1.5m`.
 pub fn duration(text: &str) -> Result<Duration, Problem> {
     let wrong = || {
@@ -430,7 +419,7 @@ mod tests {
         config.coordinator.hub = Some("mongodb://bob:s3@cret@a,b/modelmeter?x=1".into());
         let dump = config.dump();
         assert!(!dump.contains("s3"), "{dump}");
-        assert!(dump.contains("amqp://bob:***@host:5672/%2f") && dump.contains("mongodb://bob:***@a,b/modelmeter?x=1"));
+        assert!(dump.contains("amqp://***@host:5672/%2f") && dump.contains("mongodb://***@a,b/modelmeter"));
         assert!(toml::from_str::<Config>(&dump).is_ok());
     }
 

@@ -15,6 +15,7 @@ pub mod load;
 pub mod model;
 pub mod part;
 pub mod profile;
+pub mod redact;
 pub mod request;
 pub mod stats;
 pub mod status;

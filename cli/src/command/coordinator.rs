@@ -6,6 +6,7 @@ use modelmeter_common::{
     Code, Problem,
     broker::{Broker, BrokerError, amqp},
     config,
+    redact::redact,
 };
 use modelmeter_coordinator::{self as coordinator, hub};
 use std::{net::SocketAddr, sync::Arc};
@@ -40,8 +41,8 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     eprintln!(
         "coordinator ready: gRPC on {}{http}, broker {}, hub {}",
         handle.grpc_addr(),
-        config::redact(broker_url),
-        config::redact(hub_url)
+        redact(broker_url),
+        redact(hub_url)
     );
     stop.cancelled().await;
     handle.stop().await;

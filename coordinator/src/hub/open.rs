@@ -1,6 +1,7 @@
 //! Which adapter an address means.
 
 use super::{Hub, HubError, mongo, sqlite};
+use modelmeter_common::redact::redact;
 use std::{path::PathBuf, sync::Arc};
 
 /// Opens the hub at `mongodb://…`, `mongodb+srv://…`, `sqlite:PATH` or a plain path.
@@ -35,17 +36,6 @@ impl Address {
             _ => url,
         };
         if path.is_empty() { Err(bad("it names no file")) } else { Ok(Self::Sqlite(path.into())) }
-    }
-}
-
-/// The address without its credentials and options, for messages and logs.
-pub(super) fn redact(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let rest = rest.split('?').next().unwrap_or_default();
-    // The last '@': a password that was not escaped may hold others, and a slash.
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}"),
-        None => format!("{scheme}://{rest}"),
     }
 }
 

@@ -37,6 +37,8 @@ struct Budget {
 const LEAST: Duration = Duration::from_millis(300);
 /// The reference's share of a sweep.
 const REFERENCE_SHARE: f64 = 0.4;
+/// Of what the reference leaves, the sweep's share while the reference still lacks a percentile that a reader looks for.
+const SWEEP_SHARE: f64 = 0.6;
 /// Calls that carry a median.
 const MEDIAN_CALLS: f64 = 8.0;
 /// Of its share, what a listed point may take until it carries a median: the others are wanted too.
@@ -54,6 +56,11 @@ impl Budget {
     /// The slice of the next of about `left` points, which may take all of it to carry a median.
     fn share(&self, left: usize) -> Option<Slice> {
         self.slice(1.0 / left.max(1) as f64, 1.0)
+    }
+
+    /// This share of what is left.
+    fn part(&self, share: f64) -> Self {
+        Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)) }
     }
 
     fn left(&self) -> Option<Duration> {
@@ -137,17 +144,21 @@ async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Re
 
 async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     let (mut sweep, mut points) = (Sweep::default(), Vec::<Point>::new());
+    let mut swept = budget;
     while let Some(concurrency) = sweep.propose() {
         let is_first = points.is_empty();
-        if !is_first && !budget.affords(concurrency, &points) {
+        if !is_first && !swept.affords(concurrency, &points) {
             break;
         }
-        let slice = if is_first { budget.slice(REFERENCE_SHARE, 1.0) } else { budget.share(sweep.expected_left()) };
+        let slice = if is_first { budget.slice(REFERENCE_SHARE, 1.0) } else { swept.share(sweep.expected_left()) };
         let point = match with.measure(LoadPoint::Closed { concurrency }, slice).await {
-            Err(problem) if !is_first && ran_out(&problem, budget) => break,
+            Err(problem) if !is_first && ran_out(&problem, swept) => break,
             point => point?,
         };
         sweep.tried(Tried { concurrency, rate: point.requests_per_s, valid: point.valid });
+        if is_first && revisit::lacks_percentiles(&point.percentiles) {
+            swept = budget.part(SWEEP_SHARE);
+        }
         points.push(point);
     }
     sharpen(&mut points, budget, with).await?;

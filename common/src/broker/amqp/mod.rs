@@ -20,8 +20,6 @@ use std::{sync::Arc, time::Duration};
 use target::Target;
 use tokio_util::sync::CancellationToken;
 
-pub use target::redact;
-
 /// Redeliveries of one message before the broker quarantines it. High, because a redelivery is no fault of
 /// the message: a cut connection counts as one too. Failures are counted in the hub.
 const DELIVERY_LIMIT: i64 = 10_000;

@@ -1,6 +1,6 @@
 //! Where the broker is, and connecting to it once. Nothing here lets the credentials out.
 
-use crate::broker::BrokerError;
+use crate::{broker::BrokerError, redact::redact};
 use lapin::{
     Connection, ConnectionProperties, Error, ErrorKind,
     protocol::{AMQPErrorKind, AMQPHardError},
@@ -97,13 +97,6 @@ fn bracketed_host(url: &str) -> Option<&str> {
     let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
     let host = authority.rsplit('@').next()?.strip_prefix('[')?;
     host.split_once(']').map(|(host, _)| host)
-}
-
-/// A URL as it may be shown: `***` in the place of user and password. Errs on the side of hiding.
-pub fn redact(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let shown = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, host)| format!("***@{host}"));
-    if scheme.is_empty() { shown } else { format!("{scheme}://{shown}") }
 }
 
 #[cfg(test)]

@@ -1,10 +1,7 @@
 //! The connection: what an address may say, what we insist on, and the indexes.
 
-use super::{
-    super::{HubError, open::redact},
-    Calls, MongoHub,
-    calls::WRITE_TIMEOUT,
-};
+use super::{super::HubError, Calls, MongoHub, calls::WRITE_TIMEOUT};
+use modelmeter_common::redact::redact;
 use mongodb::{
     Client, Database, IndexModel,
     bson::{Document, doc},
