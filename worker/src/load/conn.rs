@@ -2,6 +2,9 @@
 //! copies of large requests. The event loop of [`super::client`] owns it and tells it when to read and write.
 
 use super::{
+    frame::{
+        ACK, CANCEL, END_HEADERS, END_STREAM, HEADER, IdHasher, PADDED, PRIORITY, be32, kind, put_header, unpadded,
+    },
     hpack::{DEFAULT_TABLE, RequestHead, ResponseHead},
     outbox::Outbox,
     outcome::{Done, Failure},
@@ -9,14 +12,13 @@ use super::{
 use bytes::Bytes;
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    hash::BuildHasherDefault,
     io::{self, Read},
     net::TcpStream,
     sync::Arc,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HEADER: usize = 9;
 /// The most bytes of one response.
 const MAX_RESPONSE: u64 = 512 << 20;
 /// The largest frame that we accept, and announce.
@@ -28,39 +30,6 @@ const WINDOW: u32 = i32::MAX as u32;
 const DEFAULT_WINDOW: i64 = 65_535;
 /// Ids run out at 2³¹; a connection is replaced before.
 const LAST_ID: u32 = i32::MAX as u32 - 8;
-
-mod kind {
-    pub const DATA: u8 = 0;
-    pub const HEADERS: u8 = 1;
-    pub const RST_STREAM: u8 = 3;
-    pub const SETTINGS: u8 = 4;
-    pub const PING: u8 = 6;
-    pub const GOAWAY: u8 = 7;
-    pub const WINDOW_UPDATE: u8 = 8;
-    pub const CONTINUATION: u8 = 9;
-}
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
-const PRIORITY: u8 = 0x20;
-const CANCEL: u32 = 8;
-
-/// Stream ids are odd and rise: spread them over the table's groups.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only ids of four bytes are hashed");
-    }
-    fn write_u32(&mut self, id: u32) {
-        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
 
 /// A call that was sent and has not ended.
 struct Stream {
@@ -499,22 +468,4 @@ impl Stream {
         let whole = self.received == 5 + u64::from(u32::from_be_bytes(len));
         if whole && compressed == 0 { Ok(()) } else { Err(Failure::BadResponse) }
     }
-}
-
-fn be32(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-fn unpadded(payload: &[u8], flags: u8) -> Result<&[u8], Failure> {
-    if flags & PADDED == 0 {
-        return Ok(payload);
-    }
-    let (&pad, rest) = payload.split_first().ok_or(Failure::Protocol)?;
-    rest.len().checked_sub(usize::from(pad)).map(|n| &rest[..n]).ok_or(Failure::Protocol)
-}
-
-fn put_header(out: &mut Outbox, len: usize, kind: u8, flags: u8, stream: u32) {
-    let [_, a, b, c] = (len as u32).to_be_bytes();
-    let [d, e, f, g] = stream.to_be_bytes();
-    out.put(&[a, b, c, kind, flags, d, e, f, g]);
 }

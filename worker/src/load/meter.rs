@@ -1,8 +1,8 @@
 //! One point: warms up, measures until the stop rule is met, and puts the figures together.
 
 use super::{
-    Rules, Target,
-    client::{self, Control, Orders, Report},
+    Rules, Target, client,
+    control::{Control, Orders, Report},
     once,
     outcome::Failure,
     recorder::{Sends, Window},

@@ -11,6 +11,8 @@
 
 mod client;
 mod conn;
+mod control;
+mod frame;
 mod hpack;
 pub mod meter;
 mod once;

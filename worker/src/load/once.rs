@@ -1,8 +1,8 @@
 //! One call, timed apart: the first inference after a server is ready, and what an inspector tries.
 
 use super::{
-    Target,
-    client::{self, Orders, Report},
+    Target, client,
+    control::{Orders, Report},
     outcome::Failure,
     resolve,
     schedule::Pacer,

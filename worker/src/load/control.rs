@@ -1,0 +1,102 @@
+//! What meter and client say to each other: orders and steering one way, reports the other.
+
+use super::{
+    outcome::Failure,
+    recorder::{Sends, Window},
+    schedule::Pacer,
+};
+use crate::inspector::Call;
+use std::{
+    io::Write,
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// What a client shall do.
+pub(super) struct Orders {
+    pub addresses: Vec<SocketAddr>,
+    pub authority: String,
+    pub call: Call,
+    pub pacer: Pacer,
+    pub timeout: Duration,
+    /// Open loop: calls in flight beyond which none is sent.
+    pub max_in_flight: usize,
+    /// Starts measuring at once, and ends after this many calls.
+    pub at_once: Option<u64>,
+}
+
+/// What a client tells.
+pub(super) enum Report {
+    /// A stretch of the run.
+    Window(Box<Window>),
+    /// One answer in full.
+    Answer(Vec<u8>),
+    /// A failure's own words, the first of each kind in a run.
+    Words(Failure, String),
+    /// No connection stands, and another attempt at one failed.
+    Down { words: String },
+    /// The last.
+    Ended(Box<Sends>),
+}
+
+const RUN: u8 = 0;
+pub(super) const DRAIN: u8 = 1;
+pub(super) const STOP: u8 = 2;
+
+/// What meter and client both see.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub state: AtomicU8,
+    pub phase: AtomicU32,
+    pub limit: AtomicU64,
+    pub width_ns: AtomicU64,
+}
+
+/// The way to steer a running client. Dropping it stops the client.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub shared: Arc<Shared>,
+    pub waker: UnixStream,
+}
+
+impl Control {
+    /// Ends warm-up: what is scheduled (open) or ends (closed) from now on counts; at most `limit` calls.
+    pub fn begin_measuring(&self, limit: u64) {
+        self.shared.limit.store(limit, Relaxed);
+        self.shared.phase.store(1, Relaxed);
+        self.wake();
+    }
+
+    /// Windows shall be about this wide.
+    pub fn set_width_ns(&self, width_ns: u64) {
+        self.shared.width_ns.store(width_ns, Relaxed);
+    }
+
+    /// No more sends; calls in flight may end.
+    pub fn drain(&self) {
+        let _ = self.shared.state.compare_exchange(RUN, DRAIN, Relaxed, Relaxed);
+        self.wake();
+    }
+
+    /// The end, now.
+    pub fn stop(&self) {
+        self.shared.state.store(STOP, Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full pipe wakes just as well.
+        let _ = (&self.waker).write(&[1]);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
