@@ -20,6 +20,10 @@ use crate::part::Percentile;
 
 /// The percentiles that documents show.
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
+/// The percentile that is always said, with its interval.
+const MEDIAN: f64 = 50.0;
+/// Calls that give a batch a median of its own.
+const FULL_BATCH: u64 = 10;
 /// Probability outside an interval, on each side.
 const TAIL: f64 = 0.025;
 /// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/7.
@@ -71,7 +75,27 @@ pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> u64 {
 /// The percentile of a run from its total and its batches.
 pub fn percentile(q: f64, total: Sample, batches: &[Sample]) -> Percentile {
     let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
-    percentile_of(q, total, if total.len() == 0 { 0 } else { effective(value, total, batches) })
+    let found = percentile_of(q, total, if total.len() == 0 { 0 } else { effective(value, total, batches) });
+    if q == MEDIAN && found.ms.is_none() && total.len() >= FULL_BATCH * batches.len() as u64 {
+        return Percentile { ms: median_by_batches(total, batches), ..found };
+    }
+    found
+}
+
+/// The median of many calls that are worth few, since the run went through a few slow changes: Student's t interval of
+/// the batches' own medians, wide as it may be (C. Alexopoulos, D. Goldsman and J. R. Wilson, "A new perspective on
+/// batched quantile estimation", WSC 2012). None where a batch's median falls among its failures.
+fn median_by_batches(total: Sample, batches: &[Sample]) -> Option<Interval> {
+    let median = |s: &Sample| {
+        let at = rank(MEDIAN, s.len());
+        (at <= s.latency.len()).then(|| s.latency.rank_ns(at) as f64 / 1e6)
+    };
+    let medians = batches.iter().filter(|b| b.len() > 0).map(median).collect::<Option<Vec<f64>>>()?;
+    let (value, n) = (median(&total)?, medians.len() as f64);
+    let mean = medians.iter().sum::<f64>() / n;
+    let spread = spread(&medians.iter().map(|m| m - mean).collect::<Vec<_>>())?;
+    let half = spread.t * spread.variance.sqrt() / n;
+    Some(Interval { value, ci95: [(mean - half).clamp(0.0, value), (mean + half).max(value)] })
 }
 
 /// The percentile of a sample of which `had` are effective.
@@ -148,6 +172,22 @@ mod tests {
         let mut h = Histogram::default();
         values.into_iter().for_each(|v| h.record(v));
         h
+    }
+
+    #[test]
+    fn a_run_that_changed_slowly_still_has_a_median_and_a_wide_interval() {
+        // Ten thousand calls at 1 ms, then as many at 2 ms, in 4 batches: worth a handful of samples.
+        let batches: Vec<Histogram> =
+            [1, 1, 2, 2].map(|ms| filled((0..5_000).map(|i| ms * 1_000_000 + i * 40))).into_iter().collect();
+        let mut total = Histogram::default();
+        batches.iter().for_each(|b| total.merge(b));
+        let sample = |latency| Sample { latency, failures: 0 };
+        let parts: Vec<Sample> = batches.iter().map(sample).collect();
+        let median = percentile(50.0, sample(&total), &parts);
+        assert!(median.had < median.needs, "{median:?}");
+        let [low, high] = median.ms.expect("a median is always said").ci95;
+        assert!(low <= 1.0 && high >= 2.0, "{median:?}");
+        assert_eq!(percentile(99.0, sample(&total), &parts).ms, None);
     }
 
     #[test]
