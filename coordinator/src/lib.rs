@@ -65,6 +65,11 @@ impl Handle {
         self.http_addr
     }
 
+    /// Waits until one of its parts ended by itself, which none should: the coordinator is of no use then.
+    pub async fn wait(&mut self) {
+        self.tasks.join_next().await;
+    }
+
     /// Stops intake, lets what is under way end, and returns; what is not done stays in the hub.
     pub async fn stop(mut self) {
         self.stop.cancel();

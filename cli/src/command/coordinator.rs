@@ -33,7 +33,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
         let options = coordinator::Options { lease, ..coordinator::Options::new(broker.clone(), hub) };
         Ok::<_, Problem>((coordinator::start(options, grpc, http).await?, broker))
     };
-    let (handle, broker) = tokio::select! {
+    let (mut handle, broker) = tokio::select! {
         started = started => started?,
         () = stop.cancelled() => return Err(interrupt::interrupted()),
     };
@@ -44,9 +44,15 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
         redact(broker_url),
         redact(hub_url)
     );
-    stop.cancelled().await;
+    let died = tokio::select! {
+        () = stop.cancelled() => false,
+        () = handle.wait() => true,
+    };
     handle.stop().await;
     broker.close().await;
+    if died {
+        return Err(Problem::new(Code::Internal, "a part of the coordinator ended by itself; its log says which"));
+    }
     Ok(0)
 }
 
