@@ -37,8 +37,10 @@ struct Budget {
 const LEAST: Duration = Duration::from_millis(300);
 /// The reference's share of a sweep.
 const REFERENCE_SHARE: f64 = 0.4;
-/// Of what the reference leaves, the sweep's share while the reference still lacks a percentile that a reader looks for.
+/// Of what the reference leaves, the sweep's share while the rest may give the reference a percentile that it lacks.
 const SWEEP_SHARE: f64 = 0.6;
+/// Calls that carry a p99.
+const P99_CALLS: f64 = 368.0;
 /// Calls that carry a median.
 const MEDIAN_CALLS: f64 = 8.0;
 /// Of its share, what a listed point may take until it carries a median: the others are wanted too.
@@ -61,6 +63,12 @@ impl Budget {
     /// This share of what is left.
     fn part(&self, share: f64) -> Self {
         Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)) }
+    }
+
+    /// Whether what the sweep leaves is time enough for a p99 at the speed of this point.
+    fn rest_carries_p99(&self, point: &Point) -> bool {
+        let rest_s = self.left().map_or(0.0, |left| left.as_secs_f64() * (1.0 - SWEEP_SHARE));
+        point.requests_per_s.is_some_and(|rate| rate.value * rest_s >= P99_CALLS)
     }
 
     fn left(&self) -> Option<Duration> {
@@ -156,7 +164,7 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
             point => point?,
         };
         sweep.tried(Tried { concurrency, rate: point.requests_per_s, valid: point.valid });
-        if is_first && revisit::lacks_percentiles(&point.percentiles) {
+        if is_first && revisit::lacks_percentiles(&point.percentiles) && budget.rest_carries_p99(&point) {
             swept = budget.part(SWEEP_SHARE);
         }
         points.push(point);
