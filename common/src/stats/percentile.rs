@@ -22,8 +22,8 @@ use crate::part::Percentile;
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
 /// The percentile that is always said, with its interval.
 const MEDIAN: f64 = 50.0;
-/// Calls that give a batch a median of its own.
-const FULL_BATCH: u64 = 10;
+/// Calls from which on the batches' own medians give an interval where the effective number gives none.
+const MANY_CALLS: u64 = 20;
 /// Probability outside an interval, on each side.
 const TAIL: f64 = 0.025;
 /// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/7.
@@ -76,7 +76,7 @@ pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> u64 {
 pub fn percentile(q: f64, total: Sample, batches: &[Sample]) -> Percentile {
     let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
     let found = percentile_of(q, total, if total.len() == 0 { 0 } else { effective(value, total, batches) });
-    if q == MEDIAN && found.ms.is_none() && total.len() >= FULL_BATCH * batches.len() as u64 {
+    if q == MEDIAN && found.ms.is_none() && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
     }
     found
