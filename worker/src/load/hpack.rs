@@ -165,7 +165,7 @@ fn percent_decoded(value: &[u8]) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn take_int(block: &mut &[u8], prefix_bits: u32) -> Result<u64, Malformed> {
+pub(super) fn take_int(block: &mut &[u8], prefix_bits: u32) -> Result<u64, Malformed> {
     let most = (1u64 << prefix_bits) - 1;
     let mut value = u64::from(take_byte(block)?) & most;
     if value < most {
@@ -188,7 +188,7 @@ fn take_byte(block: &mut &[u8]) -> Result<u8, Malformed> {
     Ok(byte)
 }
 
-fn take_string(block: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
+pub(super) fn take_string(block: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
     let huffman = block.first().ok_or(Malformed)? & 0x80 != 0;
     let len = take_int(block, 7)? as usize;
     let (text, rest) = block.split_at_checked(len).ok_or(Malformed)?;
