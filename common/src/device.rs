@@ -36,6 +36,22 @@ pub struct Device {
     pub cores: Option<u32>,
 }
 
+impl Device {
+    /// A set of so many logical cores of a host with this memory.
+    pub fn cpu(name: impl Into<String>, memory_total_bytes: Option<u64>, cores: Option<u32>) -> Self {
+        Self {
+            kind: DeviceKind::Cpu,
+            class: CPU_CLASS.to_owned(),
+            name: name.into(),
+            index: None,
+            uuid: None,
+            driver: None,
+            memory_total_bytes,
+            cores,
+        }
+    }
+}
+
 /// The class of an NVML device name: lower case, each run of other characters than letters and
 /// digits one hyphen. `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`.
 pub fn class_of(name: &str) -> String {

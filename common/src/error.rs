@@ -58,11 +58,6 @@ impl Code {
         }
     }
 
-    /// The code of this name.
-    pub fn parse(name: &str) -> Option<Self> {
-        serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()
-    }
-
     /// The process's exit code when this ends a command: 2 for what the user can mend before
     /// anything starts, 130 for an interruption, else 1.
     pub fn exit_code(self) -> u8 {
@@ -185,7 +180,7 @@ mod tests {
     #[test]
     fn names_in_json_are_the_names_in_text() {
         for code in [Code::InvalidArgument, Code::NoWorker, Code::Internal, Code::DeadlineExceeded] {
-            assert_eq!(Code::parse(code.as_str()), Some(code));
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
     }
 }

@@ -144,6 +144,35 @@ pub struct Point {
     pub unavailable: BTreeMap<String, Reason>,
 }
 
+#[cfg(any(test, feature = "conformance"))]
+impl Point {
+    /// A sound point in which nothing was measured: what tests build theirs on.
+    pub fn blank(load: LoadPoint, batch_size: u32) -> Self {
+        Self {
+            load,
+            batch_size,
+            warmup_s: 0.0,
+            duration_s: 1.0,
+            requests: 0,
+            errors: 0,
+            error_kinds: BTreeMap::new(),
+            requests_per_s: None,
+            latency: Histogram::default(),
+            percentiles: Vec::new(),
+            service: None,
+            send_lateness: None,
+            gpu: None,
+            engine_cpu: None,
+            client_cpu_cores: 0.0,
+            host: HostUse::default(),
+            converged: true,
+            valid: true,
+            warnings: Vec::new(),
+            unavailable: BTreeMap::new(),
+        }
+    }
+}
+
 /// A percentile of a point's latency.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Percentile {

@@ -11,6 +11,10 @@ use std::collections::BTreeMap;
 
 /// The most cells that one request may expand to.
 pub const MAX_CELLS: usize = 20_000;
+/// The most tasks, repeats of cells, that one request may expand to.
+pub const MAX_TASKS: usize = 100_000;
+/// The most load points that one request may name.
+pub const MAX_POINTS: usize = 1000;
 /// The largest batch size.
 pub const MAX_BATCH_SIZE: u32 = 4096;
 /// The most calls in flight.
@@ -107,6 +111,12 @@ impl Request {
                 .with_hint(format!("engines are {}", self.engines.join(", "))));
             }
         }
+        for (engine, settings) in &self.engine_settings {
+            for (name, value) in settings {
+                let empty = value.as_array().is_some_and(Vec::is_empty);
+                not_empty(&format!("engine_settings.{engine}.{name}"), empty)?;
+            }
+        }
         for (input, shapes) in &self.shapes {
             if shapes.is_empty() || shapes.iter().any(|s| s.contains(&0)) {
                 return Err(Problem::invalid(
@@ -122,12 +132,14 @@ impl Request {
     fn validate_load(&self) -> Result<(), Problem> {
         match &self.load {
             Load::Closed { concurrencies } => {
+                at_most("load.concurrencies", concurrencies.len(), MAX_POINTS)?;
                 for &c in concurrencies {
                     within("load.concurrencies", u64::from(c), 1, u64::from(MAX_CONCURRENCY))?;
                 }
             }
             Load::Open { rates, .. } => {
                 not_empty("load.rates", rates.is_empty())?;
+                at_most("load.rates", rates.len(), MAX_POINTS)?;
                 for &rate in rates {
                     if !(rate > 0.0 && rate <= 1e6) {
                         return Err(Problem::invalid("load.rates", format!("{rate} calls a second"))
@@ -244,6 +256,13 @@ fn not_empty(field: &str, empty: bool) -> Result<(), Problem> {
     if empty { Err(Problem::invalid(field, "is empty, needs at least one")) } else { Ok(()) }
 }
 
+fn at_most(field: &str, given: usize, most: usize) -> Result<(), Problem> {
+    if given <= most {
+        return Ok(());
+    }
+    Err(Problem::invalid(field, format!("{given} values")).with_hint(format!("at most {most}")))
+}
+
 fn within(field: &str, value: u64, low: u64, high: u64) -> Result<(), Problem> {
     if (low..=high).contains(&value) {
         return Ok(());
@@ -296,6 +315,6 @@ pub struct RequestDoc {
     pub cells: u64,
     /// The model, resolved.
     pub model: ModelRef,
-    /// What was asked, as asked.
+    /// What was asked, with `auto`, `gpu` and `all` resolved.
     pub request: Request,
 }

@@ -5,7 +5,7 @@
 //! fault is argued in ARCHITECTURE.md.
 
 use crate::{
-    Code, Problem, ProfileId, RequestId, TaskId, Timestamp,
+    Code, Problem, ProfileId, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
     load::{Load, Sla, Stop},
     model::{ArtifactRef, ModelRef, TensorShape},
 };
@@ -136,8 +136,16 @@ pub struct Lease {
     pub incarnation: String,
     /// The slot.
     pub slot: u32,
+    /// The claim that it was granted to: asked again, since its answer was lost, it is granted again.
+    pub claim_id: String,
     /// When it ends unless renewed.
     pub expires_at: Timestamp,
+}
+
+impl Lease {
+    fn same_claim(&self, other: &Self) -> bool {
+        !self.claim_id.is_empty() && self.claim_id == other.claim_id && self.incarnation == other.incarnation
+    }
 }
 
 /// A task as the hub keeps it.
@@ -202,6 +210,32 @@ pub enum Refusal {
 }
 
 impl Task {
+    /// A repeat of a cell, waiting; `order` is for the request to set.
+    pub fn new(request_id: RequestId, cell: Cell, repeat: u32, now: Timestamp) -> Self {
+        let key = cell.key();
+        Self {
+            id: request_id.task(&key, repeat),
+            schema_version: SCHEMA_VERSION,
+            request_id,
+            profile_id: request_id.profile(&key),
+            repeat,
+            order: 0,
+            deployment_key: cell.deployment_key(),
+            cell,
+            state: TaskState::Waiting,
+            revision: 0,
+            pool: None,
+            attempt: 0,
+            failures: 0,
+            deaths: 0,
+            lease: None,
+            since_at: now,
+            reason: None,
+            error: None,
+            winner: None,
+        }
+    }
+
     fn stepped(&self, state: TaskState, now: Timestamp) -> Self {
         Self { state, revision: self.revision + 1, since_at: now, reason: None, ..self.clone() }
     }
@@ -223,6 +257,7 @@ impl Task {
     }
 
     /// waiting or queued → claimed, with a new attempt. A hint may be doubled or stale, so both are fine.
+    /// The same claim once more is granted the same attempt.
     pub fn claim(&self, pool: &str, lease: Lease, now: Timestamp) -> Result<Self, Refusal> {
         match self.state {
             TaskState::Waiting | TaskState::Queued => Ok(Self {
@@ -231,8 +266,18 @@ impl Task {
                 lease: Some(lease),
                 ..self.stepped(TaskState::Claimed, now)
             }),
+            TaskState::Claimed if self.lease.as_ref().is_some_and(|held| held.same_claim(&lease)) => {
+                Ok(Self { lease: Some(lease), revision: self.revision + 1, ..self.clone() })
+            }
             state => Err(refusal(state)),
         }
+    }
+
+    /// The holder's worker came back as another incarnation, with the attempt's result in its journal.
+    pub fn adopt(&self, attempt: u32, incarnation: &str, now: Timestamp, lease: Duration) -> Result<Self, Refusal> {
+        let held = self.holder(attempt)?;
+        let lease = Lease { incarnation: incarnation.to_owned(), expires_at: now.plus(lease), ..held.clone() };
+        Ok(Self { lease: Some(lease), revision: self.revision + 1, ..self.clone() })
     }
 
     /// The holder is alive: the lease ends later, and says what it does.

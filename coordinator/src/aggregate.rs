@@ -263,10 +263,9 @@ mod tests {
         Code, Problem, RequestId,
         device::Device,
         model::ModelRef,
-        part::HostUse,
         request::{Request, RequestState},
         stats::percentile::{PERCENTILES, percentile_of},
-        task::{Cell, Lease},
+        task::Cell,
     };
     use uuid::Uuid;
 
@@ -304,7 +303,7 @@ mod tests {
             .into_iter()
             .find(|task| task.repeat == repeat)
             .unwrap();
-        let lease = Lease { worker: "w".into(), incarnation: "i".into(), slot: 0, expires_at: Timestamp(9) };
+        let lease = crate::hub::conformance::documents::lease(0);
         let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
         match winner {
             Some(attempt) => claimed.complete(attempt, Timestamp(2)).unwrap(),
@@ -318,39 +317,17 @@ mod tests {
             (0..2000u64).for_each(|i| latency.record(10_000_000 * u64::from(concurrency) + i));
             let percentiles = PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, 2000));
             Point {
-                load: LoadPoint::Closed { concurrency },
-                batch_size: 4,
-                warmup_s: 0.1,
                 duration_s: 2000.0 / rate,
                 requests: 2000,
-                errors: 0,
-                error_kinds: BTreeMap::new(),
                 requests_per_s: Some(Interval { value: rate, ci95: [rate * 0.98, rate * 1.02] }),
                 latency,
                 percentiles: percentiles.to_vec(),
-                service: None,
-                send_lateness: None,
-                gpu: None,
-                engine_cpu: None,
-                client_cpu_cores: 0.1,
-                host: HostUse::default(),
-                converged: true,
                 valid: concurrency < 8,
-                warnings: vec![],
-                unavailable: BTreeMap::new(),
+                ..Point::blank(LoadPoint::Closed { concurrency }, 4)
             }
         };
         let (request_id, task_id) = (request().id, task(repeat, Some(1)).id);
-        let device = Device {
-            kind: DeviceKind::Cpu,
-            class: "cpu".into(),
-            name: "test".into(),
-            index: None,
-            uuid: None,
-            driver: None,
-            memory_total_bytes: Some(1),
-            cores: Some(2),
-        };
+        let device = Device::cpu("test", Some(1), Some(2));
         let deployment = Deployment {
             engine_version: "1".into(),
             launch: "attach".into(),

@@ -20,6 +20,8 @@ use std::{
 };
 use tokio::sync::{Notify, broadcast};
 
+/// Running requests that the loops look at in one round, the newest first.
+pub const MAX_REQUESTS: u32 = 1000;
 /// Tries of one compare-and-swap before it is left to the sweep.
 const SWAP_TRIES: u32 = 16;
 /// Each claim asks who is registered: another coordinator's news may be this late.
@@ -171,6 +173,7 @@ impl Core {
 
     /// A task reached a terminal state: folds its cell if that was the last repeat, and closes its request if that was the last cell.
     async fn task_ended(&self, task: &Task) -> Result<(), HubError> {
+        self.pending.lock().expect("never poisoned: no panic while held").retain(|(id, _)| *id != task.id);
         let Some(request) = self.stored_request(task.request_id).await? else { return Ok(()) };
         self.fold_cell(&request, task).await?;
         let last = {

@@ -3,7 +3,7 @@
 //! A hint is published before the task is marked queued: dying in between costs a doubled hint, which the claim absorbs.
 
 use crate::{
-    core::{Core, Step},
+    core::{Core, MAX_REQUESTS, Step},
     hub::{HubError, TaskFilter},
     pool::{self, Pool},
     schedule::Stride,
@@ -28,8 +28,6 @@ const HINTS_PER_SLOT: u32 = 2;
 const IDLE_ROUND: Duration = Duration::from_millis(500);
 /// Rounds are at least this far apart, so that a burst of changes is one round.
 const MIN_GAP: Duration = Duration::from_millis(20);
-/// Running requests that are considered.
-const MAX_REQUESTS: u32 = 1000;
 
 /// Why a round was cut short; the next one starts afresh.
 #[derive(Debug, thiserror::Error)]

@@ -3,13 +3,13 @@
 
 use crate::pool::Pool;
 use modelmeter_common::{
-    Code, Problem, RequestId, SCHEMA_VERSION, Timestamp,
+    Code, Problem, RequestId, Timestamp,
     device::{self, CPU_CLASS},
     engine::{self, ENGINES},
     error::closest,
     model::{ArtifactRef, Dim, Format, Model, TensorShape},
-    request::{MAX_CELLS, Request},
-    task::{Cell, Plan, Task, TaskState},
+    request::{MAX_CELLS, MAX_TASKS, Request},
+    task::{Cell, Plan, Task},
     wire::sha256_hex,
 };
 use serde_json::Value;
@@ -30,13 +30,12 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
     let engines = engines(request, model, &devices, pools)?;
     let mut cells = Vec::new();
     for (engine, artifact) in &engines {
-        for settings in settings(request, engine) {
+        for settings in settings(request, engine)? {
             for device_class in &devices {
-                for shapes in shapes(request) {
+                for shapes in shapes(request)? {
                     for &batch_size in &unique(&request.batch_sizes) {
-                        if cells.len() >= MAX_CELLS {
-                            return Err(Problem::invalid("request", format!("more than {MAX_CELLS} cells"))
-                                .with_hint("submit it in parts"));
+                        if cells.len() >= MAX_CELLS || cells.len() * request.repeats as usize >= MAX_TASKS {
+                            return Err(too_many());
                         }
                         cells.push(Cell {
                             model: model.id.clone(),
@@ -56,35 +55,20 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
     Ok(cells)
 }
 
-/// The tasks of these cells: repeats × cells in the seeded order, all waiting. `slots`: how many can run at once.
+fn too_many() -> Problem {
+    Problem::invalid("request", format!("more than {MAX_CELLS} cells or {MAX_TASKS} tasks"))
+        .with_hint("submit it in parts")
+}
+
+/// The tasks of these cells: repeats × cells in the seeded order, all waiting.
 pub fn tasks(id: RequestId, request: &Request, cells: &[Cell], now: Timestamp) -> Vec<Task> {
     let mut tasks: Vec<(String, String, Task)> = Vec::with_capacity(cells.len() * request.repeats as usize);
     for cell in cells {
-        let (key, deployment_key) = (cell.key(), cell.deployment_key());
+        let key = cell.key();
         for repeat in 0..request.repeats {
             let shuffled = |what: &str| sha256_hex(format!("{}/{what}", request.seed).as_bytes());
-            let task = Task {
-                id: id.task(&key, repeat),
-                schema_version: SCHEMA_VERSION,
-                request_id: id,
-                profile_id: id.profile(&key),
-                repeat,
-                order: 0,
-                deployment_key: deployment_key.clone(),
-                cell: cell.clone(),
-                state: TaskState::Waiting,
-                revision: 0,
-                pool: None,
-                attempt: 0,
-                failures: 0,
-                deaths: 0,
-                lease: None,
-                since_at: now,
-                reason: None,
-                error: None,
-                winner: None,
-            };
-            tasks.push((shuffled(&deployment_key), shuffled(&format!("{repeat}/{key}")), task));
+            let task = Task::new(id, cell.clone(), repeat, now);
+            tasks.push((shuffled(&task.deployment_key), shuffled(&format!("{repeat}/{key}")), task));
         }
     }
     // Deployments among each other, then cells and repeats within one: drift is not taken for a difference.
@@ -191,8 +175,8 @@ fn fitting(model: &Model, formats: &[Format]) -> Option<ArtifactRef> {
 }
 
 /// Every combination of an engine's settings; a value that is a list gives one each.
-fn settings(request: &Request, engine: &str) -> Vec<BTreeMap<String, Value>> {
-    let Some(settings) = request.engine_settings.get(engine) else { return vec![BTreeMap::new()] };
+fn settings(request: &Request, engine: &str) -> Result<Vec<BTreeMap<String, Value>>, Problem> {
+    let Some(settings) = request.engine_settings.get(engine) else { return Ok(vec![BTreeMap::new()]) };
     product(settings, |value| match value {
         Value::Array(values) => values.clone(),
         one => vec![one.clone()],
@@ -200,21 +184,28 @@ fn settings(request: &Request, engine: &str) -> Vec<BTreeMap<String, Value>> {
 }
 
 /// Every combination of the shapes given for the inputs.
-fn shapes(request: &Request) -> Vec<BTreeMap<String, Vec<u64>>> {
+fn shapes(request: &Request) -> Result<Vec<BTreeMap<String, Vec<u64>>>, Problem> {
     product(&request.shapes, Clone::clone)
 }
 
-fn product<V, W: Clone>(axes: &BTreeMap<String, V>, choices: impl Fn(&V) -> Vec<W>) -> Vec<BTreeMap<String, W>> {
+fn product<V, W: Clone>(
+    axes: &BTreeMap<String, V>,
+    choices: impl Fn(&V) -> Vec<W>,
+) -> Result<Vec<BTreeMap<String, W>>, Problem> {
     let mut combinations = vec![BTreeMap::new()];
     for (name, values) in axes {
+        let values = choices(values);
+        if combinations.len() * values.len() > MAX_CELLS {
+            return Err(too_many());
+        }
         let with = |so_far: &BTreeMap<String, W>, value: W| {
             let mut next = so_far.clone();
             next.insert(name.clone(), value);
             next
         };
-        combinations = combinations.iter().flat_map(|c| choices(values).into_iter().map(move |v| with(c, v))).collect();
+        combinations = combinations.iter().flat_map(|c| values.iter().map(move |v| with(c, v.clone()))).collect();
     }
-    combinations
+    Ok(combinations)
 }
 
 /// The concrete inputs at this batch size. An open first axis is the batch; a fixed one must equal it,
@@ -267,7 +258,10 @@ fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Probl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::model::{Datatype, ModelRef, TensorSpec};
+    use modelmeter_common::{
+        SCHEMA_VERSION,
+        model::{Datatype, ModelRef, TensorSpec},
+    };
     use serde_json::json;
     use uuid::Uuid;
 
@@ -353,6 +347,14 @@ mod tests {
         assert!(wrong(|r| r.engines = vec!["tfs".into()]).message.contains("loads savedmodel"));
         assert!(wrong(|r| r.shapes.clear()).hint.unwrap().contains("--shape x=1,4,224"));
         assert_eq!(wrong(|r| r.batch_sizes = vec![0]).field.unwrap(), "batch_sizes");
+        let many = || (0..200).map(|n| json!(n)).collect::<Vec<_>>();
+        let settings =
+            |values: Vec<Value>| [("a", values.clone()), ("b", values)].map(|(k, v)| (k.to_owned(), json!(v)));
+        let with = |values| Request { engine_settings: [("onnx".into(), settings(values).into())].into(), ..request() };
+        let error = cells(&with(many()), &model(), &pools()).unwrap_err();
+        assert!(error.message.contains("more than 20000 cells"), "{error}");
+        let error = cells(&with(Vec::new()), &model(), &pools()).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("engine_settings.onnx.a"));
         let mut fixed = model();
         fixed.inputs[0].shape = vec![Dim::Fixed(1), Dim::Fixed(4), Dim::Fixed(8)];
         let request = Request { shapes: BTreeMap::new(), engine_settings: BTreeMap::new(), ..request() };

@@ -45,10 +45,10 @@ fn why(task: &Task, pools: &[Pool]) -> Option<String> {
     match task.state {
         TaskState::Waiting => {
             let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
-            let waits = blocked.unwrap_or_else(|| "its turn: the slots that can run it are busy".into());
+            let waits = blocked.unwrap_or_else(|| "waits for its turn: the slots that can run it are busy".into());
             Some(match &task.reason {
-                Some(before) => format!("{before}; waits for {waits}"),
-                None => format!("waits for {waits}").replace("waits for no ", "no "),
+                Some(before) => format!("{before}; {waits}"),
+                None => waits,
             })
         }
         TaskState::Queued => {

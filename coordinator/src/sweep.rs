@@ -6,7 +6,7 @@
 use crate::{
     api::submit,
     collect,
-    core::Core,
+    core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
     pool,
 };
@@ -14,7 +14,7 @@ use modelmeter_common::{
     Code, Problem,
     broker::task_queue,
     request::RequestDoc,
-    task::{Task, TaskState},
+    task::{Refusal, Task, TaskState},
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -41,17 +41,20 @@ pub async fn run(core: Arc<Core>, every: Duration, stop: CancellationToken) {
 
 async fn sweep(core: &Core) -> Result<(), HubError> {
     core.read_clock().await?;
-    for request in core.hub.requests(true, 1000).await? {
-        if !request.expanded {
-            submit::expand(core, &request).await?;
-        }
-        live_tasks(core, &request).await?;
-        let counts = core.hub.count_tasks(request.id).await?;
-        if counts.iter().all(|(state, n)| state.is_terminal() || *n == 0) {
-            core.close_request(&request).await?;
+    for request in core.hub.requests(true, MAX_REQUESTS).await? {
+        if let Err(error) = sweep_request(core, &request).await {
+            tracing::warn!(%error, request = %request.id, "its sweep was cut short");
         }
     }
     Ok(())
+}
+
+async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
+    if !request.expanded {
+        submit::expand(core, request).await?;
+    }
+    live_tasks(core, request).await?;
+    core.close_request(request).await
 }
 
 async fn live_tasks(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
@@ -79,7 +82,7 @@ async fn claimed(core: &Core, task: &Task) -> Result<(), HubError> {
         tracing::warn!(task = %task.id, worker = task.lease.as_ref().map(|l| l.worker.as_str()), "lease ran out");
         core.step(task.id, |current, now| {
             let held = current.lease.as_ref().is_some_and(|lease| lease.expires_at < now);
-            if held { current.lose(task.attempt, now) } else { Err(modelmeter_common::task::Refusal::NotHolder) }
+            if held { current.lose(task.attempt, now) } else { Err(Refusal::NotHolder) }
         })
         .await?;
     }

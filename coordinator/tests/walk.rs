@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use modelmeter_common::{
-    Code, Problem, RequestId, SCHEMA_VERSION, Timestamp,
+    Code, Problem, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
     broker::{Broker, RESULTS, memory::MemoryBroker},
-    device::{Device, DeviceKind},
+    device::Device,
     load::LoadPoint,
     model::{ArtifactRef, Datatype, Dim, Format, Model, ModelRef, TensorSpec},
-    part::{Deployment, Final, HostUse, Outcome, Part, Point},
+    part::{Deployment, Final, Outcome, Part, Point},
     profile::{Profile, ProfileState},
     request::{Request, RequestState},
     stats::{Histogram, Interval},
@@ -106,14 +106,29 @@ impl House {
         id
     }
 
-    /// Takes the next hint of the queue and claims its task.
-    async fn claim(&mut self, incarnation: &str) -> Result<Assignment, Why> {
+    /// Takes the next hint of the queue.
+    async fn hint(&self) -> TaskId {
         let mut hints = self.broker.consume(&self.queue, 1).await.unwrap();
         let hint = tokio::time::timeout(Duration::from_secs(10), hints.next()).await.expect("a hint").unwrap();
         let Hint { task_id } = wire::decode(&hint.body).unwrap();
         hint.ack().await.unwrap();
-        let claim =
-            ClaimRequest { task_id: task_id.to_string(), worker: "w".into(), incarnation: incarnation.into(), slot: 0 };
+        task_id
+    }
+
+    /// Takes the next hint of the queue and claims its task.
+    async fn claim(&mut self, incarnation: &str) -> Result<Assignment, Why> {
+        let task_id = self.hint().await;
+        self.claim_task(task_id, incarnation, &uuid::Uuid::new_v4().to_string()).await
+    }
+
+    async fn claim_task(&mut self, task: TaskId, incarnation: &str, claim_id: &str) -> Result<Assignment, Why> {
+        let claim = ClaimRequest {
+            task_id: task.to_string(),
+            worker: "w".into(),
+            incarnation: incarnation.into(),
+            slot: 0,
+            claim_id: claim_id.into(),
+        };
         outcome(self.work.claim(claim).await.unwrap().into_inner().outcome)
     }
 
@@ -192,16 +207,7 @@ fn outcome(claimed: Option<Claimed>) -> Result<Assignment, Why> {
 }
 
 fn cpu() -> Device {
-    Device {
-        kind: DeviceKind::Cpu,
-        class: "cpu".into(),
-        name: "test".into(),
-        index: None,
-        uuid: None,
-        driver: None,
-        memory_total_bytes: Some(1),
-        cores: Some(2),
-    }
+    Device::cpu("test", Some(1), Some(2))
 }
 
 fn deployment() -> Deployment {
@@ -218,26 +224,10 @@ fn part(of: &Assignment, rate: f64) -> Part {
     let mut latency = Histogram::default();
     (0..100).for_each(|i| latency.record(1_000_000 + i));
     let point = Point {
-        load: LoadPoint::Closed { concurrency: 1 },
-        batch_size: of.cell.batch_size,
-        warmup_s: 0.0,
-        duration_s: 1.0,
         requests: 100,
-        errors: 0,
-        error_kinds: Default::default(),
         requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
         latency,
-        percentiles: vec![],
-        service: None,
-        send_lateness: None,
-        gpu: None,
-        engine_cpu: None,
-        client_cpu_cores: 0.1,
-        host: HostUse::default(),
-        converged: true,
-        valid: true,
-        warnings: vec![],
-        unavailable: Default::default(),
+        ..Point::blank(LoadPoint::Closed { concurrency: 1 }, of.cell.batch_size)
     };
     Part {
         schema_version: SCHEMA_VERSION,
@@ -335,6 +325,20 @@ async fn a_lost_lease_is_run_again_and_the_first_complete_attempt_wins() {
     assert_eq!(profiles.len(), 1);
     assert_eq!(profiles[0].repeats[0].attempt, frozen.attempt, "the first complete one, never a mixture");
     assert_eq!(profiles[0].points[0].requests, 100);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_claim_whose_reply_was_lost_is_granted_again_and_no_other() {
+    let mut house = House::build(Duration::from_secs(600)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let task_id = house.hint().await;
+    let first = house.claim_task(task_id, "one", "a").await.unwrap();
+    assert_eq!(house.claim_task(task_id, "one", "a").await.unwrap(), first);
+    assert_eq!(house.claim_task(task_id, "one", "b").await, Err(Why::Held), "a doubled hint is another claim");
+    house.measure(&first, 10.0).await;
+    assert_eq!(house.ended(id).await.cells[0].attempts, 1);
+    assert_eq!(house.claim_task(task_id, "one", "a").await, Err(Why::Terminal));
     house.close().await;
 }
 

@@ -1,4 +1,5 @@
-//! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator, checked before it is used.
+//! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator; checked against its sha256 then,
+//! and by its length at each use.
 
 use crate::coordinator::Coordinator;
 use modelmeter_common::{

@@ -152,6 +152,7 @@ impl Slot {
             worker: context.name.clone(),
             incarnation: context.incarnation.clone(),
             slot: self.place.index,
+            claim_id: uuid::Uuid::new_v4().to_string(),
         };
         let mut backoff = Backoff::default();
         loop {

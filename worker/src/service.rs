@@ -66,7 +66,7 @@ impl Handle {
     /// what the coordinator has not confirmed. The broker stays open: it is its owner's to close.
     pub async fn stop(mut self) {
         self.context.stop.cancel();
-        if timeout(STOP_TIMEOUT, self.wait()).await.is_err() {
+        if timeout(STOP_TIMEOUT, async { while self.slot_ended().await {} }).await.is_err() {
             tracing::warn!("a slot did not stop in time: ending it");
             self.slots.shutdown().await;
         }
@@ -84,13 +84,19 @@ impl Handle {
         let _ = timeout(FAREWELL, register::renew(&self.context)).await;
     }
 
-    /// Completes when the worker ended by itself: its broker was closed.
+    /// Completes when a slot ended by itself: its broker was closed, or it has a defect. The worker is to be stopped
+    /// then: the coordinator still counts on that slot.
     pub async fn wait(&mut self) {
-        while let Some(ended) = self.slots.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a slot ended with a defect");
-            }
+        self.slot_ended().await;
+    }
+
+    /// Waits for the end of a slot; `false`: there is none left.
+    async fn slot_ended(&mut self) -> bool {
+        let Some(ended) = self.slots.join_next().await else { return false };
+        if let Err(error) = ended {
+            tracing::error!(%error, "a slot ended with a defect");
         }
+        true
     }
 }
 

@@ -7,11 +7,11 @@ use crate::{
 };
 use modelmeter_common::{
     RequestId, SCHEMA_VERSION, TaskId, Timestamp,
-    device::{CPU_CLASS, Device, DeviceKind},
+    device::Device,
     engine::Protocol,
     load::LoadPoint,
     model::Format,
-    part::{Deployment, Final, HostUse, Outcome, Part, Point},
+    part::{Deployment, Final, Outcome, Part, Point},
     wire,
 };
 use std::{
@@ -30,16 +30,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 pub fn cpu() -> Device {
-    Device {
-        kind: DeviceKind::Cpu,
-        class: CPU_CLASS.into(),
-        name: "test".into(),
-        index: None,
-        uuid: None,
-        driver: None,
-        memory_total_bytes: None,
-        cores: Some(1),
-    }
+    Device::cpu("test", None, Some(1))
 }
 
 /// A slot with its locks and logs in `folder`.
@@ -73,7 +64,8 @@ pub fn entry(parts: u32) -> Entry {
 /// A complete attempt of some task.
 pub fn entry_of(parts: u32, attempt: u32) -> Entry {
     let (request_id, task_id) = (RequestId(uuid::Uuid::from_u128(1)), TaskId(uuid::Uuid::from_u128(2)));
-    let part = |seq| Part { schema_version: SCHEMA_VERSION, request_id, task_id, attempt, seq, point: point() };
+    let point = Point::blank(LoadPoint::Closed { concurrency: 1 }, 1);
+    let part = |seq| Part { schema_version: SCHEMA_VERSION, request_id, task_id, attempt, seq, point: point.clone() };
     let parts: Vec<_> = (0..parts).map(|seq| journal::encode(&part(seq)).unwrap()).collect();
     let deployment = Deployment {
         engine_version: "1".into(),
@@ -94,29 +86,4 @@ pub fn entry_of(parts: u32, attempt: u32) -> Entry {
         outcome: Outcome::Done { parts: parts.iter().map(|part| wire::sha256_hex(part)).collect(), deployment },
     };
     Entry::new(parts, &last).unwrap()
-}
-
-fn point() -> Point {
-    Point {
-        load: LoadPoint::Closed { concurrency: 1 },
-        batch_size: 1,
-        warmup_s: 0.0,
-        duration_s: 1.0,
-        requests: 0,
-        errors: 0,
-        error_kinds: BTreeMap::new(),
-        requests_per_s: None,
-        latency: Default::default(),
-        percentiles: Vec::new(),
-        service: None,
-        send_lateness: None,
-        gpu: None,
-        engine_cpu: None,
-        client_cpu_cores: 0.0,
-        host: HostUse::default(),
-        converged: true,
-        valid: true,
-        warnings: Vec::new(),
-        unavailable: BTreeMap::new(),
-    }
 }

@@ -3,7 +3,7 @@
 use super::{hub_status, status_of};
 use crate::{
     core::Core,
-    hub::{HubError, Inserted},
+    hub::{HubError, Inserted, artifact::is_sha256},
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -37,8 +37,7 @@ pub async fn put(core: &Core, mut chunks: Streaming<ArtifactChunk>) -> Result<Pu
 }
 
 fn checked(header: &ArtifactHeader) -> Result<ArtifactRef, Status> {
-    let hex = header.sha256.len() == 64 && header.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !hex {
+    if !is_sha256(&header.sha256) {
         return Err(status_of(&Problem::invalid("sha256", "must be 64 lower-case hexadecimal digits")));
     }
     if header.bytes > MAX_ARTIFACT_BYTES {

@@ -12,6 +12,7 @@ use modelmeter_common::{
     model::Model,
     request::{Request as Asked, RequestDoc},
     status::Status as RequestStatus,
+    task::TaskState,
 };
 use modelmeter_proto::control::{
     AddModelReply, AddModelRequest, ArtifactChunk, ArtifactIds, CancelReply, CancelRequest, Document, DocumentsReply,
@@ -113,13 +114,17 @@ impl Control for ControlApi {
     async fn cancel(&self, request: Request<CancelRequest>) -> Reply<CancelReply> {
         let CancelRequest { request_id, reason } = request.into_inner();
         let doc = self.request_doc(&request_id).await?;
-        let reason = if reason.is_empty() { "cancelled by the user".to_owned() } else { reason };
-        let all = TaskFilter { request: Some(doc.id), ..Default::default() };
-        let mut tasks_cancelled = 0;
-        for task in self.core.hub.tasks(&all).await.map_err(hub_status)? {
-            if task.state.is_terminal() {
-                continue;
+        if !doc.expanded {
+            // What broke off would be taken up again by the sweep, and run: tasks must be there to be cancelled.
+            if let Err(error) = submit::expand(&self.core, &doc).await {
+                tracing::warn!(%error, request = %doc.id, "cancelling what there is of it");
             }
+        }
+        let reason = if reason.is_empty() { "cancelled by the user".to_owned() } else { reason };
+        let states = TaskState::ALL.into_iter().filter(|state| !state.is_terminal()).collect();
+        let live = TaskFilter { request: Some(doc.id), states, ..Default::default() };
+        let mut tasks_cancelled = 0;
+        for task in self.core.hub.tasks(&live).await.map_err(hub_status)? {
             let step = self.core.step(task.id, |task, now| task.cancel(&reason, now)).await.map_err(hub_status)?;
             tasks_cancelled += u64::from(matches!(step, Step::Stepped(_)));
         }

@@ -45,6 +45,7 @@ struct Claimant<'a> {
     worker: &'a str,
     incarnation: &'a str,
     slot: SlotDoc,
+    claim_id: &'a str,
 }
 
 impl WorkApi {
@@ -64,10 +65,11 @@ impl WorkApi {
         worker: &'a str,
         incarnation: &'a str,
         slot: u32,
+        claim_id: &'a str,
     ) -> Result<Result<Claimant<'a>, Why>, Status> {
         let Some(doc) = self.worker(worker, incarnation).await? else { return Ok(Err(Why::StaleWorker)) };
         let slot = doc.slots.into_iter().find(|s| s.index == slot);
-        Ok(slot.map(|slot| Claimant { worker, incarnation, slot }).ok_or(Why::WrongSlot))
+        Ok(slot.map(|slot| Claimant { worker, incarnation, slot, claim_id }).ok_or(Why::WrongSlot))
     }
 
     /// Grants the task to the slot, or says why not.
@@ -77,9 +79,14 @@ impl WorkApi {
             if !pool::fits(task, &by.slot.device.class, &by.slot.engines) {
                 return Err(Refusal::State);
             }
-            let expires_at = now.plus(core.lease);
-            let (worker, incarnation) = (by.worker.to_owned(), by.incarnation.to_owned());
-            task.claim(&by.slot.pool, Lease { worker, incarnation, slot: by.slot.index, expires_at }, now)
+            let lease = Lease {
+                worker: by.worker.to_owned(),
+                incarnation: by.incarnation.to_owned(),
+                slot: by.slot.index,
+                claim_id: by.claim_id.to_owned(),
+                expires_at: now.plus(core.lease),
+            };
+            task.claim(&by.slot.pool, lease, now)
         });
         match step.await.map_err(hub_status)? {
             Step::Stepped(task) => {
@@ -99,7 +106,7 @@ impl WorkApi {
     }
 
     async fn granted(&self, task: &Task) -> Result<Granted, Status> {
-        let request = self.core.hub.request(task.request_id).await.map_err(hub_status)?;
+        let request = self.core.stored_request(task.request_id).await.map_err(hub_status)?;
         let request =
             request.ok_or_else(|| super::not_found("request", &task.request_id.to_string(), "it vanished"))?;
         let plan = submit::plan_of(&self.core, &request).await.map_err(hub_status)?;
@@ -131,7 +138,8 @@ impl WorkApi {
         })
     }
 
-    /// Ends the leases of a worker's earlier incarnations, except those of attempts that it measured to the end; those it holds again.
+    /// Ends the leases of a worker's earlier incarnations, except those of attempts that it measured to the end; those
+    /// it holds again.
     async fn end_old_leases(&self, request: &RegisterRequest) -> Result<(), Status> {
         let core = &self.core;
         let held: HashSet<(&str, u32)> = request.held.iter().map(|h| (h.task_id.as_str(), h.attempt)).collect();
@@ -143,17 +151,10 @@ impl WorkApi {
             }
             let keep = held.contains(&(task.id.to_string().as_str(), task.attempt));
             let step = core.step(task.id, |current, now| match &current.lease {
-                Some(lease) if current.attempt == task.attempt && lease.worker == request.worker => {
-                    if !keep {
-                        return current.lose(task.attempt, now);
-                    }
-                    let lease = Lease {
-                        incarnation: request.incarnation.clone(),
-                        expires_at: now.plus(core.lease),
-                        ..lease.clone()
-                    };
-                    Ok(Task { lease: Some(lease), revision: current.revision + 1, ..current.clone() })
+                Some(lease) if lease.worker == request.worker && keep => {
+                    current.adopt(task.attempt, &request.incarnation, now, core.lease)
                 }
+                Some(lease) if lease.worker == request.worker => current.lose(task.attempt, now),
                 _ => Err(Refusal::NotHolder),
             });
             step.await.map_err(hub_status)?;
@@ -215,8 +216,8 @@ impl Work for WorkApi {
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Reply<ClaimReply> {
-        let ClaimRequest { task_id, worker, incarnation, slot } = request.into_inner();
-        let by = match self.claimant(&worker, &incarnation, slot).await? {
+        let ClaimRequest { task_id, worker, incarnation, slot, claim_id } = request.into_inner();
+        let by = match self.claimant(&worker, &incarnation, slot, &claim_id).await? {
             Ok(by) => by,
             Err(why) => return reply(refused(why)),
         };
@@ -228,7 +229,7 @@ impl Work for WorkApi {
 
     async fn claim_next(&self, request: Request<ClaimNextRequest>) -> Reply<ClaimReply> {
         let ClaimNextRequest { after_task_id, worker, incarnation, slot } = request.into_inner();
-        let by = match self.claimant(&worker, &incarnation, slot).await? {
+        let by = match self.claimant(&worker, &incarnation, slot, "").await? {
             Ok(by) => by,
             Err(why) => return reply(refused(why)),
         };

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 pub(super) const PIECE: usize = 1024 * 1024;
 
 /// Whether this is a sha256 in lower-case hex: anything else names no artifact, and never a path.
-pub(super) fn is_sha256(text: &str) -> bool {
+pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 

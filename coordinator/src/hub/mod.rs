@@ -2,7 +2,7 @@
 //! compare-and-swap on one document, each part and final is inserted once and never changed.
 //! `design.md` beside this file says how the two adapters keep that.
 
-mod artifact;
+pub(crate) mod artifact;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod mongo;

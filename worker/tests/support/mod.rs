@@ -10,7 +10,7 @@ pub use server::{FakeServer, MODEL};
 use modelmeter_common::{
     RequestId, TaskId,
     broker::{Broker, RESULTS, memory::MemoryBroker},
-    device::{CPU_CLASS, Device, DeviceKind},
+    device::{CPU_CLASS, Device},
     engine::Protocol,
     load::{Load, Stop},
     model::{ArtifactRef, Datatype, Format, ModelRef, TensorShape},
@@ -121,16 +121,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn cpu() -> Device {
-    Device {
-        kind: DeviceKind::Cpu,
-        class: CPU_CLASS.into(),
-        name: "test".into(),
-        index: None,
-        uuid: None,
-        driver: None,
-        memory_total_bytes: None,
-        cores: None,
-    }
+    Device::cpu("test", None, None)
 }
 
 fn engine(name: &str, launch: Launch) -> EngineSpec {

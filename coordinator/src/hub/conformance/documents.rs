@@ -11,7 +11,7 @@ use modelmeter_common::{
     request::{Request, RequestDoc, RequestState},
     stats::{Histogram, Interval},
     status::{SlotDoc, WorkerDoc},
-    task::{Cell, Lease, Task, TaskState},
+    task::{Cell, Lease, Task},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -83,34 +83,25 @@ pub fn cell(batch_size: u32) -> Cell {
 
 /// Task `order` of a request, waiting.
 pub fn task(request: RequestId, order: u32) -> Task {
-    let cell = cell(order + 1);
-    let key = cell.key();
+    let task = Task::new(request, cell(order + 1), 0, at(0));
     Task {
-        id: request.task(&key, 0),
-        schema_version: SCHEMA_VERSION,
-        request_id: request,
-        profile_id: request.profile(&key),
-        repeat: 0,
         order,
         // Longer than any index of MongoDB used to take.
-        deployment_key: format!("{}{}", cell.deployment_key(), "x".repeat(1500)),
-        cell,
-        state: TaskState::Waiting,
-        revision: 0,
-        pool: None,
-        attempt: 0,
-        failures: 0,
-        deaths: 0,
-        lease: None,
-        since_at: at(0),
+        deployment_key: format!("{}{}", task.deployment_key, "x".repeat(1500)),
         reason: Some(UNICODE.to_owned()),
         error: Some(Problem::new(Code::EngineFailed, UNICODE).with_hint("try again")),
-        winner: None,
+        ..task
     }
 }
 
 pub fn lease(slot: u32) -> Lease {
-    Lease { worker: format!("w{slot}"), incarnation: "i".to_owned(), slot, expires_at: at(30_000) }
+    Lease {
+        worker: format!("w{slot}"),
+        incarnation: "i".to_owned(),
+        slot,
+        claim_id: "c".to_owned(),
+        expires_at: at(30_000),
+    }
 }
 
 pub fn device() -> Device {

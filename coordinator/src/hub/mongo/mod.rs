@@ -35,16 +35,6 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Documents in one insert: far under the server's message limit, and soon done.
 const INSERT_BATCH: usize = 1000;
 
-/// Every state that a task can be in.
-const STATES: [TaskState; 6] = [
-    TaskState::Waiting,
-    TaskState::Queued,
-    TaskState::Claimed,
-    TaskState::Done,
-    TaskState::Failed,
-    TaskState::Cancelled,
-];
-
 /// A connected hub. Cheap to share; the driver keeps the connections.
 pub struct MongoHub {
     database: Database,
@@ -242,7 +232,7 @@ impl Hub for MongoHub {
     async fn count_tasks(&self, request: RequestId) -> Result<TaskCounts, HubError> {
         // All states are named so that the index alone answers.
         let pipeline = vec![
-            doc! { "$match": { "state": any_of(&STATES), "request_id": request.to_string() } },
+            doc! { "$match": { "state": any_of(&TaskState::ALL), "request_id": request.to_string() } },
             doc! { "$group": { "_id": "$state", "count": { "$sum": 1_i64 } } },
         ];
         let tasks = self.tasks.clone();

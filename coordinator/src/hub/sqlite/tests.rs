@@ -6,6 +6,13 @@ use super::*;
 use modelmeter_common::request::RequestState;
 use std::sync::Arc;
 
+fn hub() -> (tempfile::TempDir, PathBuf, SqliteHub) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.db");
+    let hub = open(&path).unwrap();
+    (folder, path, hub)
+}
+
 fn refusal(path: &Path) -> String {
     match open(path) {
         Ok(_) => panic!("opened {}", path.display()),
@@ -28,9 +35,8 @@ async fn passes_the_conformance_suite() {
 
 #[tokio::test]
 async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hub.db");
-    let (a, b) = (open(&path).unwrap(), open(&path).unwrap());
+    let (_folder, path, a) = hub();
+    let b = open(&path).unwrap();
     let request = docs::request("m", RequestState::Running, 0);
     assert_eq!(a.insert_request(&request).await.unwrap(), Inserted::New);
     assert_eq!(b.insert_request(&request).await.unwrap(), Inserted::Existed);
@@ -45,9 +51,7 @@ async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
 
 #[tokio::test]
 async fn while_another_process_holds_the_write_lock_reads_go_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hub.db");
-    let hub = open(&path).unwrap();
+    let (_folder, path, hub) = hub();
     let request = docs::request("m", RequestState::Running, 0);
     hub.insert_request(&request).await.unwrap();
     let other = rusqlite::Connection::open(&path).unwrap();
@@ -77,9 +81,8 @@ fn a_place_that_cannot_be_written_is_refused_with_its_path() {
 
 #[test]
 fn a_hub_of_a_newer_modelmeter_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hub.db");
-    drop(open(&path).unwrap());
+    let (_folder, path, hub) = hub();
+    drop(hub);
     let other = rusqlite::Connection::open(&path).unwrap();
     other.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
     assert!(refusal(&path).contains("newer modelmeter"));
@@ -87,9 +90,7 @@ fn a_hub_of_a_newer_modelmeter_is_left_alone() {
 
 #[tokio::test]
 async fn a_damaged_document_is_corrupt_and_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hub.db");
-    let hub = open(&path).unwrap();
+    let (_folder, path, hub) = hub();
     let request = docs::request("m", RequestState::Running, 0);
     hub.insert_request(&request).await.unwrap();
     let other = rusqlite::Connection::open(&path).unwrap();
@@ -101,8 +102,8 @@ async fn a_damaged_document_is_corrupt_and_named() {
 /// The floor is far below what is usual, since the machine may be busy; the figures are printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_share_the_commits() {
-    let folder = tempfile::tempdir().unwrap();
-    let hub: Arc<dyn Hub> = Arc::new(open(&folder.path().join("hub.db")).unwrap());
+    let (_folder, _, hub) = hub();
+    let hub: Arc<dyn Hub> = Arc::new(hub);
     for (callers, n) in [(1, 100), (32, 50)] {
         let speed = conformance::speed::speed(&hub, callers, n).await;
         eprintln!("{callers} callers: {speed:.0?}");
