@@ -1,4 +1,5 @@
-//! The control API as the commands use it: typed, with deadlines, and errors as problems.
+//! The control API as the commands use it: typed, with errors as problems. A coordinator that is gone is noticed by
+//! keep-alive, also while a call has been waiting for long.
 
 use modelmeter_common::{
     Code, Problem, RequestId,
@@ -200,7 +201,12 @@ fn problem(status: tonic::Status) -> Problem {
         return problem;
     }
     match status.code() {
-        tonic::Code::Unavailable => {
+        // A connection that broke under a call is `Unknown` or `Cancelled` to tonic.
+        tonic::Code::Unavailable
+        | tonic::Code::Unknown
+        | tonic::Code::Cancelled
+        | tonic::Code::Aborted
+        | tonic::Code::DeadlineExceeded => {
             Problem::new(Code::Unreachable, format!("the coordinator is gone: {}", status.message()))
                 .with_field("coordinator")
                 .with_hint("what is measured already is in the hub; `modelmeter watch ID` picks the request up again")
@@ -252,6 +258,8 @@ mod tests {
         status.metadata_mut().insert_bin(PROBLEM_KEY, tonic::metadata::MetadataValue::from_bytes(&bytes));
         assert_eq!(problem(status), sent);
         assert_eq!(problem(tonic::Status::not_found("gone")).code, Code::NotFound);
+        let broken = tonic::Status::unknown("h2 protocol error: error reading a body from connection");
+        assert_eq!(problem(broken).code, Code::Unreachable);
     }
 
     #[tokio::test]

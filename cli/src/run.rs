@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 /// After an interruption: how long cancelling and fetching what is there may take.
 const FAREWELL: Duration = Duration::from_secs(4);
-/// How often a lost connection is tried again before a watch gives up.
+/// How often in a row a lost connection is tried again before a watch gives up.
 const WATCH_RETRIES: u32 = 20;
 const WATCH_PAUSE: Duration = Duration::from_millis(500);
 
@@ -254,9 +254,12 @@ async fn measure(
     stop: &CancellationToken,
 ) -> Result<Finished, Problem> {
     let id = RequestId::random();
-    let tasks = within(stop, client.submit(id, request)).await?;
-    progress.say(&format!("request {id}: {tasks} task{} of {}", if tasks == 1 { "" } else { "s" }, request.model));
-    match within(stop, watch(client, id, progress)).await {
+    let watched = async {
+        let tasks = client.submit(id, request).await?;
+        progress.say(&format!("request {id}: {tasks} task{} of {}", if tasks == 1 { "" } else { "s" }, request.model));
+        watch(client, id, progress).await
+    };
+    match within(stop, watched).await {
         Ok(status) => {
             let profiles = client.results(Some(id), None, Some(u32::MAX)).await?;
             Ok(Finished { request_id: id, state: status.state, interrupted: false, profiles })
@@ -289,24 +292,30 @@ async fn give_up(client: &mut Client, id: RequestId) -> Vec<Profile> {
 pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Status, Problem> {
     let mut failures = 0;
     loop {
-        match follow(client, id, progress).await {
+        let lost = match follow(client, id, progress, &mut failures).await {
             Ok(Some(status)) => return Ok(status),
-            Err(problem) if problem.code != Code::Unreachable || failures >= WATCH_RETRIES => return Err(problem),
-            Ok(None) | Err(_) => failures += 1,
-        }
+            Ok(None) => Problem::new(Code::Unreachable, "the coordinator ends the watch").with_field("coordinator"),
+            Err(problem) if problem.code == Code::Unreachable => problem,
+            Err(problem) => return Err(problem),
+        };
+        failures += 1;
         if failures > WATCH_RETRIES {
-            return Err(
-                Problem::new(Code::Unreachable, "the coordinator keeps ending the watch").with_field("coordinator")
-            );
+            return Err(lost);
         }
         sleep(WATCH_PAUSE).await;
     }
 }
 
-/// One stream of statuses; none if it ended before the request did.
-async fn follow(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Option<Status>, Problem> {
+/// One stream of statuses; none if it ended before the request did. Each status ends the count of `failures`.
+async fn follow(
+    client: &mut Client,
+    id: RequestId,
+    progress: &mut Progress,
+    failures: &mut u32,
+) -> Result<Option<Status>, Problem> {
     let mut statuses = client.watch(id).await?;
     while let Some(status) = statuses.next().await? {
+        *failures = 0;
         let ended = status.state.is_terminal().then(|| status.clone());
         progress.update(status);
         if ended.is_some() {

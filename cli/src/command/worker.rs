@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     broker.close().await;
     if died {
         return Err(
-            Problem::new(Code::Internal, "the worker's slots ended by themselves").with_hint("its log above says why")
+            Problem::new(Code::Internal, "a slot of the worker ended by itself").with_hint("its log above says why")
         );
     }
     Ok(0)
@@ -125,16 +125,7 @@ mod tests {
     use super::*;
 
     fn cpu() -> Device {
-        Device {
-            kind: DeviceKind::Cpu,
-            class: "cpu".into(),
-            name: "Test CPU".into(),
-            index: None,
-            uuid: None,
-            driver: None,
-            memory_total_bytes: None,
-            cores: Some(2),
-        }
+        Device::cpu("Test CPU", None, Some(2))
     }
 
     #[test]
