@@ -16,6 +16,7 @@ mod contents;
 mod engine;
 mod grpc;
 mod http;
+mod python;
 mod request;
 mod settings;
 mod tensor;

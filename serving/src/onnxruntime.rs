@@ -1,14 +1,13 @@
 //! Finding ONNX Runtime's library on this machine, and loading it once a process.
 
+use crate::python;
 use libloading::{Library, Symbol};
 use modelmeter_common::{Code, Problem};
 use ort::{environment::Environment, logging::LogLevel};
 use std::{
-    ffi::{CStr, OsStr},
+    ffi::CStr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 /// The variable that names the library, as the `ort` crate and others have it.
@@ -16,8 +15,6 @@ pub const VARIABLE: &str = "ORT_DYLIB_PATH";
 /// The oldest ONNX Runtime 1.x that serves.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
 
-/// How long a Python may take to say where its packages are.
-const PYTHON_PATIENCE: Duration = Duration::from_secs(5);
 const INSTALL: &str = "pip install onnxruntime, or set ORT_DYLIB_PATH to libonnxruntime.so";
 
 /// A library that loads and is new enough.
@@ -132,34 +129,16 @@ fn python_folders() -> Vec<PathBuf> {
             versions.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python")));
         folders.extend(pythons.map(|python| python.join("site-packages/onnxruntime/capi")));
     }
-    folders.extend(ask_python("python3", PYTHON_PATIENCE).map(|package| package.join("capi")));
+    folders.extend(ask_python().map(|package| package.join("capi")));
     folders
 }
 
-/// Where this Python has the package, without importing it.
-fn ask_python(python: impl AsRef<OsStr>, patience: Duration) -> Option<PathBuf> {
+/// Where the `python3` on the path has the package, without importing it.
+fn ask_python() -> Option<PathBuf> {
     const QUESTION: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
                             print(list(s.submodule_search_locations)[0] if s else '')";
-    let mut child = Command::new(python)
-        .args(["-c", QUESTION])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let deadline = Instant::now() + patience;
-    while child.try_wait().ok()?.is_none() {
-        if Instant::now() > deadline {
-            tracing::warn!("python3 did not say where onnxruntime is within {patience:?}");
-            // Failing to end it is no reason to fail: it is not waited for any longer.
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let output = child.wait_with_output().ok()?;
-    let answer = String::from_utf8(output.stdout).ok()?;
+    let answer = python::ask("python3", QUESTION, python::PATIENCE);
+    let answer = answer.inspect_err(|reason| tracing::debug!("python3 {reason}")).ok()?;
     Some(answer.trim()).filter(|answer| !answer.is_empty()).map(PathBuf::from)
 }
 
@@ -251,20 +230,5 @@ mod tests {
         assert!(nothing.hint.unwrap().contains(&empty.path().display().to_string()));
         let unfit = search([empty.path(), broken.path()].into_iter().map(Path::to_owned)).unwrap_err();
         assert!(unfit.message.contains("libonnxruntime.so.1.32.0: it does not load"), "{unfit}");
-    }
-
-    #[test]
-    fn a_python_that_hangs_is_given_up() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let python = folder.path().join("python3");
-        std::fs::write(&python, "#!/bin/sh\nexec sleep 60\n").unwrap();
-        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let began = Instant::now();
-        assert_eq!(ask_python(&python, Duration::from_millis(50)), None);
-        assert!(began.elapsed() < Duration::from_secs(20));
-        std::fs::write(&python, "#!/bin/sh\necho /some/where\n").unwrap();
-        assert_eq!(ask_python(&python, Duration::from_secs(20)), Some("/some/where".into()));
-        assert_eq!(ask_python(folder.path().join("none"), PYTHON_PATIENCE), None);
     }
 }

@@ -37,7 +37,7 @@ impl Kind {
 /// ONNX Runtime's names for what it does to a graph before running it.
 const LEVELS: &[&str] = &["disabled", "basic", "extended", "all"];
 
-/// Threads inside an inference; the engine's own choice, usually the physical cores, when not given.
+/// Threads inside an inference; as many as [`cores`] when not given.
 const THREADS: (&str, Kind) = ("threads", Kind::Count);
 /// Inferences run side by side, each with its own threads; 1 when not given.
 const INSTANCES: (&str, Kind) = ("instances", Kind::Count);
@@ -59,7 +59,7 @@ fn known(engine: &str) -> Option<&'static [(&'static str, Kind)]> {
 /// The values of one engine's settings.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
-    pub threads: Option<usize>,
+    pub threads: usize,
     pub instances: usize,
     pub graph_optimization_level: String,
     pub prepack_weights: bool,
@@ -88,11 +88,16 @@ pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Setting
     }
     let count = |name: &str| settings.get(name).and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
     Ok(Settings {
-        threads: count(THREADS.0),
+        threads: count(THREADS.0).unwrap_or_else(cores),
         instances: count(INSTANCES.0).unwrap_or(1),
         graph_optimization_level: settings.get(LEVEL.0).and_then(Value::as_str).unwrap_or("all").to_owned(),
         prepack_weights: settings.get(PREPACK.0).and_then(Value::as_bool).unwrap_or(false),
     })
+}
+
+/// The physical cores of the host, but no more than this process may run on: a slot is a set of cores.
+fn cores() -> usize {
+    num_cpus::get_physical().min(num_cpus::get())
 }
 
 /// That the built-in server has no such engine.
@@ -126,6 +131,8 @@ mod tests {
         check("rten", json!({"threads": 1, "prepack_weights": true})).unwrap();
         check("torchscript", json!({"threads": 1, "instances": 2})).unwrap();
         check("null", json!({})).unwrap();
+        let usable = std::thread::available_parallelism().unwrap().get();
+        assert!((1..=usable).contains(&parse("rten", &BTreeMap::new()).unwrap().threads));
     }
 
     #[test]

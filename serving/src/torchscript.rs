@@ -3,15 +3,12 @@
 //! What belongs here: what of that engine is on this machine. The server itself is `torchscript/` beside `src`, in
 //! Python, and is carried inside this program.
 
+use crate::python;
 use modelmeter_common::{Code, Problem, wire::sha256_hex};
 use serde::Deserialize;
 use std::{
-    ffi::OsStr,
     fs,
-    io::Read,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
 };
 
 /// The server's files; the first is the one to run.
@@ -20,8 +17,6 @@ const FILES: [(&str, &str); 3] = [
     ("model.py", include_str!("../torchscript/model.py")),
     ("wire.py", include_str!("../torchscript/wire.py")),
 ];
-/// How long a Python may take to say what it has; a cold disk takes seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
 const INSTALL: &str = "pip install torch grpcio, and name that Python with MODELMETER_ENGINE_TORCHSCRIPT_PYTHON";
 
 /// Asks a Python for versions as installed: importing torch takes seconds. The CUDA version is in torch's own
@@ -76,7 +71,7 @@ pub fn locate(configured: Option<&Path>) -> Result<Located, Problem> {
     };
     let mut lacking = Vec::new();
     for python in candidates {
-        match ask(&python, PATIENCE).and_then(|answer| answer.located(&python)) {
+        match ask(&python).and_then(|answer| answer.located(&python)) {
             Ok(located) => return Ok(located),
             Err(reason) => lacking.push(format!("{} {reason}", python.display())),
         }
@@ -104,31 +99,9 @@ impl Answer {
     }
 }
 
-fn ask(python: impl AsRef<OsStr>, patience: Duration) -> Result<Answer, String> {
-    let mut child = Command::new(python)
-        .args(["-c", QUESTION])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot be run: {error}"))?;
-    let deadline = Instant::now() + patience;
-    let status = loop {
-        match child.try_wait().map_err(|error| format!("cannot be waited for: {error}"))? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                // Failing to end it is no reason to fail: it is not waited for any longer.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("did not say what it has within {patience:?}"));
-            }
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    let mut said = String::new();
-    // The answer is far smaller than a pipe holds, so that nothing is left to be written once it has ended.
-    child.stdout.take().and_then(|mut out| out.read_to_string(&mut said).ok());
-    serde_json::from_str(&said).map_err(|_| format!("cannot say what it has ({status}): is it Python 3.8 or newer?"))
+fn ask(python: &Path) -> Result<Answer, String> {
+    let said = python::ask(python, QUESTION, python::PATIENCE)?;
+    serde_json::from_str(&said).map_err(|error| format!("does not answer as asked: {error}"))
 }
 
 /// Writes the server below `dir`, in a folder named after its content, unless it is there already; gives the path of
@@ -195,15 +168,6 @@ mod tests {
         let expected =
             Located { python: path, torch: "2.11.0+cu130".into(), grpcio: "1.80.0".into(), cuda: Some("13.0".into()) };
         assert_eq!(located, expected);
-    }
-
-    #[test]
-    fn a_python_that_hangs_is_given_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = python(folder.path(), "exec sleep 60");
-        let began = Instant::now();
-        assert!(ask(&path, Duration::from_millis(50)).is_err_and(|reason| reason.contains("within 50ms")));
-        assert!(began.elapsed() < Duration::from_secs(20));
     }
 
     /// The question itself, to a real Python, about a torch that was laid out by hand.

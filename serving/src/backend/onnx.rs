@@ -71,12 +71,12 @@ fn session(environment: &Environment, path: &Path, settings: &Settings) -> ort::
         "extended" => GraphOptimizationLevel::Level2,
         _ => GraphOptimizationLevel::All,
     };
-    let mut builder =
-        Session::builder(environment)?.with_log_level(LogLevel::Warning)?.with_optimization_level(level)?;
-    if let Some(threads) = settings.threads {
-        builder = builder.with_intra_threads(threads)?;
-    }
-    builder.commit_from_file(path)
+    Session::builder(environment)?
+        .with_log_level(LogLevel::Warning)?
+        .with_optimization_level(level)?
+        // Always said: by itself it would pin threads to cores of the host, also to those that are not the slot's.
+        .with_intra_threads(settings.threads)?
+        .commit_from_file(path)
 }
 
 impl Backend for Onnx {

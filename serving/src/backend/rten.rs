@@ -45,8 +45,7 @@ pub fn load(path: &Path, opened: &Opened, settings: &Settings) -> Result<Vec<Rte
         inputs: inputs.clone(),
         outputs: outputs.clone(),
         types: opened.outputs.iter().map(|output| output.dtype).collect(),
-        options: RunOptions::default()
-            .with_thread_pool(settings.threads.map(|threads| Arc::new(ThreadPool::with_num_threads(threads)))),
+        options: RunOptions::default().with_thread_pool(Some(Arc::new(ThreadPool::with_num_threads(settings.threads)))),
         scratch: vec![Vec::new(); inputs.len()],
     };
     Ok((0..settings.instances).map(instance).collect())
