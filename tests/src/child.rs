@@ -1,5 +1,6 @@
 //! A process that a test started, in a process group of its own that never outlives the test.
 
+use crate::eventually;
 use anyhow::{Context, Result};
 use std::{
     fs::{self, File},
@@ -7,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Command, ExitStatus, Stdio},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Logs of the children that live, by name.
@@ -72,17 +73,8 @@ impl Child {
     /// SIGTERM to the process, and how it ended; an error with its log if it runs on past the limit.
     pub async fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.signal(libc::SIGTERM)?;
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.ended() {
-                return Ok(status);
-            }
-            if Instant::now() > end {
-                print_logs();
-                anyhow::bail!("{} still runs {limit:?} after SIGTERM", self.name);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let what = format!("{} ends after SIGTERM", self.name);
+        eventually(&what, limit, || std::future::ready(self.ended())).await
     }
 }
 
@@ -131,7 +123,6 @@ pub fn print_logs() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eventually;
 
     /// Whether the process is there and no zombie.
     fn alive(pid: &str) -> bool {

@@ -6,7 +6,7 @@ use modelmeter_common::broker::{
     amqp::{self, AmqpBroker},
     conformance::{self, fresh},
 };
-use modelmeter_tests::rabbitmq::Node;
+use modelmeter_tests::{eventually, rabbitmq::Node};
 use std::{
     collections::BTreeSet,
     sync::{
@@ -217,20 +217,18 @@ async fn a_wiped_node_gets_its_queues_again(node: &mut Node) -> Result<()> {
     let name = queue.clone();
     let published = tokio::spawn(async move {
         // The consumer declares the queue again once it is back; until then there is none.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
+        eventually("the queue is there again", Duration::from_secs(30), || async {
             match publisher.publish(&name, "after", b"after").await {
-                Err(BrokerError::NoQueue(_)) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                outcome => return outcome,
+                Err(BrokerError::NoQueue(_)) => None,
+                outcome => Some(outcome),
             }
-        }
+        })
+        .await
     });
     let delivery = conformance::expect(&mut consumer).await;
     assert_eq!(delivery.body, b"after");
     assert!(delivery.ack().await?);
-    published.await??;
+    published.await???;
     broker.close().await;
     Ok(())
 }
