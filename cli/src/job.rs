@@ -1,7 +1,13 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
 use crate::args::{Format, LoadMode, ProfileArgs};
-use modelmeter_common::{Code, Problem, engine::Protocol, error::closest, load::Load, request::Request};
+use modelmeter_common::{
+    Code, Problem,
+    engine::Protocol,
+    error::closest,
+    load::Load,
+    request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +123,8 @@ fn quick_start(request: &mut Request, args: &ProfileArgs) {
         // Settings of an engine that was not named still mean that engine.
         request.engines.extend(request.engine_settings.keys().filter(|e| *e != "rten").cloned());
     }
-    let paced = args.batches.is_some() || args.min_duration.is_some() || args.max_duration.is_some();
+    let paced =
+        request.stop.certified || args.batches.is_some() || args.min_duration.is_some() || args.max_duration.is_some();
     if request.budget_ms.is_none() && !paced {
         request.budget_ms = Some(QUICK_START_BUDGET_MS);
     }
@@ -175,6 +182,10 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     }
     request.load = load(args, &request.load)?;
     let stop = &mut request.stop;
+    stop.certified |= args.certified;
+    if stop.certified {
+        certified(args)?;
+    }
     set(&mut stop.precision, args.precision);
     set(&mut stop.min_duration_ms, args.min_duration);
     set(&mut stop.max_duration_ms, args.max_duration);
@@ -194,6 +205,26 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     set(&mut request.deadline_ms, args.deadline);
     request.no_wait |= args.no_wait;
     request.labels.extend(args.labels.iter().cloned());
+    Ok(())
+}
+
+/// Certified mode may be asked for more, not for less.
+fn certified(args: &ProfileArgs) -> Result<(), Problem> {
+    let less = |flag: &str, least: String| {
+        Err(Problem::invalid(flag, "asks for less than certified mode stands for")
+            .with_hint(format!("leave it out, or give {least}")))
+    };
+    if args.precision.is_some_and(|share| share > CERTIFIED_PRECISION) {
+        return less("precision", format!("at most {}%", CERTIFIED_PRECISION * 100.0));
+    }
+    for (flag, asked) in [("min-duration", args.min_duration), ("max-duration", args.max_duration)] {
+        if asked.is_some_and(|ms| ms < CERTIFIED_MIN_MS) {
+            return less(flag, format!("at least {}s", CERTIFIED_MIN_MS / 1000));
+        }
+    }
+    if args.repeats.is_some_and(|n| n < CERTIFIED_REPEATS) {
+        return less("repeats", format!("at least {CERTIFIED_REPEATS}"));
+    }
     Ok(())
 }
 
@@ -299,8 +330,9 @@ mod tests {
         for (field, value) in default.as_object().unwrap() {
             assert!(field == "model" || got[field] != *value, "no flag sets {field}");
         }
+        let certified = job("m.onnx --certified").request.stop.certified;
         for (field, value) in default["stop"].as_object().unwrap() {
-            assert!(got["stop"][field] != *value, "no flag sets stop.{field}");
+            assert!(got["stop"][field] != *value || (field == "certified" && certified), "no flag sets stop.{field}");
         }
         assert_eq!(got["shapes"]["x"], serde_json::json!([[1, 3], [1, 5]]));
         assert_eq!(got["engine_settings"]["onnx"]["threads"], serde_json::json!([1, 2]));
@@ -325,6 +357,9 @@ mod tests {
             "m.onnx --batch-sizes 0",
             "m.onnx --batch-sizes 100000",
             "--batches 1",
+            "m.onnx --certified --precision 5%",
+            "m.onnx --certified --max-duration 30s",
+            "m.onnx --certified --repeats 1",
             "--endpoint h:1",
             "--endpoint h:1 --model m --protocol tfs",
             "--endpoint h:1 --model m --engines onnx",

@@ -226,13 +226,16 @@ pub fn load(sources: &Sources) -> Result<Config, Problem> {
     Ok(config)
 }
 
+/// Variables that others than the configuration read: where it is, and where the NVIDIA driver's library is.
+const OTHER_VARIABLES: [&str; 2] = ["MODELMETER_CONFIG", "MODELMETER_NVML"];
+
 /// Variables of the environment that start with `MODELMETER_` but that nothing reads: likely misspelt. What the
 /// tests read (`MODELMETER_TEST_*`) is left alone.
 pub fn unknown_variables(env: &BTreeMap<String, String>) -> Vec<&str> {
     env.keys()
         .map(String::as_str)
         .filter(|name| name.starts_with("MODELMETER_") && !name.starts_with("MODELMETER_TEST_"))
-        .filter(|name| *name != "MODELMETER_CONFIG")
+        .filter(|name| !OTHER_VARIABLES.contains(name))
         .filter(|name| VARIABLES.iter().all(|v| v.name != *name))
         .collect()
 }

@@ -24,12 +24,18 @@ pub struct Device {
     pub class: String,
     /// The name that the hardware gives itself.
     pub name: String,
-    /// NVML index on its host; null for a CPU.
+    /// NVML index on its host, of a GPU's instance (MIG) that of the GPU; null for a CPU.
     pub index: Option<u32>,
     /// NVML UUID; null for a CPU.
     pub uuid: Option<String>,
     /// The NVIDIA driver's version; null for a CPU.
     pub driver: Option<String>,
+    /// The newest CUDA that the driver supports, as `12.8`; null for a CPU.
+    pub cuda: Option<String>,
+    /// Whether memory errors are corrected, which costs some memory and bandwidth; null where not supported.
+    pub ecc_enabled: Option<bool>,
+    /// Whether the GPU is partitioned (MIG), so that this is an instance of it; null where not supported.
+    pub mig_enabled: Option<bool>,
     /// The device's own memory, or the host's for a CPU.
     pub memory_total_bytes: Option<u64>,
     /// Logical cores, for a CPU.
@@ -46,6 +52,9 @@ impl Device {
             index: None,
             uuid: None,
             driver: None,
+            cuda: None,
+            ecc_enabled: None,
+            mig_enabled: None,
             memory_total_bytes,
             cores,
         }

@@ -89,6 +89,9 @@ pub struct Stop {
     pub timeout_ms: u64,
     /// Open loop: more calls than this in flight make the point invalid.
     pub max_in_flight: u32,
+    /// Figures to publish: at least what [`Request::certified`](crate::request::Request::certified) says, and a point
+    /// that anything disturbed is invalid.
+    pub certified: bool,
 }
 
 impl Default for Stop {
@@ -99,6 +102,7 @@ impl Default for Stop {
             max_duration_ms: 30_000,
             timeout_ms: 10_000,
             max_in_flight: 4096,
+            certified: false,
         }
     }
 }

@@ -83,6 +83,10 @@ pub struct ProfileDevice {
     pub class: String,
     pub name: Option<String>,
     pub driver: Option<String>,
+    /// The newest CUDA that the driver supports.
+    pub cuda: Option<String>,
+    pub ecc_enabled: Option<bool>,
+    pub mig_enabled: Option<bool>,
     pub memory_total_bytes: Option<u64>,
 }
 
@@ -162,6 +166,8 @@ pub struct ProfilePoint {
     pub service_ms: Option<Latency>,
     pub send_lateness_ms: Option<Lateness>,
     pub gpu: Option<GpuUse>,
+    /// Joules of the GPU an inference.
+    pub energy_per_inference_j: Option<f64>,
     pub engine_cpu: Option<EngineCpu>,
     pub client_cpu_cores: f64,
     pub host: HostUse,

@@ -19,6 +19,14 @@ pub const MAX_POINTS: usize = 1000;
 pub const MAX_BATCH_SIZE: u32 = 4096;
 /// The most calls in flight.
 pub const MAX_CONCURRENCY: u32 = 4096;
+/// Certified: a point is measured at least this long, as in MLPerf Inference (its rules, minimum duration: 600 s).
+pub const CERTIFIED_MIN_MS: u64 = 600_000;
+/// Certified: a point that has not converged may go on this long.
+pub const CERTIFIED_MAX_MS: u64 = 1_800_000;
+/// Certified: half width of the 95 % intervals, as a share of the value.
+pub const CERTIFIED_PRECISION: f64 = 0.01;
+/// Certified: from three repeats on, their spread is part of the interval.
+pub const CERTIFIED_REPEATS: u32 = 3;
 
 /// A request: model × engines × devices × batch sizes × load. Validated whole before anything runs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -88,6 +96,19 @@ impl Default for Request {
 }
 
 impl Request {
+    /// A certified request asks for at least what certified mode stands for; any other stays as it is.
+    #[must_use]
+    pub fn certified(mut self) -> Self {
+        if self.stop.certified {
+            let stop = &mut self.stop;
+            stop.min_duration_ms = stop.min_duration_ms.max(CERTIFIED_MIN_MS);
+            stop.max_duration_ms = stop.max_duration_ms.max(CERTIFIED_MAX_MS).max(stop.min_duration_ms);
+            stop.precision = stop.precision.min(CERTIFIED_PRECISION);
+            self.repeats = self.repeats.max(CERTIFIED_REPEATS);
+        }
+        self
+    }
+
     /// Checks what can be checked without the hub: every error names the field, what it got, what is allowed.
     pub fn validate(&self) -> Result<(), Problem> {
         not_empty("model", self.model.is_empty())?;
@@ -179,6 +200,11 @@ impl Request {
                 "stop.min_duration_ms",
                 format!("{} ms is longer than max_duration_ms, {} ms", stop.min_duration_ms, stop.max_duration_ms),
             ));
+        }
+        let cut_short = [("batches", self.batches.is_some()), ("budget_ms", self.budget_ms.is_some())];
+        if let Some((field, _)) = cut_short.into_iter().find(|(_, is_set)| stop.certified && *is_set) {
+            return Err(Problem::invalid(field, "certified points are measured until they are precise")
+                .with_hint("leave it out, or do without certified mode"));
         }
         if let Some(batches) = self.batches {
             within("batches", batches, 1, 1_000_000_000)?;
@@ -317,4 +343,27 @@ pub struct RequestDoc {
     pub model: ModelRef,
     /// What was asked, with `auto`, `gpu` and `all` resolved.
     pub request: Request,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certified_asks_for_at_least_what_it_stands_for() {
+        let plain = Request::default();
+        assert_eq!(plain.clone().certified(), plain);
+        let mut asked = Request { model: "m".into(), ..Request::default() };
+        asked.stop = Stop { certified: true, precision: 0.002, ..Stop::default() };
+        let certified = asked.clone().certified();
+        assert_eq!((certified.stop.min_duration_ms, certified.stop.max_duration_ms), (600_000, 1_800_000));
+        assert_eq!((certified.stop.precision, certified.repeats), (0.002, 3));
+        assert!(certified.validate().is_ok());
+        assert_eq!(certified.clone().certified(), certified);
+        let longer = Stop { min_duration_ms: 2_000_000, ..asked.stop.clone() };
+        let longer = Request { stop: longer, repeats: 5, ..asked.clone() }.certified();
+        assert_eq!((longer.stop.max_duration_ms, longer.repeats), (2_000_000, 5));
+        asked.budget_ms = Some(60_000);
+        assert_eq!(asked.validate().unwrap_err().field.as_deref(), Some("budget_ms"));
+    }
 }

@@ -160,6 +160,9 @@ fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
             class: device.class.clone(),
             name: Some(device.name.clone()),
             driver: device.driver.clone(),
+            cuda: device.cuda.clone(),
+            ecc_enabled: device.ecc_enabled,
+            mig_enabled: device.mig_enabled,
             memory_total_bytes: device.memory_total_bytes,
         },
         None => ProfileDevice {
@@ -167,6 +170,9 @@ fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
             class: class.to_owned(),
             name: None,
             driver: None,
+            cuda: None,
+            ecc_enabled: None,
+            mig_enabled: None,
             memory_total_bytes: None,
         },
     }
@@ -206,13 +212,24 @@ fn profile_point(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> Profi
             unavailable.insert(path.to_owned(), reason("closed_loop", "only an open loop has a schedule"));
         }
     }
+    let inferences = successes * u64::from(batch_size);
+    let energy_j = point.gpu.as_ref().and_then(|gpu| gpu.energy_j).filter(|_| inferences > 0);
+    if energy_j.is_none() {
+        let of_gpu = ["gpu.energy_j", "gpu"].into_iter().find_map(|path| point.unavailable.get(path)).cloned();
+        let why = match of_gpu {
+            _ if inferences == 0 => reason("no_inferences", "no inference succeeded"),
+            Some(why) => why,
+            None => reason("no_energy", "the device's energy is not known for all repeats"),
+        };
+        unavailable.insert("energy_per_inference_j".to_owned(), why);
+    }
     ProfilePoint {
         load: load.into(),
         duration_s: point.duration_s,
         requests: point.requests,
         errors: point.errors,
         error_kinds: point.error_kinds.clone(),
-        inferences: successes * u64::from(batch_size),
+        inferences,
         requests_per_s: point.requests_per_s.map(|r| r.value),
         throughput_inferences_per_s: point
             .requests_per_s
@@ -230,6 +247,7 @@ fn profile_point(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> Profi
             max: h.max_ns() as f64 / NS_PER_MS,
         }),
         gpu: point.gpu.clone(),
+        energy_per_inference_j: energy_j.map(|joules| joules / inferences as f64),
         engine_cpu: point.engine_cpu,
         client_cpu_cores: point.client_cpu_cores,
         host: point.host,
@@ -263,6 +281,7 @@ mod tests {
         Code, Problem, RequestId,
         device::Device,
         model::ModelRef,
+        part::GpuUse,
         request::{Request, RequestState},
         stats::percentile::{PERCENTILES, percentile_of},
         task::Cell,
@@ -358,6 +377,21 @@ mod tests {
                 outcome: Outcome::Done { parts: vec![], deployment },
             },
         }
+    }
+
+    #[test]
+    fn energy_is_shared_out_over_the_inferences_that_succeeded() {
+        let mut one = measured(0, &[(1, 100.0)]);
+        let folded = |measured: &Measured| profile(&request(), &[task(0, Some(1))], std::slice::from_ref(measured), 0);
+        let none = folded(&one).points.remove(0);
+        assert_eq!(none.energy_per_inference_j, None);
+        assert!(none.unavailable.contains_key("energy_per_inference_j"));
+        one.parts[0].point.gpu = Some(GpuUse { energy_j: Some(400.0), ..GpuUse::default() });
+        one.parts[0].point.errors = 1000;
+        let some = folded(&one).points.remove(0);
+        // 2000 calls of 4 items, half of which failed.
+        assert_eq!((some.inferences, some.energy_per_inference_j), (4000, Some(0.1)));
+        assert!(!some.unavailable.contains_key("energy_per_inference_j"));
     }
 
     #[test]

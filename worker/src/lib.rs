@@ -25,8 +25,21 @@ pub use engine::{EngineSpec, Launch, PortPair, PortPolicy, Ports, check_ports};
 pub use options::{Options, SlotOptions};
 pub use service::{Handle, start};
 
-use modelmeter_common::broker::Broker;
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use modelmeter_common::{Problem, broker::Broker};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+
+/// The cores of this process, held like a worker's slot.
+#[derive(Debug)]
+pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLock);
+
+/// Keeps workers of this host from measuring on the CPU, and waits for none: for whoever measures without a worker.
+///
+/// # Errors
+/// `busy`, naming the holder; `storage` if the folder cannot be written to.
+pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
+    let claim = lock::Claim::new(None, &options::available_cores(), false);
+    lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
+}
 
 /// What the slots and the renew loop of one worker share.
 struct Context {

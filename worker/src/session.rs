@@ -51,11 +51,12 @@ pub(crate) async fn measure(
     let deployment = kept.as_mut().expect("deployed just now");
     let target = target(deployment, cell, assignment.plan.seed).await?;
     let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
-    let probes = probes(deployment, &place.device);
+    let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
+    let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
     let points = points(context, target, probes, &assignment.plan, attempt);
     let mut points = alive(deployment, points).await?;
     if context.shared_cpu {
-        points.iter_mut().for_each(mark_shared);
+        points.iter_mut().for_each(|point| mark_shared(point, assignment.plan.stop.certified));
     }
     let deployment = part::Deployment {
         engine_version: deployment.engine_version.clone(),
@@ -210,7 +211,8 @@ fn may_be_explained(code: Code) -> bool {
     )
 }
 
-fn mark_shared(point: &mut Point) {
+fn mark_shared(point: &mut Point, certified: bool) {
+    point.valid &= !certified;
     let message = "other workers may run on the same cores: compare with care, or give each worker cores of its own";
     point.warnings.push(Warning { code: "shared_host".into(), message: message.into() });
 }

@@ -69,6 +69,8 @@ pub enum Command {
     Workers,
     /// Say for each engine whether it can run here and, if not, what it needs
     Engines,
+    /// Measure this machine's own limits, and say what can be measured here
+    Selfcheck,
     /// Print profiles out of the hub
     Results(ResultsArgs),
     /// Serve one model over KServe v2: what the built-in engines are launched as

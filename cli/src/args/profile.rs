@@ -114,6 +114,9 @@ pub struct ProfileArgs {
     /// Measure each load point at most this long [default: 30s]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub max_duration: Option<u64>,
+    /// Figures to publish: at least 600 s a load point, ±1 % and 3 repeats; what was disturbed is invalid
+    #[arg(long, conflicts_with_all = ["batches", "budget"], help_heading = "When to stop")]
+    pub certified: bool,
     /// A call that takes longer failed [default: 10s]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub timeout: Option<u64>,

@@ -5,6 +5,7 @@ mod engines;
 mod listing;
 mod model;
 mod profile;
+mod selfcheck;
 mod serve;
 mod worker;
 
@@ -75,6 +76,7 @@ async fn dispatch(context: Context, command: Command) -> Result<u8, Problem> {
         Command::Cancel(args) => listing::cancel(&context, args.id).await,
         Command::Workers => listing::workers(&context).await,
         Command::Engines => engines::run(&context),
+        Command::Selfcheck => selfcheck::run(&context).await,
         Command::Results(args) => listing::results(&context, &args).await,
         Command::Serve(args) => serve::run(args).await,
     }

@@ -1,7 +1,7 @@
 //! What stands below a table: why a figure is missing, what failed, what a reader must know, where it is kept.
 
 use super::{
-    number::NONE,
+    number::{NONE, number},
     profiles::{ended, point_of},
 };
 use crate::job::settings_text;
@@ -20,6 +20,7 @@ pub fn footer(group: &[&Profile]) -> String {
     if group.iter().any(|p| p.peak.is_some()) {
         lines.push("inf/s: items of a batch per second, successes only; ± is half of the 95 % interval".into());
     }
+    cold_starts(group, &mut lines);
     percentiles(group, &mut lines);
     gpu(group, &mut lines);
     failures(group, &mut lines);
@@ -33,6 +34,21 @@ fn name(p: &Profile) -> String {
     let settings = settings_text(&p.engine.settings);
     let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
     format!("{}{settings} {} batch {}", p.engine.name, p.device.class, p.batch_size)
+}
+
+/// What the first call after a launch waits for, once for each engine and device.
+fn cold_starts(group: &[&Profile], lines: &mut Vec<String>) {
+    let mut told = BTreeSet::new();
+    for p in group {
+        let (Some(ready_ms), Some(first_ms)) = (p.deploy_ms, p.first_inference_ms) else { continue };
+        if told.insert((&p.engine.name, &p.device.class)) {
+            let (engine, device) = (&p.engine.name, &p.device.class);
+            let (ready_s, first_ms) = (ready_ms / 1e3, number(first_ms));
+            lines.push(format!(
+                "cold start: {engine} {device}: ready after {ready_s:.2} s, first inference {first_ms} ms"
+            ));
+        }
+    }
 }
 
 /// Percentiles of the reference that the samples cannot carry, a line a cell.

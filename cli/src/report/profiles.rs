@@ -74,6 +74,7 @@ struct Wanted {
     settings: bool,
     shapes: bool,
     sla: bool,
+    energy: bool,
 }
 
 impl Wanted {
@@ -83,6 +84,7 @@ impl Wanted {
             settings: many(&|p| settings_text(&p.engine.settings)),
             shapes: many(&|p| shapes(&p.inputs)),
             sla: group.iter().any(|p| p.sla.is_some()),
+            energy: group.iter().any(|p| energy(p).is_some()),
         }
     }
 
@@ -125,6 +127,9 @@ fn cells(group: &[&Profile]) -> Table {
         table = table.group("SLA", "met", Align::Left);
     }
     table = table.group("GPU", "memory", Align::Right).column("busy", Align::Right);
+    if wanted.energy {
+        table = table.column("mJ/inf", Align::Right);
+    }
     for p in group {
         let mut row = wanted.cell(p);
         row.extend(throughput(p));
@@ -135,6 +140,9 @@ fn cells(group: &[&Profile]) -> Table {
         let peak = p.peak.as_ref();
         row.push(or_none(peak.and_then(|peak| peak.gpu_memory_used_bytes), number::bytes));
         row.push(or_none(peak.and_then(|peak| peak.gpu_utilization_ratio), number::percent));
+        if wanted.energy {
+            row.push(or_none(energy(p), |joules| number(joules * 1e3)));
+        }
         table.row(row);
     }
     table
@@ -176,6 +184,11 @@ fn latency(p: &Profile) -> [String; 3] {
         }
         None => [NONE, NONE, NONE].map(Into::into),
     }
+}
+
+/// Joules an inference at the peak.
+fn energy(p: &Profile) -> Option<f64> {
+    point_of(p, p.peak.as_ref()?.summary.load)?.energy_per_inference_j
 }
 
 fn sla(p: &Profile) -> String {
@@ -287,6 +300,9 @@ rten    cpu         1  1,500 ±20     4 in flight  1.10 ±0.050  1.40         1.
             "threads=2",
             "23.5 GiB",
             "87 %",
+            "mJ/inf",
+            "195.2",
+            "cold start: onnx nvidia-h100-80gb-hbm3: ready after 0.20 s, first inference 5.00 ms",
             "up to 2,000 inf/s",
             "each load point",
             "nvidia-h100-80gb-hbm3",

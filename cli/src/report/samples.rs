@@ -32,6 +32,7 @@ fn point(concurrency: u32, throughput: Interval, latency_ms: Latency) -> Profile
         service_ms: None,
         send_lateness_ms: None,
         gpu: None,
+        energy_per_inference_j: None,
         engine_cpu: None,
         client_cpu_cores: 0.1,
         host: HostUse::default(),
@@ -92,6 +93,9 @@ fn base(batch_size: u32, points: Vec<ProfilePoint>) -> Profile {
             class: "cpu".into(),
             name: Some("Test CPU 3000".into()),
             driver: None,
+            cuda: None,
+            ecc_enabled: None,
+            mig_enabled: None,
             memory_total_bytes: None,
         },
         batch_size,
@@ -161,6 +165,7 @@ pub fn gpu(batch_size: u32, threads: u32) -> Profile {
         memory_used_ratio: Some(0.29),
         ..GpuUse::default()
     });
+    only.energy_per_inference_j = Some(0.1952);
     let mut profile = base(batch_size, vec![only]);
     profile.engine.name = "onnx".into();
     profile.engine.settings = [("threads".to_owned(), threads.into())].into();
@@ -169,6 +174,9 @@ pub fn gpu(batch_size: u32, threads: u32) -> Profile {
         class: "nvidia-h100-80gb-hbm3".into(),
         name: Some("NVIDIA H100 80GB HBM3".into()),
         driver: Some("570.1".into()),
+        cuda: Some("12.8".into()),
+        ecc_enabled: None,
+        mig_enabled: None,
         memory_total_bytes: Some(80 << 30),
     };
     profile.sla = Some(SlaResult { percentile: 95.0, latency_ms: 50.0, met: true, best: profile.peak.clone() });

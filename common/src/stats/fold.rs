@@ -188,8 +188,8 @@ fn fold_gpu(points: &[&Point]) -> Option<GpuUse> {
         memory_delta_bytes: mean_some(&gpus, |g| g.memory_delta_bytes.map(|b| b as f64)).map(|m| m.round() as i64),
         memory_process_bytes: bytes(&|g| g.memory_process_bytes),
         power_w: mean_some(&gpus, |g| g.power_w),
-        // Energy belongs to the requests, which are added up too.
-        energy_j: gpus.iter().map(|g| g.energy_j).sum(),
+        // Energy belongs to the requests, which are added up too: of all repeats or of none.
+        energy_j: points.iter().map(|p| p.gpu.as_ref()?.energy_j).sum(),
         sm_clock_mhz: mean_some(&gpus, |g| g.sm_clock_mhz),
         temperature_c: mean_some(&gpus, |g| g.temperature_c),
         throttle: gpus.iter().flat_map(|g| g.throttle.clone()).collect::<BTreeSet<_>>().into_iter().collect(),

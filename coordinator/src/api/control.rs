@@ -74,14 +74,14 @@ impl Control for ControlApi {
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Reply<SubmitReply> {
         let SubmitRequest { request_id, request_json } = request.into_inner();
-        let asked: Asked = from_json("request", &request_json)?;
+        let asked = from_json::<Asked>("request", &request_json)?.certified();
         let id = parse("request_id", &request_id)?;
         let (tasks, existed) = submit::submit(&self.core, id, asked).await.map_err(|p| status_of(&p))?;
         Ok(Response::new(SubmitReply { request_id, tasks, existed }))
     }
 
     async fn plan(&self, request: Request<PlanRequest>) -> Reply<PlanReply> {
-        let asked: Asked = from_json("request", &request.into_inner().request_json)?;
+        let asked = from_json::<Asked>("request", &request.into_inner().request_json)?.certified();
         let plan = submit::plan(&self.core, &asked).await.map_err(|p| status_of(&p))?;
         Ok(Response::new(PlanReply { plan_json: to_json(&plan)? }))
     }

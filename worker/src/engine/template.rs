@@ -122,6 +122,9 @@ mod tests {
         index: Some(3),
         uuid: None,
         driver: None,
+        cuda: None,
+        ecc_enabled: None,
+        mig_enabled: None,
         memory_total_bytes: None,
         cores: None,
     };

@@ -12,6 +12,7 @@
 mod client;
 mod conn;
 mod control;
+mod drift;
 mod frame;
 mod hpack;
 pub mod meter;

@@ -2,6 +2,7 @@
 
 use super::{
     Rules,
+    drift::drift,
     meter::{Kept, Observed},
     outcome::Failure,
 };
@@ -29,8 +30,9 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
     let total = seen.series.total();
     let open = matches!(seen.load, LoadPoint::Open { .. });
     let mut warnings = samples.warnings.clone();
-    let valid = soundness(&seen, open, &mut warnings);
+    let sound = soundness(&seen, open, &mut warnings);
     cautions(&seen, rules, &samples, open, &mut warnings);
+    let valid = sound && (!rules.stop.certified || is_undisturbed(&mut warnings));
     let mut unavailable = samples.unavailable;
     for p in seen.percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.insert(percentile_path(p.q), percentile_reason(p));
@@ -120,6 +122,14 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
             "latency was still drifting at the end of warm-up; raise --max-duration, of which warm-up may take a third";
         warn(warnings, "warmup_drifting", message.into());
     }
+    if let Some(change) = drift(&seen.series) {
+        let (way, share) = (if change > 0.0 { "rose" } else { "fell" }, change.abs() * 100.0);
+        let message = format!(
+            "latency {way} by {share:.0} % from the first half of the measurement to the second; let clocks, temperature and \
+             caches settle, then measure again, or longer: --min-duration"
+        );
+        warn(warnings, "drifting", message);
+    }
     if !seen.converged {
         let asked = rules.stop.precision * 100.0;
         let message = match worst(seen) {
@@ -155,10 +165,50 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
     }
 }
 
+/// Warnings of what a certified point must not have met.
+const DISTURBANCES: [&str; 9] = [
+    "warmup_drifting",
+    "drifting",
+    "not_converged",
+    "client_bound",
+    "steal",
+    "noisy_host",
+    "throttled",
+    "foreign_process",
+    "gpu_lost",
+];
+
+/// Certified mode: what else is a caution makes a point invalid. True if nothing does.
+fn is_undisturbed(warnings: &mut Vec<Warning>) -> bool {
+    let met: Vec<_> = warnings.iter().map(|w| w.code.as_str()).filter(|code| DISTURBANCES.contains(code)).collect();
+    if met.is_empty() {
+        return true;
+    }
+    let message = format!("not certified: {}; mend what these warnings say and measure again", met.join(", "));
+    warn(warnings, "not_certified", message);
+    false
+}
+
 /// The least precise figure, with its half width as a share of the value.
 fn worst(seen: &Observed) -> Option<(String, f64)> {
     let throughput = seen.throughput.iter().map(|i| ("throughput".to_owned(), i.relative_half_width()));
     let percentiles =
         seen.percentiles.iter().filter_map(|p| Some((format!("p{}", p.q), p.ms.as_ref()?.relative_half_width())));
     throughput.chain(percentiles).max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certified_point_met_no_disturbance() {
+        let of = |code: &str| Warning { code: code.into(), message: "so it is".into() };
+        let mut calm = vec![of("memory_preallocated"), of("too_few_requests")];
+        assert!(is_undisturbed(&mut calm) && calm.len() == 2);
+        let mut disturbed = vec![of("memory_preallocated"), of("steal"), of("throttled")];
+        assert!(!is_undisturbed(&mut disturbed));
+        assert_eq!(disturbed[3].code, "not_certified");
+        assert!(disturbed[3].message.contains("steal, throttled;"), "{}", disturbed[3].message);
+    }
 }

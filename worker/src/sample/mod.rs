@@ -10,7 +10,7 @@ mod trace;
 pub use nvml::{Idle, Monitor};
 
 use modelmeter_common::{
-    device::{CPU_CLASS, Device, DeviceKind},
+    device::Device,
     part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
 };
 use procfs::{HostTimes, Tree};
@@ -25,7 +25,7 @@ pub fn devices() -> (Vec<Device>, Option<String>) {
     let mut devices = vec![cpu()];
     let found = Monitor::shared().map_err(str::to_owned).and_then(Monitor::devices);
     let why_none = match found {
-        Ok(gpus) if gpus.is_empty() => Some("no GPUs: NVML lists none".to_owned()),
+        Ok(gpus) if gpus.is_empty() => Some("NVML lists none".to_owned()),
         Ok(gpus) => {
             devices.extend(gpus);
             None
@@ -42,24 +42,25 @@ fn cpu() -> Device {
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     let kib = field("/proc/meminfo", "MemTotal").and_then(|m| m.split_whitespace().next()?.parse::<u64>().ok());
-    Device {
-        kind: DeviceKind::Cpu,
-        class: CPU_CLASS.into(),
-        name: field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
-        index: None,
-        uuid: None,
-        driver: None,
-        memory_total_bytes: kib.map(|k| k * 1024),
-        cores: Some(cores() as u32),
-    }
+    let name = field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    Device::cpu(name, kib.map(|k| k * 1024), Some(cores() as u32))
 }
 
 /// What to sample while a point runs.
 #[derive(Clone, Debug, Default)]
 pub struct Probes {
     engine_pid: Option<u32>,
+    model_bytes: Option<u64>,
     gpu: Option<GpuProbe>,
     no_gpu: Option<Reason>,
+}
+
+/// The engine whose use of a GPU is looked at.
+#[derive(Clone, Debug, Default)]
+struct Launched {
+    pids: Vec<u32>,
+    /// The size of the model's file.
+    model_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +73,14 @@ struct GpuProbe {
 impl Probes {
     /// The process tree under this engine, if it runs here.
     pub fn new(engine_pid: Option<u32>) -> Self {
-        Self { engine_pid, gpu: None, no_gpu: None }
+        Self { engine_pid, ..Self::default() }
+    }
+
+    /// The size of the model that the engine serves: much more memory than this was not taken for the model.
+    #[must_use]
+    pub fn with_model_bytes(mut self, bytes: Option<u64>) -> Self {
+        self.model_bytes = bytes;
+        self
     }
 
     /// The GPU that it runs on too, and what that was like before the engine was deployed
@@ -94,7 +102,8 @@ impl Probes {
     pub fn begin(&self) -> Running {
         let engine = self.engine_pid.map(|pid| (pid, Tree::read(pid)));
         let gpu = self.gpu.clone().map(|gpu| (gpu.monitor.begin(&gpu.uuid), gpu));
-        Running { begun: Instant::now(), host: HostTimes::read(), engine, gpu, no_gpu: self.no_gpu.clone() }
+        let (model_bytes, no_gpu) = (self.model_bytes, self.no_gpu.clone());
+        Running { begun: Instant::now(), host: HostTimes::read(), engine, model_bytes, gpu, no_gpu }
     }
 }
 
@@ -104,6 +113,7 @@ pub struct Running {
     begun: Instant,
     host: Option<HostTimes>,
     engine: Option<(u32, Tree)>,
+    model_bytes: Option<u64>,
     gpu: Option<(u64, GpuProbe)>,
     no_gpu: Option<Reason>,
 }
@@ -152,19 +162,21 @@ impl Samples {
     }
 }
 
+/// Memory and temperature are the most that was seen, the rest are means, energy is a sum.
 fn both_gpus(a: &GpuUse, b: &GpuUse, share: f64) -> GpuUse {
     let mean = |of: fn(&GpuUse) -> Option<f64>| of(a).zip(of(b)).map(|(a, b)| a + (b - a) * share);
+    let most = |of: fn(&GpuUse) -> Option<f64>| of(a).zip(of(b)).map(|(a, b)| a.max(b));
     let throttle: BTreeSet<_> = a.throttle.iter().chain(&b.throttle).cloned().collect();
     GpuUse {
         utilization_ratio: mean(|g| g.utilization_ratio),
-        memory_used_bytes: mean(|g| g.memory_used_bytes.map(|m| m as f64)).map(|m| m.round() as u64),
-        memory_used_ratio: mean(|g| g.memory_used_ratio),
-        memory_delta_bytes: mean(|g| g.memory_delta_bytes.map(|m| m as f64)).map(|m| m.round() as i64),
-        memory_process_bytes: mean(|g| g.memory_process_bytes.map(|m| m as f64)).map(|m| m.round() as u64),
+        memory_used_bytes: a.memory_used_bytes.zip(b.memory_used_bytes).map(|(a, b)| a.max(b)),
+        memory_used_ratio: most(|g| g.memory_used_ratio),
+        memory_delta_bytes: a.memory_delta_bytes.zip(b.memory_delta_bytes).map(|(a, b)| a.max(b)),
+        memory_process_bytes: a.memory_process_bytes.zip(b.memory_process_bytes).map(|(a, b)| a.max(b)),
         power_w: mean(|g| g.power_w),
         energy_j: a.energy_j.zip(b.energy_j).map(|(a, b)| a + b),
         sm_clock_mhz: mean(|g| g.sm_clock_mhz),
-        temperature_c: mean(|g| g.temperature_c),
+        temperature_c: most(|g| g.temperature_c),
         throttle: throttle.into_iter().collect(),
     }
 }
@@ -198,7 +210,7 @@ impl Running {
                 None => samples.null("gpu", "no_gpu", "the engine ran on the CPU"),
             },
             Some((id, probe)) => {
-                let seen = probe.monitor.end(id, probe.idle, pids);
+                let seen = probe.monitor.end(id, probe.idle, Launched { pids, model_bytes: self.model_bytes });
                 samples.gpu = seen.gpu;
                 samples.warnings.extend(seen.warnings);
                 samples.unavailable.extend(seen.unavailable);
@@ -260,15 +272,15 @@ mod tests {
             let idle = monitor.idle(uuid).unwrap();
             probes = probes.with_gpu(monitor, uuid, Some(idle));
         } else {
-            assert!(why_none.unwrap().starts_with("no GPUs: "));
+            assert!(why_none.unwrap().contains("NVIDIA driver"));
         }
         let running = probes.begin();
-        let end = Instant::now() + std::time::Duration::from_millis(700);
-        while Instant::now() < end {
-            std::thread::yield_now();
-        }
+        let (begun, before) = (Instant::now(), Tree::read(std::process::id()));
+        // Long enough for a driver's samples, and for the clock ticks that CPU time is counted in.
+        let ticks = || Tree::read(std::process::id()).cpu_seconds_since(&before);
+        while begun.elapsed().as_millis() < 700 || (ticks() < 0.05 && begun.elapsed().as_secs() < 20) {}
         let samples = running.end();
-        assert!(samples.engine_cpu.unwrap().cores > 0.1 && samples.host.cpu_busy_ratio > 0.0);
+        assert!(samples.engine_cpu.unwrap().cores > 0.0 && samples.host.cpu_busy_ratio > 0.0);
         match samples.gpu {
             None => assert_eq!(samples.unavailable["gpu"].code, "no_gpu"),
             Some(gpu) => {
