@@ -4,7 +4,7 @@ use crate::client::Client;
 use modelmeter_common::{
     Code, Problem,
     broker::{Broker, memory::MemoryBroker},
-    config::{Config, Ports},
+    config::{self, Config, Ports},
     device::{Device, DeviceKind, selects},
 };
 use modelmeter_coordinator as coordinator;
@@ -96,6 +96,8 @@ impl Embedded {
             home: config.home.clone(),
             lock_dir: lock_dir(config),
             ports: port_policy(config.worker.ports),
+            client_cpus: cpus("client_cpus", config.worker.client_cpus.as_deref())?,
+            engine_cpus: cpus("engine_cpus", config.worker.engine_cpus.as_deref())?,
             shared_cpu: config.worker.shared_cpu,
             labels: config.worker.labels.clone(),
         };
@@ -131,6 +133,14 @@ fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::SlotOp
 /// Where device locks lie.
 pub fn lock_dir(config: &Config) -> PathBuf {
     config.worker.lock_dir.clone().unwrap_or_else(|| LOCK_DIR.into())
+}
+
+/// The cores of this field of the configuration.
+///
+/// # Errors
+/// Names the field when it is no list of cores.
+pub fn cpus(field: &str, list: Option<&str>) -> Result<Option<Vec<u32>>, Problem> {
+    list.map(|list| config::cpus(field, list)).transpose()
 }
 
 /// The worker's word for the configured choice of ports.

@@ -138,6 +138,22 @@ fn listening_to_strangers_must_be_said_aloud() {
 }
 
 #[test]
+fn cores_that_cannot_be_had() {
+    let home = home();
+    let profile = |lists: &[&str], says: &str, hints: &str| {
+        let mut args = vec!["profile", "mlp", "--ports", "auto"];
+        args.extend(lists);
+        refused(home.path(), &args, says, hints);
+    };
+    profile(&["--client-cpus", "0-"], "'0-' is not a list of logical cores", "0-3,6");
+    profile(&["--engine-cpus", "1023"], "core 1023 is not one", "it may run on");
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let core = allowed.split(['-', ',']).next().unwrap();
+    profile(&["--client-cpus", core, "--engine-cpus", core], "is the client's too", "leave one of the two lists out");
+}
+
+#[test]
 fn configuration_mistakes_name_key_and_file() {
     let home = home();
     fs::write(home.path().join("modelmeter.toml"), "[worker]\ncpu_slot = 2\n").unwrap();

@@ -5,7 +5,7 @@
 use crate::{Problem, redact::redact};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
@@ -88,6 +88,11 @@ pub struct Worker {
     pub ports: Ports,
     /// Where the locks lie that keep workers of one host from measuring on the same device; by default the system's.
     pub lock_dir: Option<PathBuf>,
+    /// Logical cores for the client's threads, as `0-3,6`; by default what `engine_cpus` leaves, or one for each slot
+    /// where there are at least four.
+    pub client_cpus: Option<String>,
+    /// Logical cores for the engines; by default what the client leaves.
+    pub engine_cpus: Option<String>,
     /// Whether other workers of this host may measure on the CPU at the same time.
     pub shared_cpu: bool,
     /// Free words that `workers` shows.
@@ -106,6 +111,8 @@ impl Default for Worker {
             cpu_slots: 1,
             ports: Ports::Default,
             lock_dir: None,
+            client_cpus: None,
+            engine_cpus: None,
             shared_cpu: false,
             labels: BTreeMap::new(),
             engines: Vec::new(),
@@ -304,7 +311,7 @@ const fn variable(name: &'static str, path: &'static [&'static str], kind: Kind)
     Variable { name, path, kind }
 }
 
-const VARIABLES: [Variable; 20] = [
+const VARIABLES: [Variable; 22] = [
     variable("MODELMETER_HOME", &["home"], Kind::Text),
     variable("MODELMETER_COORDINATOR", &["client", "coordinators"], Kind::List),
     variable("MODELMETER_COORDINATOR_LISTEN", &["coordinator", "listen"], Kind::Text),
@@ -320,6 +327,8 @@ const VARIABLES: [Variable; 20] = [
     variable("MODELMETER_WORKER_CPU_SLOTS", &["worker", "cpu_slots"], Kind::Number),
     variable("MODELMETER_WORKER_PORTS", &["worker", "ports"], Kind::Text),
     variable("MODELMETER_WORKER_LOCK_DIR", &["worker", "lock_dir"], Kind::Text),
+    variable("MODELMETER_WORKER_CLIENT_CPUS", &["worker", "client_cpus"], Kind::Text),
+    variable("MODELMETER_WORKER_ENGINE_CPUS", &["worker", "engine_cpus"], Kind::Text),
     variable("MODELMETER_WORKER_SHARED_CPU", &["worker", "shared_cpu"], Kind::Flag),
     variable("MODELMETER_WORKER_LABELS", &["worker", "labels"], Kind::Map),
     variable("MODELMETER_WORKER_ENGINES", &["worker", "engines"], Kind::List),
@@ -358,6 +367,31 @@ pub fn duration(text: &str) -> Result<Duration, Problem> {
     };
     Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())
 }
+
+/// Reads a list of logical cores, as `0-3,6`: the numbers in rising order.
+///
+/// # Errors
+/// Names `field`.
+pub fn cpus(field: &str, text: &str) -> Result<Vec<u32>, Problem> {
+    let wrong = || {
+        Problem::invalid(field, format!("'{text}' is not a list of logical cores"))
+            .with_hint("numbers below 1024 and ranges of them, for example 0-3,6; nproc says how many there are")
+    };
+    let number = |text: &str| text.trim().parse().ok().filter(|&n: &u32| n < MAX_CPUS).ok_or_else(wrong);
+    let mut found = BTreeSet::new();
+    for item in text.split(',') {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(wrong());
+        }
+        found.extend(first..=last);
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// The kernel's sets of cores end here.
+const MAX_CPUS: u32 = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -427,6 +461,15 @@ mod tests {
         assert!(!dump.contains("s3"), "{dump}");
         assert!(dump.contains("amqp://***@host:5672/%2f") && dump.contains("mongodb://***@a,b/modelmeter"));
         assert!(toml::from_str::<Config>(&dump).is_ok());
+    }
+
+    #[test]
+    fn cores_are_numbers_and_ranges() {
+        assert_eq!(cpus("client_cpus", "6, 0-2,1").unwrap(), [0, 1, 2, 6]);
+        for text in ["", "a", "3-1", "1-", "-1", "0,,1", "1024", "0-4294967295"] {
+            let problem = cpus("client_cpus", text).unwrap_err();
+            assert!(problem.field.as_deref() == Some("client_cpus") && problem.hint.is_some(), "{text}");
+        }
     }
 
     #[test]

@@ -97,6 +97,10 @@ pub struct Deployment {
     pub deploy_ms: Option<f64>,
     /// The first call after ready; null where it already served.
     pub first_inference_ms: Option<f64>,
+    /// Logical cores that the client was pinned to; null: none.
+    pub client_cpus: Option<Vec<u32>>,
+    /// Logical cores that the engine was pinned to; null: none, or it was not launched here.
+    pub engine_cpus: Option<Vec<u32>>,
 }
 
 /// The measurement of one load point.

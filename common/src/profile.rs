@@ -97,6 +97,12 @@ pub struct Repeat {
     pub worker: String,
     pub device_uuid: Option<String>,
     pub attempt: u32,
+    /// Logical cores that the client was pinned to.
+    #[serde(default)]
+    pub client_cpus: Option<Vec<u32>>,
+    /// Logical cores that the engine was pinned to.
+    #[serde(default)]
+    pub engine_cpus: Option<Vec<u32>>,
 }
 
 /// A load as documents show it.

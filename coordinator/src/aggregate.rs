@@ -86,6 +86,8 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
                 worker: m.last.worker.clone(),
                 device_uuid: m.last.device.uuid.clone(),
                 attempt: m.last.attempt,
+                client_cpus: deployment(&m.last).and_then(|d| d.client_cpus.clone()),
+                engine_cpus: deployment(&m.last).and_then(|d| d.engine_cpus.clone()),
             })
             .collect(),
         deploy_ms: deployments().find_map(|d| d.deploy_ms),
@@ -353,6 +355,8 @@ mod tests {
             image_digest: None,
             deploy_ms: None,
             first_inference_ms: None,
+            client_cpus: None,
+            engine_cpus: None,
         };
         let parts = concurrency_and_rate.iter().enumerate().map(|(seq, &load)| Part {
             schema_version: SCHEMA_VERSION,

@@ -217,6 +217,8 @@ fn deployment() -> Deployment {
         image_digest: None,
         deploy_ms: Some(3.5),
         first_inference_ms: Some(1.5),
+        client_cpus: None,
+        engine_cpus: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod attempts;
 mod cache;
 mod consume;
 mod coordinator;
+mod cpus;
 pub mod engine;
 pub mod inspector;
 mod journal;
@@ -51,6 +52,8 @@ struct Context {
     places: Vec<Arc<engine::Place>>,
     engines: BTreeMap<String, EngineSpec>,
     labels: BTreeMap<String, String>,
+    /// What the client is pinned to.
+    client_cpus: Option<Vec<u32>>,
     shared_cpu: bool,
     cache: cache::Cache,
     journal: journal::Journal,

@@ -1,7 +1,8 @@
 //! What a worker is told, checked whole before anything is locked or started.
 
 use crate::{
-    engine::{EngineSpec, PortPolicy},
+    cpus::Cores,
+    engine::{EngineSpec, Launch, PortPolicy},
     lock::Claim,
 };
 use modelmeter_common::{
@@ -37,6 +38,11 @@ pub struct Options {
     pub lock_dir: PathBuf,
     /// The engines' ports.
     pub ports: PortPolicy,
+    /// Logical cores for the client's threads, and for the engines of slots that name none of their own. With one given
+    /// the other is the rest; with neither, see [`crate::cpus`].
+    pub client_cpus: Option<Vec<u32>>,
+    /// As above, for the engines.
+    pub engine_cpus: Option<Vec<u32>>,
     /// Cores may be shared with other workers that say so too; points are marked `shared_host`.
     pub shared_cpu: bool,
     /// Free words to know it by.
@@ -65,15 +71,6 @@ pub struct SlotOptions {
     /// Logical cores that its engines are pinned to. None on CPU slots: those that no other slot names, shared out
     /// evenly; a lone such slot has all of them and pins nothing.
     pub cores: Option<Vec<u32>>,
-}
-
-/// The cores of one slot.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Cores {
-    /// What it must have for itself.
-    pub locked: Vec<u32>,
-    /// What its engines are pinned to.
-    pub pinned: Option<Vec<u32>>,
 }
 
 impl Options {
@@ -112,100 +109,16 @@ impl Options {
         Ok(())
     }
 
+    /// Whether it launches all of its engines: where another one runs, only its owner knows.
+    pub(crate) fn launches_all(&self) -> bool {
+        self.engines.iter().all(|engine| !matches!(engine.launch, Launch::Attach { .. }))
+    }
+
     /// What each slot locks.
     pub(crate) fn claims(&self, cores: &[Cores]) -> Vec<Claim> {
         let claim = |(slot, cores): (&SlotOptions, &Cores)| {
             Claim::new(slot.device.uuid.as_deref(), &cores.locked, self.shared_cpu)
         };
         self.slots.iter().zip(cores).map(claim).collect()
-    }
-}
-
-/// Shares `available` cores out over slots.
-///
-/// # Errors
-/// Cores that this process may not run on, that two slots name (unless `shared`), or too few to share out.
-pub(crate) fn share_out(slots: &[SlotOptions], available: &[u32], shared: bool) -> Result<Vec<Cores>, Problem> {
-    let mut named = BTreeSet::new();
-    for core in slots.iter().filter_map(|slot| slot.cores.as_ref()).flatten() {
-        if !available.contains(core) {
-            return Err(Problem::invalid("cores", format!("core {core} is not one that this worker may run on"))
-                .with_hint(format!("it may run on {available:?}")));
-        }
-        if !named.insert(*core) && !shared {
-            return Err(Problem::invalid("cores", format!("core {core} is named twice"))
-                .with_hint("give each slot cores of its own, or share them with --shared-cpu"));
-        }
-    }
-    let free: Vec<u32> = available.iter().copied().filter(|core| !named.contains(core)).collect();
-    let open = |slot: &&SlotOptions| slot.cores.is_none() && slot.device.kind == DeviceKind::Cpu;
-    let open_slots = slots.iter().filter(open).count();
-    if open_slots > free.len() {
-        return Err(Problem::invalid("devices", format!("{open_slots} CPU slots for {} cores", free.len()))
-            .with_hint("at most one CPU slot a core"));
-    }
-    let all_are_free = named.is_empty();
-    let mut nth = 0;
-    let mut cores_of = |slot: &SlotOptions| match &slot.cores {
-        Some(cores) => Cores { locked: cores.clone(), pinned: Some(cores.clone()) },
-        None if !open(&slot) => Cores { locked: Vec::new(), pinned: None },
-        None => {
-            let share = free[nth * free.len() / open_slots..(nth + 1) * free.len() / open_slots].to_vec();
-            nth += 1;
-            let alone = open_slots == 1 && all_are_free;
-            Cores { pinned: (!alone).then(|| share.clone()), locked: share }
-        }
-    };
-    Ok(slots.iter().map(&mut cores_of).collect())
-}
-
-/// The logical cores that this process may run on.
-pub(crate) fn available_cores() -> Vec<u32> {
-    // SAFETY: the set is plain memory of the size given, which the call fills; CPU_ISSET checks its bound.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
-            return Vec::new();
-        }
-        (0..libc::CPU_SETSIZE as u32).filter(|&core| libc::CPU_ISSET(core as usize, &set)).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing;
-
-    fn slot(cores: Option<&[u32]>) -> SlotOptions {
-        SlotOptions { device: testing::cpu(), cores: cores.map(<[u32]>::to_vec) }
-    }
-
-    fn gpu() -> SlotOptions {
-        let device =
-            Device { kind: DeviceKind::Gpu, class: "nvidia-a10".into(), uuid: Some("GPU-1".into()), ..testing::cpu() };
-        SlotOptions { device, cores: None }
-    }
-
-    #[test]
-    fn cores_are_shared_out_evenly_and_wholly() {
-        let shares = share_out(&[slot(None), gpu(), slot(None), slot(Some(&[7]))], &[0, 1, 2, 3, 4, 7], false).unwrap();
-        let pinned: Vec<_> = shares.iter().map(|cores| cores.pinned.clone()).collect();
-        assert_eq!(pinned, [Some(vec![0, 1]), None, Some(vec![2, 3, 4]), Some(vec![7])]);
-        assert_eq!(shares[1].locked, Vec::<u32>::new());
-    }
-
-    #[test]
-    fn a_lone_cpu_slot_locks_all_and_pins_nothing() {
-        let shares = share_out(&[slot(None)], &[0, 1], false).unwrap();
-        assert_eq!(shares, [Cores { locked: vec![0, 1], pinned: None }]);
-    }
-
-    #[test]
-    fn impossible_shares_are_refused() {
-        let refused = |slots: &[SlotOptions]| share_out(slots, &[0, 1], false).unwrap_err().message;
-        assert!(refused(&[slot(Some(&[2]))]).contains("core 2"));
-        assert!(refused(&[slot(Some(&[1])), slot(Some(&[1]))]).contains("twice"));
-        assert!(refused(&[slot(None), slot(None), slot(None)]).contains("3 CPU slots"));
-        assert!(share_out(&[slot(Some(&[1])), slot(Some(&[1]))], &[0, 1], true).is_ok());
     }
 }

@@ -6,10 +6,10 @@ use crate::{
     cache::Cache,
     consume::{self, Slot},
     coordinator::{Backoff, Coordinator},
+    cpus,
     engine::{Census, Place},
     journal::Journal,
     lock::DeviceLock,
-    options::{available_cores, share_out},
     register,
 };
 use modelmeter_common::{
@@ -104,26 +104,27 @@ impl Handle {
 async fn prepare(options: Options) -> Result<Context, Problem> {
     options.validate()?;
     let coordinator = Coordinator::new(&options.coordinators)?;
-    let cores = share_out(&options.slots, &available_cores(), options.shared_cpu)?;
+    let cpus = cpus::split(&options, &cpus::available_cores())?;
     let cache = Cache::open(options.home.join("cache"))?;
-    let (claims, lock_dir, name) = (options.claims(&cores), options.lock_dir.clone(), options.name.clone());
+    let (claims, lock_dir, name) = (options.claims(&cpus.slots), options.lock_dir.clone(), options.name.clone());
     let locks = tokio::task::spawn_blocking(move || -> Result<Vec<DeviceLock>, Problem> {
         (0..).zip(&claims).map(|(slot, claim)| DeviceLock::take(&lock_dir, claim, &name, slot)).collect()
     });
     let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
     let journal = Journal::open(options.home.join("journal").join(&options.name))?;
-    let places = (0..).zip(options.slots.into_iter().zip(cores)).zip(locks).map(|((index, (slot, cores)), lock)| {
-        let logs = options.home.join("logs").join(&options.name);
-        Arc::new(Place {
-            index,
-            device: slot.device,
-            cores: cores.pinned,
-            lock,
-            ports: options.ports,
-            logs,
-            census: Census::default(),
-        })
-    });
+    let places =
+        (0..).zip(options.slots.into_iter().zip(cpus.slots)).zip(locks).map(|((index, (slot, cores)), lock)| {
+            let logs = options.home.join("logs").join(&options.name);
+            Arc::new(Place {
+                index,
+                device: slot.device,
+                cores: cores.pinned,
+                lock,
+                ports: options.ports,
+                logs,
+                census: Census::default(),
+            })
+        });
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),
         broker: options.broker,
@@ -131,6 +132,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         places: places.collect(),
         engines: options.engines.into_iter().map(|engine| (engine.name.clone(), engine)).collect::<BTreeMap<_, _>>(),
         labels: options.labels,
+        client_cpus: cpus.client,
         shared_cpu: options.shared_cpu,
         cache,
         journal,

@@ -49,7 +49,8 @@ pub(crate) async fn measure(
     let cell = &assignment.cell;
     deploy(context, place, kept, cell, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
-    let target = target(deployment, cell, assignment.plan.seed).await?;
+    let mut target = target(deployment, cell, assignment.plan.seed).await?;
+    target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
     let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
     let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
     let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
@@ -64,6 +65,8 @@ pub(crate) async fn measure(
         image_digest: None,
         deploy_ms: deployment.deploy_ms,
         first_inference_ms,
+        client_cpus: context.client_cpus.clone(),
+        engine_cpus: place.cores.clone().filter(|_| deployment.pid().is_some()),
     };
     Ok(Done { points, deployment })
 }

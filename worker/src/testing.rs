@@ -73,6 +73,8 @@ pub fn entry_of(parts: u32, attempt: u32) -> Entry {
         image_digest: None,
         deploy_ms: None,
         first_inference_ms: None,
+        client_cpus: None,
+        engine_cpus: None,
     };
     let last = Final {
         schema_version: SCHEMA_VERSION,

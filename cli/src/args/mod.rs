@@ -165,6 +165,12 @@ pub struct WorkerArgs {
     /// Where device locks lie, shared by the workers of a host
     #[arg(long, value_name = "DIR")]
     pub lock_dir: Option<PathBuf>,
+    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves; one a slot where there are 4 or more]
+    #[arg(long, value_name = "LIST")]
+    pub client_cpus: Option<String>,
+    /// Cores for the engines, as 0-3,6 [default: what the client leaves]
+    #[arg(long, value_name = "LIST")]
+    pub engine_cpus: Option<String>,
     /// Let other workers of this host measure on the CPU at the same time
     #[arg(long)]
     pub shared_cpu: bool,
@@ -181,6 +187,8 @@ impl WorkerArgs {
         over(&mut to.ports, self.ports);
         over(&mut to.engines, non_empty(&self.engines));
         over(&mut to.lock_dir, self.lock_dir.clone().map(Some));
+        over(&mut to.client_cpus, self.client_cpus.clone().map(Some));
+        over(&mut to.engine_cpus, self.engine_cpus.clone().map(Some));
         to.labels.extend(self.labels.iter().cloned());
         to.shared_cpu |= self.shared_cpu;
     }

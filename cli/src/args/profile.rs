@@ -79,6 +79,12 @@ pub struct ProfileArgs {
     /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
     pub ports: Option<Ports>,
+    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves; one a slot where there are 4 or more]
+    #[arg(long, value_name = "LIST", help_heading = "What to measure")]
+    pub client_cpus: Option<String>,
+    /// Cores for the engines, as 0-3,6 [default: what the client leaves]
+    #[arg(long, value_name = "LIST", help_heading = "What to measure")]
+    pub engine_cpus: Option<String>,
     /// Measure although other workers of this machine may measure on the CPU at the same time
     #[arg(long, help_heading = "What to measure")]
     pub shared_cpu: bool,
@@ -159,6 +165,11 @@ impl ProfileArgs {
     pub fn apply(&self, config: &mut Config) {
         if let Some(ports) = self.ports {
             config.worker.ports = ports;
+        }
+        let lists =
+            [(&mut config.worker.client_cpus, &self.client_cpus), (&mut config.worker.engine_cpus, &self.engine_cpus)];
+        for (to, list) in lists {
+            *to = list.clone().or(to.take());
         }
         config.worker.shared_cpu |= self.shared_cpu;
     }

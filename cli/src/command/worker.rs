@@ -39,6 +39,8 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
             home: config.home.clone(),
             lock_dir: embedded::lock_dir(config),
             ports: embedded::port_policy(settings.ports),
+            client_cpus: embedded::cpus("client_cpus", settings.client_cpus.as_deref())?,
+            engine_cpus: embedded::cpus("engine_cpus", settings.engine_cpus.as_deref())?,
             shared_cpu: settings.shared_cpu,
             labels: settings.labels.clone(),
         };

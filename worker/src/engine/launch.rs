@@ -5,7 +5,10 @@
 //! worker. An engine whose leader has ended is over: the rest of its session is killed before the leader is
 //! reaped, while its pid cannot mean anything else.
 
-use crate::process::{self, Identity};
+use crate::{
+    cpus::set_of,
+    process::{self, Identity},
+};
 use modelmeter_common::{Code, Problem};
 use std::{
     collections::VecDeque,
@@ -108,7 +111,7 @@ fn fork(command: Command) -> Result<Process, Problem> {
     let mut os = std::process::Command::new(&command.program);
     os.args(&command.args).envs(command.env.iter().map(|(key, value)| (key, value)));
     os.stdin(Stdio::null()).stdout(writer).stderr(second);
-    let cores = command.cores.as_deref().map(core_set);
+    let cores = command.cores.as_deref().map(set_of);
     let (inherit, worker) = (command.inherit.clone(), process_id());
     // SAFETY: `prepare` makes system calls only; it neither allocates nor takes a lock.
     unsafe { os.pre_exec(move || prepare(worker, cores.as_ref(), &inherit)) };
@@ -127,17 +130,6 @@ fn fork(command: Command) -> Result<Process, Problem> {
 fn process_id() -> libc::pid_t {
     // SAFETY: cannot fail.
     unsafe { libc::getpid() }
-}
-
-fn core_set(cores: &[u32]) -> libc::cpu_set_t {
-    // SAFETY: an all-zero set is the empty set; CPU_SET checks its bound.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        for &core in cores {
-            libc::CPU_SET(core as usize, &mut set);
-        }
-        set
-    }
 }
 
 /// In the child, between fork and exec.

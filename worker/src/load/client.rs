@@ -2,17 +2,20 @@
 //! writes down what ends. Nothing here decides how long a run lasts; [`super::meter`] does, through [`Control`].
 
 use super::{
+    awake::{AWAKE_IN_FLIGHT, AWAKE_NS, Awake},
     conn::Conn,
     control::{Control, DRAIN, Orders, Report, STOP, Shared},
     hpack::RequestHead,
     outcome::{Done, Failure},
+    places::{Link, Places, connect},
     recorder::{Recorder, Times},
     schedule::Pacer,
     sys::{self, Clock, Watch},
 };
+use crate::cpus::pin_this_thread;
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     time::Duration,
@@ -21,10 +24,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Calls in flight for which one connection is enough.
 const PER_CONNECTION: usize = 32;
-const MAX_CONNECTIONS: usize = 128;
 /// Connections of an open loop, whose calls in flight are not known beforehand.
 const OPEN_CONNECTIONS: usize = 8;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF_NS: u64 = 10_000_000;
 const MAX_BACKOFF_NS: u64 = 1_000_000_000;
 /// The loop looks at its orders at least this often.
@@ -51,23 +52,10 @@ pub(super) fn start(orders: Orders) -> io::Result<(Control, UnboundedReceiver<Re
     Ok((Control { shared, waker }, receiver))
 }
 
-/// One place for a connection.
-enum Link {
-    Down { retry_ns: u64 },
-    Connecting,
-    Up(Box<Conn>),
-}
-
 struct Flight {
     link: usize,
     stream: u32,
     times: Times,
-}
-
-struct Place {
-    link: Link,
-    failures: u32,
-    heard_ns: u64,
 }
 
 /// The place that was dialled, and what came of it.
@@ -81,7 +69,7 @@ struct Client {
     reports: UnboundedSender<Report>,
     clock: Clock,
     head: Arc<RequestHead>,
-    places: Vec<Place>,
+    places: Places,
     dialled: (mpsc::Sender<Dialled>, mpsc::Receiver<Dialled>),
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
@@ -92,6 +80,7 @@ struct Client {
     started: bool,
     draining: bool,
     finished: bool,
+    awake: Awake,
     next_sweep_ns: u64,
     next_sample_ns: u64,
     samples: u32,
@@ -110,11 +99,10 @@ impl Client {
         reports: UnboundedSender<Report>,
     ) -> Self {
         let (open, connections) = match &orders.pacer {
-            Pacer::Closed { concurrency } => (false, concurrency.div_ceil(PER_CONNECTION).clamp(1, MAX_CONNECTIONS)),
+            Pacer::Closed { concurrency } => (false, concurrency.div_ceil(PER_CONNECTION)),
             Pacer::Open(_) => (true, OPEN_CONNECTIONS),
         };
         let head = Arc::new(RequestHead::new(&orders.call.path, &orders.authority));
-        let place = || Place { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 };
         Self {
             shared,
             waker,
@@ -122,7 +110,7 @@ impl Client {
             reports,
             clock: Clock::default(),
             head,
-            places: (0..connections).map(|_| place()).collect(),
+            places: Places::new(connections),
             dialled: mpsc::channel(),
             flights: Vec::new(),
             free: Vec::new(),
@@ -133,6 +121,7 @@ impl Client {
             started: false,
             draining: false,
             finished: false,
+            awake: Awake::new(),
             next_sweep_ns: 0,
             next_sample_ns: 0,
             samples: 0,
@@ -146,6 +135,9 @@ impl Client {
 
     fn run(mut self) {
         sys::precise_timers();
+        if let Some(cpus) = &self.orders.cpus {
+            pin_this_thread(cpus);
+        }
         while !self.finished {
             self.heed_orders();
             if self.finished {
@@ -229,7 +221,7 @@ impl Client {
             let times = Times { scheduled_ns: now, sent_ns: now };
             self.record(times, Err(failure), now);
         }
-        if !self.places.iter().any(|p| matches!(p.link, Link::Up(_))) {
+        if !self.places.any_up() {
             let _ = self.reports.send(Report::Down { words: words.to_owned() });
         }
     }
@@ -249,7 +241,7 @@ impl Client {
                     continue;
                 }
             }
-            let Some(index) = self.roomiest() else {
+            let Some(index) = self.places.roomiest() else {
                 if !self.open {
                     return;
                 }
@@ -265,17 +257,12 @@ impl Client {
 
     /// At the start all connections stand or have failed, so that calls are spread evenly over them.
     fn is_ready(&mut self) -> bool {
-        if !self.started {
-            let up = |p: &Place| matches!(&p.link, Link::Up(conn) if conn.is_settled());
-            let failed = |p: &Place| matches!(p.link, Link::Down { .. });
-            let all = self.places.iter().all(|p| up(p) || failed(p));
-            if all && self.places.iter().any(up) {
-                let now = self.clock.now_ns();
-                self.orders.pacer.start(now);
-                self.recorder.start(now, sys::thread_cpu_ns());
-                self.recorder.enter(self.shared.phase.load(Relaxed));
-                self.started = true;
-            }
+        if !self.started && self.places.are_ready() {
+            let now = self.clock.now_ns();
+            self.orders.pacer.start(now);
+            self.recorder.start(now, sys::thread_cpu_ns());
+            self.recorder.enter(self.shared.phase.load(Relaxed));
+            self.started = true;
         }
         self.started
     }
@@ -284,24 +271,10 @@ impl Client {
         if self.in_flight >= self.orders.max_in_flight {
             return Err(Failure::InFlightLimit);
         }
-        if self.places.iter().all(|p| !matches!(&p.link, Link::Up(conn) if conn.is_settled())) {
+        if !self.places.any_settled() {
             return Err(Failure::Refused);
         }
         Ok(())
-    }
-
-    /// The connection with the fewest calls; where all are full, another is dialled.
-    fn roomiest(&mut self) -> Option<usize> {
-        let room = |p: &Place| match &p.link {
-            Link::Up(conn) if conn.has_room() => Some(conn.active()),
-            _ => None,
-        };
-        let best = self.places.iter().enumerate().filter_map(|(i, p)| Some((room(p)?, i))).min();
-        let all_full = || self.places.iter().all(|p| matches!(&p.link, Link::Up(conn) if conn.is_settled()));
-        if best.is_none() && self.places.len() < MAX_CONNECTIONS && all_full() {
-            self.places.push(Place { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 });
-        }
-        best.map(|(_, i)| i)
     }
 
     fn send(&mut self, index: usize, times: Times) {
@@ -342,11 +315,11 @@ impl Client {
         self.watches.clear();
         self.watches.push(Watch::new(self.woken.as_fd(), false));
         let mut until = self.clock.now_ns() + MAX_WAIT_NS;
-        for place in &self.places {
+        for place in self.places.iter() {
             match &place.link {
                 Link::Up(conn) => self.watches.push(Watch::new(conn.socket().as_fd(), conn.wants_write())),
                 Link::Down { retry_ns } => until = until.min(*retry_ns),
-                Link::Connecting => {}
+                Link::Idle | Link::Connecting => {}
             }
         }
         if self.in_flight > 0 {
@@ -358,9 +331,31 @@ impl Client {
         {
             until = until.min(next.saturating_sub(SPIN_NS));
         }
+        let may_pay = (1..=AWAKE_IN_FLIGHT).contains(&self.in_flight) && self.awake.pays();
+        if may_pay && self.stay_awake(until) {
+            return;
+        }
         let left = until.saturating_sub(self.clock.now_ns());
         // An error here is a defect of ours; the loop goes on and its calls time out.
         let _ = sys::wait(&mut self.watches, Duration::from_nanos(left));
+    }
+
+    /// Looks again and again for a while. True if something came.
+    fn stay_awake(&mut self, until: u64) -> bool {
+        let begun = self.clock.now_ns();
+        let (end, mut now) = (until.min(begun + AWAKE_NS), begun);
+        let is_ready = |watches: &[Watch]| watches.iter().any(Watch::readable);
+        while now < end && !is_ready(&self.watches) {
+            let _ = sys::wait(&mut self.watches, Duration::ZERO);
+            now = self.clock.now_ns();
+        }
+        self.recorder.stayed_awake(now - begun);
+        let came = is_ready(&self.watches);
+        // What is due before says nothing of the answers.
+        if came || end < until {
+            self.awake.learn(came);
+        }
+        came
     }
 
     fn receive(&mut self) {
@@ -403,8 +398,10 @@ impl Client {
             }
         }
         if let Link::Up(conn) = &self.places[index].link {
-            if conn.is_spent() {
-                self.places[index].link = Link::Down { retry_ns: 0 };
+            if conn.is_spent() && conn.is_unused() {
+                self.hang_up(index, Failure::Goaway, "the server turns connections away");
+            } else if conn.is_spent() {
+                self.places.vacate(index);
             } else if conn.is_settled() && !conn.is_going_away() {
                 self.places[index].failures = 0;
             }
@@ -473,15 +470,4 @@ impl Client {
             }
         }
     }
-}
-
-fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }

@@ -70,6 +70,8 @@ pub(super) struct Conn {
     peer_frame: usize,
     peer_streams: u32,
     peer_table: u32,
+    /// Whether the server's table holds our fields: settled by the first call.
+    tabled: bool,
     settled: bool,
     going_away: bool,
 }
@@ -106,6 +108,7 @@ impl Conn {
             peer_frame: 16_384,
             peer_streams: u32::MAX,
             peer_table: DEFAULT_TABLE,
+            tabled: false,
             settled: false,
             going_away: false,
         })
@@ -136,6 +139,11 @@ impl Conn {
         self.going_away && self.streams.is_empty()
     }
 
+    /// Whether it never carried a call.
+    pub fn is_unused(&self) -> bool {
+        self.next_id == 1
+    }
+
     /// Whether it takes no more calls, ever.
     pub fn is_going_away(&self) -> bool {
         self.going_away
@@ -152,7 +160,10 @@ impl Conn {
         self.next_id += 2;
         self.going_away |= self.next_id > LAST_ID;
         let request = Arc::clone(&self.request);
-        let block = match (self.peer_table >= DEFAULT_TABLE && request.table <= DEFAULT_TABLE, id) {
+        if id == 1 {
+            self.tabled = self.peer_table >= DEFAULT_TABLE && request.table <= DEFAULT_TABLE;
+        }
+        let block = match (self.tabled, id) {
             (true, 1) => &request.first,
             (true, _) => &request.again,
             (false, _) => &request.literal,
@@ -311,7 +322,11 @@ impl Conn {
         for entry in payload.chunks_exact(6) {
             let value = be32(&entry[2..]);
             match u16::from_be_bytes([entry[0], entry[1]]) {
-                1 => self.peer_table = value,
+                1 => {
+                    self.peer_table = value;
+                    // What was put there is gone: another connection begins with the smaller table.
+                    self.going_away |= self.tabled && value < DEFAULT_TABLE;
+                }
                 3 => self.peer_streams = value,
                 4 => {
                     let grown = i64::from(value) - self.peer_window;
@@ -469,3 +484,7 @@ impl Stream {
         if whole && compressed == 0 { Ok(()) } else { Err(Failure::BadResponse) }
     }
 }
+
+#[cfg(test)]
+#[path = "conn_tests.rs"]
+mod tests;

@@ -26,6 +26,8 @@ pub(super) struct Orders {
     pub timeout: Duration,
     /// Open loop: calls in flight beyond which none is sent.
     pub max_in_flight: usize,
+    /// Logical cores for the client's thread.
+    pub cpus: Option<Arc<[u32]>>,
     /// Starts measuring at once, and ends after this many calls.
     pub at_once: Option<u64>,
 }

@@ -90,6 +90,8 @@ pub(super) struct Observed {
     pub words: BTreeMap<Failure, String>,
     pub sends: Sends,
     pub client_cpu_cores: f64,
+    /// Of that, what went into waiting awake.
+    pub client_awake_cores: f64,
     pub converged: bool,
     pub gone: Option<String>,
     pub checked: u64,
@@ -135,6 +137,7 @@ pub(super) async fn observe(
         pacer: Pacer::new(load, rules.seed),
         timeout: Duration::from_millis(rules.stop.timeout_ms),
         max_in_flight: rules.stop.max_in_flight as usize,
+        cpus: target.client_cpus.clone(),
         at_once: None,
     };
     let (control, reports) =
@@ -173,6 +176,7 @@ struct Meter<'a> {
     warmup_errors: BTreeMap<Failure, u64>,
     words: BTreeMap<Failure, String>,
     cpu_ns: u64,
+    awake_ns: u64,
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
@@ -218,6 +222,7 @@ impl<'a> Meter<'a> {
             warmup_errors: BTreeMap::new(),
             words: BTreeMap::new(),
             cpu_ns: 0,
+            awake_ns: 0,
             sends: None,
             converged: false,
             gone: None,
@@ -237,6 +242,7 @@ impl<'a> Meter<'a> {
         self.words = earlier.words.clone();
         self.earlier = Duration::from_nanos(self.series.total().duration_ns);
         self.cpu_ns = (earlier.client_cpu_cores * self.earlier.as_nanos() as f64) as u64;
+        self.awake_ns = (earlier.client_awake_cores * self.earlier.as_nanos() as f64) as u64;
         self.limits = Limits::new(self.rules, self.earlier, self.begun);
     }
 
@@ -310,11 +316,12 @@ impl<'a> Meter<'a> {
                 return self.warmup.push(&window.batch);
             }
             (true, late) => {
-                self.cpu_ns += if late { 0 } else { window.cpu_ns };
                 if late {
-                    self.series.push_late(&window.batch)
+                    self.series.push_late(&window.batch);
                 } else {
-                    self.series.push(&window.batch)
+                    self.series.push(&window.batch);
+                    self.cpu_ns += window.cpu_ns;
+                    self.awake_ns += window.awake_ns;
                 }
                 (&self.series, &mut self.errors)
             }
@@ -419,6 +426,7 @@ impl<'a> Meter<'a> {
             load: self.load,
             warmup: self.warmup_time,
             drifting: self.drifting,
+            client_awake_cores: self.awake_ns as f64 / self.series.total().duration_ns.max(1) as f64,
             client_cpu_cores: self.cpu_ns as f64 / self.series.total().duration_ns.max(1) as f64,
             series: self.series,
             throughput,

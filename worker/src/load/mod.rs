@@ -9,6 +9,7 @@
 //! The client has a thread of its own. It speaks HTTP/2 itself, below any gRPC library, because what a
 //! client costs shows in what it measures.
 
+mod awake;
 mod client;
 mod conn;
 mod control;
@@ -19,6 +20,7 @@ pub mod meter;
 mod once;
 mod outbox;
 mod outcome;
+mod places;
 pub mod plan;
 mod recorder;
 mod revisit;
@@ -55,12 +57,14 @@ pub struct Target {
     pub call: Call,
     /// Checks a sample of the answers.
     pub inspector: Arc<dyn Inspector>,
+    /// Logical cores that the client's thread is pinned to.
+    pub client_cpus: Option<Arc<[u32]>>,
 }
 
 impl Target {
     /// A target with all its requests made.
     pub fn new(endpoint: impl Into<String>, inspector: Arc<dyn Inspector>) -> Result<Self, Problem> {
-        Ok(Self { endpoint: endpoint.into(), call: inspector.prepare()?, inspector })
+        Ok(Self { endpoint: endpoint.into(), call: inspector.prepare()?, inspector, client_cpus: None })
     }
 }
 

@@ -56,6 +56,7 @@ pub async fn call_once(
         pacer: Pacer::new(LoadPoint::Closed { concurrency: 1 }, 0),
         timeout,
         max_in_flight: 1,
+        cpus: None,
         at_once: Some(1),
     };
     let (_control, mut reports) =

@@ -28,6 +28,12 @@ impl Outbox {
         self.pieces.is_empty() && self.tail.is_empty()
     }
 
+    /// Small pieces that wait behind the large ones.
+    #[cfg(test)]
+    pub fn tail(&self) -> &[u8] {
+        &self.tail[self.written..]
+    }
+
     /// Appends a copy.
     pub fn put(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);

@@ -21,6 +21,8 @@ pub(super) struct Window {
     pub end_ns: u64,
     /// CPU time of the loop's thread in it.
     pub cpu_ns: u64,
+    /// Of that, what went into waiting awake.
+    pub awake_ns: u64,
 }
 
 /// What only makes sense for the whole measured phase.
@@ -115,6 +117,11 @@ impl Recorder {
                 self.sends.limit_hits += u64::from(failure == Failure::InFlightLimit && self.phase > 0);
             }
         }
+    }
+
+    /// The loop waited without sleeping.
+    pub fn stayed_awake(&mut self, ns: u64) {
+        self.window.awake_ns += ns;
     }
 
     /// Whether the window is this wide.

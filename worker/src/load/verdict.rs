@@ -141,7 +141,7 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         };
         warn(warnings, "not_converged", message);
     }
-    if !open && seen.client_cpu_cores >= CLIENT_BOUND {
+    if !open && seen.client_cpu_cores - seen.client_awake_cores >= CLIENT_BOUND {
         let message = format!(
             "the client used {:.0} % of its core, so it may be what limits; measure with several workers or larger batches",
             seen.client_cpu_cores * 100.0

@@ -65,6 +65,8 @@ impl Bench {
             home: self.folder.path().join("home"),
             lock_dir: self.folder.path().join("locks"),
             ports: PortPolicy::Auto,
+            client_cpus: None,
+            engine_cpus: None,
             shared_cpu: false,
             labels: BTreeMap::from([("rack".into(), "r1".into())]),
         }

@@ -186,6 +186,8 @@ pub fn last(task: &Task, attempt: u32) -> Final {
         image_digest: None,
         deploy_ms: Some(3.0),
         first_inference_ms: Some(0.7),
+        client_cpus: None,
+        engine_cpus: None,
     };
     let outcome = match attempt % 2 {
         0 => Outcome::Done { parts: vec!["00".repeat(32), "ff".repeat(32)], deployment },
@@ -253,7 +255,13 @@ pub fn profile(request: RequestId, model: ModelRef, batch_size: u32, created: i6
             memory_total_bytes: Some(24 << 30),
         },
         batch_size,
-        repeats: vec![Repeat { worker: "w".to_owned(), device_uuid: None, attempt: 1 }],
+        repeats: vec![Repeat {
+            worker: "w".to_owned(),
+            device_uuid: None,
+            attempt: 1,
+            client_cpus: Some(vec![3]),
+            engine_cpus: Some(vec![0, 1, 2]),
+        }],
         deploy_ms: Some(100.0),
         first_inference_ms: None,
         reference: Some(summary),

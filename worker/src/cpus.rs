@@ -1,0 +1,258 @@
+//! Which logical cores client and engines run on: disjoint ones, where they are named or there are enough, so that what
+//! the client does costs the engine nothing.
+//!
+//! Without a word from the user the client gets a core for each slot from [`MANY`] cores a slot up, if the worker
+//! launches its engines itself and has the machine for itself; with fewer nothing is pinned, since a core less for the
+//! engine would change what is measured more than the client does.
+
+use crate::options::{Options, SlotOptions};
+use modelmeter_common::{Problem, device::DeviceKind};
+use std::collections::BTreeSet;
+
+/// Cores a slot from which the client has one of its own.
+const MANY: usize = 4;
+
+/// Where everything of one worker runs.
+#[derive(Debug)]
+pub(crate) struct Cpus {
+    /// What the client's threads are pinned to; none: wherever the system likes.
+    pub client: Option<Vec<u32>>,
+    /// By slot.
+    pub slots: Vec<Cores>,
+}
+
+/// The cores of one slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Cores {
+    /// What it must have for itself.
+    pub locked: Vec<u32>,
+    /// What its engines are pinned to.
+    pub pinned: Option<Vec<u32>>,
+}
+
+/// Decides for a worker that may run on `available`.
+///
+/// # Errors
+/// Cores that are not there, that two are to have alone, or too few.
+pub(crate) fn split(options: &Options, available: &[u32]) -> Result<Cpus, Problem> {
+    let lists = [("client_cpus", &options.client_cpus), ("engine_cpus", &options.engine_cpus)];
+    for (field, list) in lists {
+        check_list(field, list.as_deref(), available)?;
+    }
+    let without = |taken: &[u32]| -> Vec<u32> { available.iter().copied().filter(|c| !taken.contains(c)).collect() };
+    let (client, engines) = match (options.client_cpus.clone(), options.engine_cpus.clone()) {
+        (Some(client), Some(engines)) => (Some(client), engines),
+        (Some(client), None) => (Some(client.clone()), without(&client)),
+        (None, Some(engines)) => (Some(without(&engines)).filter(|rest| !rest.is_empty()), engines),
+        (None, None) => match own_core_each(options, available) {
+            Some((engines, client)) => (Some(client.to_vec()), engines.to_vec()),
+            None => (None, available.to_vec()),
+        },
+    };
+    if let Some(core) = client.iter().flatten().find(|core| engines.contains(core)) {
+        return Err(Problem::invalid("engine_cpus", format!("core {core} is the client's too")).with_hint(
+            "client and engines need cores of their own: leave one of the two lists out and it is the rest",
+        ));
+    }
+    if engines.is_empty() {
+        return Err(Problem::invalid("client_cpus", "no core is left for the engines")
+            .with_hint(format!("this process may run on {available:?}")));
+    }
+    let mut slots = share_out(&options.slots, &engines, options.shared_cpu)?;
+    if engines.len() < available.len() {
+        for cores in slots.iter_mut().filter(|cores| cores.pinned.is_none()) {
+            cores.pinned = Some(engines.clone());
+        }
+    }
+    // Whoever measures on the CPU has the client's cores for himself as well.
+    if let Some(first) = slots.iter_mut().find(|cores| !cores.locked.is_empty()) {
+        first.locked.extend(client.iter().flatten());
+    }
+    Ok(Cpus { client, slots })
+}
+
+fn check_list(field: &str, list: Option<&[u32]>, available: &[u32]) -> Result<(), Problem> {
+    match list.and_then(|cores| cores.iter().find(|core| !available.contains(core))) {
+        Some(core) => Err(Problem::invalid(field, format!("core {core} is not one that this process may run on"))
+            .with_hint(format!("it may run on {available:?}"))),
+        None => Ok(()),
+    }
+}
+
+/// Engines' and client's cores where there are enough and the rest is up to us.
+fn own_core_each<'a>(options: &Options, available: &'a [u32]) -> Option<(&'a [u32], &'a [u32])> {
+    let ours = options.launches_all() && !options.shared_cpu && options.slots.iter().all(|slot| slot.cores.is_none());
+    let clients = options.slots.len();
+    (ours && available.len() >= MANY * clients).then(|| available.split_at(available.len() - clients))
+}
+
+/// Shares `available` cores out over slots.
+///
+/// # Errors
+/// Cores that this process may not run on, that two slots name (unless `shared`), or too few to share out.
+fn share_out(slots: &[SlotOptions], available: &[u32], shared: bool) -> Result<Vec<Cores>, Problem> {
+    let mut named = BTreeSet::new();
+    for core in slots.iter().filter_map(|slot| slot.cores.as_ref()).flatten() {
+        if !available.contains(core) {
+            return Err(Problem::invalid("cores", format!("core {core} is not one that this worker may run on"))
+                .with_hint(format!("it may run on {available:?}")));
+        }
+        if !named.insert(*core) && !shared {
+            return Err(Problem::invalid("cores", format!("core {core} is named twice"))
+                .with_hint("give each slot cores of its own, or share them with --shared-cpu"));
+        }
+    }
+    let free: Vec<u32> = available.iter().copied().filter(|core| !named.contains(core)).collect();
+    let open = |slot: &&SlotOptions| slot.cores.is_none() && slot.device.kind == DeviceKind::Cpu;
+    let open_slots = slots.iter().filter(open).count();
+    if open_slots > free.len() {
+        return Err(Problem::invalid("devices", format!("{open_slots} CPU slots for {} cores", free.len()))
+            .with_hint("at most one CPU slot a core"));
+    }
+    let all_are_free = named.is_empty();
+    let mut nth = 0;
+    let mut cores_of = |slot: &SlotOptions| match &slot.cores {
+        Some(cores) => Cores { locked: cores.clone(), pinned: Some(cores.clone()) },
+        None if !open(&slot) => Cores { locked: Vec::new(), pinned: None },
+        None => {
+            let share = free[nth * free.len() / open_slots..(nth + 1) * free.len() / open_slots].to_vec();
+            nth += 1;
+            let alone = open_slots == 1 && all_are_free;
+            Cores { pinned: (!alone).then(|| share.clone()), locked: share }
+        }
+    };
+    Ok(slots.iter().map(&mut cores_of).collect())
+}
+
+/// The logical cores that this process may run on.
+pub(crate) fn available_cores() -> Vec<u32> {
+    // SAFETY: the set is plain memory of the size given, which the call fills; CPU_ISSET checks its bound.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+            return Vec::new();
+        }
+        (0..libc::CPU_SETSIZE as u32).filter(|&core| libc::CPU_ISSET(core as usize, &set)).collect()
+    }
+}
+
+/// Pins the calling thread.
+pub(crate) fn pin_this_thread(cores: &[u32]) {
+    let set = set_of(cores);
+    // SAFETY: the set is ours. It fails only for cores that went offline since they were checked: then nothing is pinned.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+}
+
+/// Cores as the kernel takes them.
+pub(crate) fn set_of(cores: &[u32]) -> libc::cpu_set_t {
+    // SAFETY: an all-zero set is the empty set; CPU_SET checks its bound.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        for &core in cores {
+            libc::CPU_SET(core as usize, &mut set);
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PortPolicy, testing};
+    use modelmeter_common::{broker::memory::MemoryBroker, device::Device};
+    use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+    fn options(client: Option<&[u32]>, engines: Option<&[u32]>) -> Options {
+        let folder = PathBuf::from("/nowhere");
+        Options {
+            name: "w".into(),
+            broker: Arc::new(MemoryBroker::new()),
+            coordinators: Vec::new(),
+            slots: vec![slot(None)],
+            engines: Vec::new(),
+            home: folder.clone(),
+            lock_dir: folder,
+            ports: PortPolicy::Auto,
+            client_cpus: client.map(<[u32]>::to_vec),
+            engine_cpus: engines.map(<[u32]>::to_vec),
+            shared_cpu: false,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Where the client runs, and the engines of the only slot.
+    fn split_of(options: &Options, available: &[u32]) -> (Option<Vec<u32>>, Option<Vec<u32>>) {
+        let cpus = split(options, available).unwrap();
+        (cpus.client, cpus.slots[0].pinned.clone())
+    }
+
+    #[test]
+    fn one_list_leaves_the_rest_to_the_other() {
+        let all = [0, 1, 2, 3];
+        let disjoint = (Some(vec![0]), Some(vec![1, 2, 3]));
+        assert_eq!(split_of(&options(Some(&[0]), None), &all), disjoint);
+        assert_eq!(split_of(&options(None, Some(&[1, 2, 3])), &all), disjoint);
+        assert_eq!(split_of(&options(Some(&[3]), Some(&[1])), &all), (Some(vec![3]), Some(vec![1])));
+        assert_eq!(split_of(&options(None, Some(&all)), &all), (None, None), "nothing is left for the client alone");
+    }
+
+    #[test]
+    fn the_client_has_a_core_of_its_own_where_there_are_enough() {
+        let plain = options(None, None);
+        assert_eq!(split_of(&plain, &[0, 1, 2]), (None, None));
+        assert_eq!(split_of(&plain, &[0, 1, 2, 7]), (Some(vec![7]), Some(vec![0, 1, 2])));
+        assert_eq!(split(&plain, &[0, 1, 2, 7]).unwrap().slots[0].locked, [0, 1, 2, 7]);
+        let shared = Options { shared_cpu: true, ..options(None, None) };
+        assert_eq!(split_of(&shared, &[0, 1, 2, 3]), (None, None), "another worker's client would be there too");
+        let two = Options { slots: vec![slot(None), gpu()], ..options(None, None) };
+        assert_eq!(split(&two, &[0, 1, 2, 3]).unwrap().client, None);
+        let cpus = split(&two, &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        assert_eq!((cpus.client, cpus.slots[1].pinned.clone()), (Some(vec![6, 7]), Some(vec![0, 1, 2, 3, 4, 5])));
+    }
+
+    #[test]
+    fn impossible_lists_are_refused() {
+        let refused = |client, engines| {
+            let problem = split(&options(client, engines), &[0, 1]).unwrap_err();
+            assert!(problem.hint.is_some());
+            (problem.field.unwrap(), problem.message)
+        };
+        assert_eq!(refused(Some(&[2]), None).0, "client_cpus");
+        assert!(refused(None, Some(&[0, 9])).1.contains("core 9"));
+        assert!(refused(Some(&[0]), Some(&[0, 1])).1.contains("core 0"));
+        assert!(refused(Some(&[0, 1]), None).1.contains("no core is left"));
+    }
+
+    fn slot(cores: Option<&[u32]>) -> SlotOptions {
+        SlotOptions { device: testing::cpu(), cores: cores.map(<[u32]>::to_vec) }
+    }
+
+    fn gpu() -> SlotOptions {
+        let device =
+            Device { kind: DeviceKind::Gpu, class: "nvidia-a10".into(), uuid: Some("GPU-1".into()), ..testing::cpu() };
+        SlotOptions { device, cores: None }
+    }
+
+    #[test]
+    fn cores_are_shared_out_evenly_and_wholly() {
+        let shares = share_out(&[slot(None), gpu(), slot(None), slot(Some(&[7]))], &[0, 1, 2, 3, 4, 7], false).unwrap();
+        let pinned: Vec<_> = shares.iter().map(|cores| cores.pinned.clone()).collect();
+        assert_eq!(pinned, [Some(vec![0, 1]), None, Some(vec![2, 3, 4]), Some(vec![7])]);
+        assert_eq!(shares[1].locked, Vec::<u32>::new());
+    }
+
+    #[test]
+    fn a_lone_cpu_slot_locks_all_and_pins_nothing() {
+        let shares = share_out(&[slot(None)], &[0, 1], false).unwrap();
+        assert_eq!(shares, [Cores { locked: vec![0, 1], pinned: None }]);
+    }
+
+    #[test]
+    fn impossible_shares_are_refused() {
+        let refused = |slots: &[SlotOptions]| share_out(slots, &[0, 1], false).unwrap_err().message;
+        assert!(refused(&[slot(Some(&[2]))]).contains("core 2"));
+        assert!(refused(&[slot(Some(&[1])), slot(Some(&[1]))]).contains("twice"));
+        assert!(refused(&[slot(None), slot(None), slot(None)]).contains("3 CPU slots"));
+        assert!(share_out(&[slot(Some(&[1])), slot(Some(&[1]))], &[0, 1], true).is_ok());
+    }
+}

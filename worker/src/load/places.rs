@@ -1,0 +1,130 @@
+//! The places that a client keeps for connections: which one takes the next call, and when there must be more.
+
+use super::conn::Conn;
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+const MAX_CONNECTIONS: usize = 128;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is at one place.
+pub(super) enum Link {
+    /// Nothing, for now: another took over while the connection that was here went away.
+    Idle,
+    /// Nothing; it is dialled then.
+    Down { retry_ns: u64 },
+    /// A thread dials.
+    Connecting,
+    /// A connection.
+    Up(Box<Conn>),
+}
+
+/// A place for a connection.
+pub(super) struct Place {
+    pub link: Link,
+    /// In a row.
+    pub failures: u32,
+    /// When something last came.
+    pub heard_ns: u64,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 }
+    }
+
+    fn is_settled(&self) -> bool {
+        matches!(&self.link, Link::Up(conn) if conn.is_settled())
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.link, Link::Idle)
+    }
+}
+
+/// All places. Their indices do not change.
+pub(super) struct Places {
+    all: Vec<Place>,
+    /// So many are kept up.
+    kept: usize,
+}
+
+impl Places {
+    /// To begin with.
+    pub fn new(wanted: usize) -> Self {
+        let kept = wanted.clamp(1, MAX_CONNECTIONS);
+        Self { all: (0..kept).map(|_| Place::new()).collect(), kept }
+    }
+
+    /// Whether each stands or has failed, and one stands: then calls are spread evenly over them.
+    pub fn are_ready(&self) -> bool {
+        let failed = |p: &Place| matches!(p.link, Link::Down { .. });
+        self.iter().all(|p| p.is_settled() || failed(p)) && self.any_settled()
+    }
+
+    /// Whether any connection stands.
+    pub fn any_settled(&self) -> bool {
+        self.iter().any(Place::is_settled)
+    }
+
+    /// Whether any is connected.
+    pub fn any_up(&self) -> bool {
+        self.iter().any(|p| matches!(p.link, Link::Up(_)))
+    }
+
+    /// The one whose connection has the fewest calls and takes another; where all are full, one more is dialled.
+    pub fn roomiest(&mut self) -> Option<usize> {
+        let room = |p: &Place| match &p.link {
+            Link::Up(conn) if conn.has_room() => Some(conn.active()),
+            _ => None,
+        };
+        let best = self.iter().enumerate().filter_map(|(i, p)| Some((room(p)?, i))).min();
+        if best.is_none() && self.iter().all(|p| p.is_settled() || p.is_idle()) {
+            self.add();
+        }
+        best.map(|(_, i)| i)
+    }
+
+    fn add(&mut self) {
+        match self.iter().position(Place::is_idle) {
+            Some(idle) => self.all[idle] = Place::new(),
+            None if self.all.len() < MAX_CONNECTIONS => self.all.push(Place::new()),
+            None => {}
+        }
+    }
+
+    /// The connection here has gone away, its calls all ended.
+    pub fn vacate(&mut self, index: usize) {
+        let others = self.iter().filter(|p| !p.is_idle()).count() - 1;
+        self.all[index].link = if others < self.kept { Link::Down { retry_ns: 0 } } else { Link::Idle };
+    }
+}
+
+impl Deref for Places {
+    type Target = [Place];
+    fn deref(&self) -> &[Place] {
+        &self.all
+    }
+}
+
+impl DerefMut for Places {
+    fn deref_mut(&mut self) -> &mut [Place] {
+        &mut self.all
+    }
+}
+
+/// Connects to the first address that answers. Blocks.
+pub(super) fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
