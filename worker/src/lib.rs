@@ -38,7 +38,7 @@ pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLo
 /// # Errors
 /// `busy`, naming the holder; `storage` if the folder cannot be written to.
 pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
-    let claim = lock::Claim::new(None, &options::available_cores(), false);
+    let claim = lock::Claim::new(None, &cpus::available_cores(), false);
     lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
 }
 
