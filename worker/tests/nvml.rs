@@ -166,7 +166,8 @@ fn throttling_is_told_with_its_share_of_the_time() {
     let message = &run.samples.warnings[0].message;
     let share: f64 = message.split_once(" %").unwrap().0.rsplit(' ').next().unwrap().parse().unwrap();
     let truth = 100.0 * run.mean(|m| f64::from(u8::from(!m.throttle.is_empty())));
-    assert!((share - truth).abs() <= 2.0, "{message}; in truth {truth}");
+    // Where all cores are busy, the looks at both ends may be late.
+    assert!((share - truth).abs() <= 2.0 + 200.0 * WOKEN_MS / 1080.0, "{message}; in truth {truth}");
 }
 
 #[test]
