@@ -103,10 +103,10 @@ class Run:
             })
             before, client_before = now, client
 
-    def steady(self, part=0.5):
-        """The slices at full speed: those with at least this part of the highest rate."""
+    def steady(self):
+        """The slices at speed: neither start nor end, nor what a client measures with fewer in flight."""
         most = max(s["rate"] for s in self.slices)
-        return [s for s in self.slices if s["rate"] >= part * most]
+        return [s for s in self.slices if s["rate"] >= 0.3 * most]
 
 
 def sums(slices):
