@@ -13,7 +13,7 @@ use modelmeter_common::{
     request::RequestDoc,
     stats::{
         Histogram, Interval,
-        fold::{FoldedPoint, fold_points},
+        fold::fold_points,
         percentile::{Sample, sla_met_by},
     },
     task::Task,
@@ -40,10 +40,9 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
     measured.sort_by_key(|m| m.repeat);
     let (task, cell) = (tasks[0], &tasks[0].cell);
     let folded = fold(&measured);
-    let sla = request.request.sla.as_ref().map(|sla| judge(sla, &folded, cell.batch_size));
-    let reference = folded.first().map(|(load, point)| summary(*load, point, cell.batch_size));
-    let peak =
-        best(folded.iter().filter(|(_, point)| point.valid)).map(|(load, point)| peak(*load, point, cell.batch_size));
+    let sla = request.request.sla.as_ref().map(|sla| judge(sla, &folded));
+    let reference = folded.first().map(summary);
+    let peak = best(folded.iter().filter(|point| point.valid)).map(peak);
     let mut unavailable = BTreeMap::new();
     if peak.is_none() && !measured.is_empty() {
         unavailable.insert("peak".to_owned(), reason("no_valid_point", "no load point was valid; each point says why"));
@@ -95,13 +94,13 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         reference,
         peak,
         sla,
-        points: folded.iter().map(|(load, point)| profile_point(*load, point, cell.batch_size)).collect(),
+        points: folded.iter().map(profile_point).collect(),
         unavailable,
     }
 }
 
 /// The points of all repeats, folded by equal load, in the order of the load.
-fn fold(measured: &[&Measured]) -> Vec<(LoadPoint, FoldedPoint)> {
+fn fold(measured: &[&Measured]) -> Vec<Point> {
     let mut by_load: Vec<(LoadPoint, Vec<&Point>)> = Vec::new();
     for part in measured.iter().flat_map(|m| &m.parts) {
         match by_load.iter_mut().find(|(load, _)| *load == part.point.load) {
@@ -110,7 +109,7 @@ fn fold(measured: &[&Measured]) -> Vec<(LoadPoint, FoldedPoint)> {
         }
     }
     by_load.sort_by(|(a, _), (b, _)| size(a).total_cmp(&size(b)));
-    by_load.into_iter().filter_map(|(load, points)| Some((load, fold_points(&points)?))).collect()
+    by_load.into_iter().filter_map(|(_, points)| fold_points(&points)).collect()
 }
 
 /// What loads are ordered by: the reference, one in flight or the lowest rate, comes first.
@@ -121,30 +120,25 @@ fn size(load: &LoadPoint) -> f64 {
     }
 }
 
-fn best<'a>(points: impl Iterator<Item = &'a (LoadPoint, FoldedPoint)>) -> Option<&'a (LoadPoint, FoldedPoint)> {
-    points.filter(|(_, p)| p.requests_per_s.is_some()).max_by(|(_, a), (_, b)| rate(a).total_cmp(&rate(b)))
+fn best<'a>(points: impl Iterator<Item = &'a Point>) -> Option<&'a Point> {
+    points.filter(|p| p.requests_per_s.is_some()).max_by(|a, b| rate(a).total_cmp(&rate(b)))
 }
 
-fn rate(point: &FoldedPoint) -> f64 {
+fn rate(point: &Point) -> f64 {
     point.requests_per_s.map_or(0.0, |interval| interval.value)
 }
 
 /// Whether the SLA holds at 99 % confidence at some valid point, and the fastest such point.
-fn judge(sla: &Sla, points: &[(LoadPoint, FoldedPoint)], batch_size: u32) -> SlaResult {
+fn judge(sla: &Sla, points: &[Point]) -> SlaResult {
     let limit_ns = (sla.latency_ms * NS_PER_MS) as u64;
-    let meets = |point: &FoldedPoint| {
+    let meets = |point: &Point| {
         let sample = Sample { latency: &point.latency, failures: point.errors };
         // The fewest effective samples that any percentile had: the claim is not surer than the run.
         let had = point.percentiles.iter().map(|p| p.had).min().unwrap_or(0);
         point.valid && sla_met_by(sla.percentile, limit_ns, sample, had)
     };
-    let best = best(points.iter().filter(|(_, point)| meets(point)));
-    SlaResult {
-        percentile: sla.percentile,
-        latency_ms: sla.latency_ms,
-        met: best.is_some(),
-        best: best.map(|(load, point)| peak(*load, point, batch_size)),
-    }
+    let best = best(points.iter().filter(|point| meets(point)));
+    SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met: best.is_some(), best: best.map(peak) }
 }
 
 fn deployment(last: &Final) -> Option<&Deployment> {
@@ -180,20 +174,20 @@ fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
     }
 }
 
-fn summary(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> Summary {
+fn summary(point: &Point) -> Summary {
     Summary {
-        load: load.into(),
-        throughput_inferences_per_s: point.requests_per_s.map(|r| r.value * f64::from(batch_size)),
+        load: point.load.into(),
+        throughput_inferences_per_s: point.requests_per_s.map(|r| r.value * f64::from(point.batch_size)),
         p50_latency_ms: percentile(&point.percentiles, 50.0).map(|p| p.value),
         p95_latency_ms: percentile(&point.percentiles, 95.0).map(|p| p.value),
         p99_latency_ms: percentile(&point.percentiles, 99.0).map(|p| p.value),
     }
 }
 
-fn peak(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> PeakSummary {
+fn peak(point: &Point) -> PeakSummary {
     let gpu = point.gpu.as_ref();
     PeakSummary {
-        summary: summary(load, point, batch_size),
+        summary: summary(point),
         gpu_memory_used_bytes: gpu.and_then(|g| g.memory_used_bytes),
         gpu_memory_used_ratio: gpu.and_then(|g| g.memory_used_ratio),
         gpu_memory_delta_bytes: gpu.and_then(|g| g.memory_delta_bytes),
@@ -205,16 +199,16 @@ fn percentile(percentiles: &[Percentile], q: f64) -> Option<Interval> {
     percentiles.iter().find(|p| p.q == q).and_then(|p| p.ms)
 }
 
-fn profile_point(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> ProfilePoint {
-    let items = f64::from(batch_size);
+fn profile_point(point: &Point) -> ProfilePoint {
+    let items = f64::from(point.batch_size);
     let successes = point.requests.saturating_sub(point.errors);
     let mut unavailable = point.unavailable.clone();
-    if matches!(load, LoadPoint::Closed { .. }) {
+    if matches!(point.load, LoadPoint::Closed { .. }) {
         for path in ["service_ms", "send_lateness_ms"] {
             unavailable.insert(path.to_owned(), reason("closed_loop", "only an open loop has a schedule"));
         }
     }
-    let inferences = successes * u64::from(batch_size);
+    let inferences = successes * u64::from(point.batch_size);
     let energy_j = point.gpu.as_ref().and_then(|gpu| gpu.energy_j).filter(|_| inferences > 0);
     if energy_j.is_none() {
         let of_gpu = ["gpu.energy_j", "gpu"].into_iter().find_map(|path| point.unavailable.get(path)).cloned();
@@ -226,7 +220,7 @@ fn profile_point(load: LoadPoint, point: &FoldedPoint, batch_size: u32) -> Profi
         unavailable.insert("energy_per_inference_j".to_owned(), why);
     }
     ProfilePoint {
-        load: load.into(),
+        load: point.load.into(),
         duration_s: point.duration_s,
         requests: point.requests,
         errors: point.errors,

@@ -5,42 +5,16 @@ use super::{
     percentile::{PERCENTILES, Sample, percentile_of},
     special::t95,
 };
-use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, Warning};
+use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Repeats of one load point, as one.
-#[derive(Clone, PartialEq, Debug)]
-#[allow(missing_docs)]
-pub struct FoldedPoint {
-    pub requests: u64,
-    pub errors: u64,
-    pub error_kinds: BTreeMap<String, u64>,
-    /// Of all repeats together.
-    pub duration_s: f64,
-    /// Successful calls a second.
-    pub requests_per_s: Option<Interval>,
-    /// In the order of [`PERCENTILES`].
-    pub percentiles: Vec<Percentile>,
-    pub latency: Histogram,
-    pub service: Option<Histogram>,
-    pub send_lateness: Option<Histogram>,
-    pub gpu: Option<GpuUse>,
-    pub engine_cpu: Option<EngineCpu>,
-    pub client_cpu_cores: f64,
-    pub host: HostUse,
-    pub converged: bool,
-    pub valid: bool,
-    pub warnings: Vec<Warning>,
-    pub unavailable: BTreeMap<String, Reason>,
-}
-
-/// Folds the repeats of one load point. None of none.
-pub fn fold_points(points: &[&Point]) -> Option<FoldedPoint> {
+/// Folds the repeats of one load point into one whose durations are theirs together. None of none.
+pub fn fold_points(points: &[&Point]) -> Option<Point> {
     let mut points = points.to_vec();
     // Sums of floats depend on their order: fix it by what is summed.
     points.sort_by_cached_key(|p| serde_json::to_vec(p).expect("a point holds nothing that JSON cannot carry"));
     let points = points.as_slice();
-    points.first()?;
+    let first = points.first()?;
     let (requests, errors) = (total(points, |p| p.requests), total(points, |p| p.errors));
     let latency = merged(points.iter().map(|p| &p.latency));
     let mut unavailable = BTreeMap::new();
@@ -55,7 +29,10 @@ pub fn fold_points(points: &[&Point]) -> Option<FoldedPoint> {
     for p in percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
     }
-    Some(FoldedPoint {
+    Some(Point {
+        load: first.load,
+        batch_size: first.batch_size,
+        warmup_s: points.iter().map(|p| p.warmup_s).sum(),
         requests,
         errors,
         error_kinds: error_kinds(points),
@@ -207,7 +184,7 @@ fn fold_engine(points: &[&Point]) -> Option<EngineCpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::LoadPoint;
+    use crate::{load::LoadPoint, part::Warning};
 
     fn point(rate: f64, latency_ms: u64) -> Point {
         let mut latency = Histogram::default();

@@ -6,6 +6,8 @@ mod histogram;
 pub mod percentile;
 pub mod series;
 mod special;
+pub mod stop;
+pub mod warmup;
 
 pub use histogram::{Histogram, HistogramError};
 

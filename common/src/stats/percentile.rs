@@ -6,8 +6,8 @@
 //! means find for the same count ([`super::batch`]).
 //!
 //! A handful of batches cannot tell a variance, and where they are of one call each they need not: that of a
-//! single yes or no is known. There each batch counts for three quarters of a sample, which is what a
-//! first-order autoregressive correlation of 1/7 leaves of it (G. V. Bayley and J. M. Hammersley, "The
+//! single yes or no is known. There each batch counts for two thirds of a sample, which is what a
+//! first-order autoregressive correlation of 1/5 leaves of it (G. V. Bayley and J. M. Hammersley, "The
 //! 'effective' number of independent observations in an autocorrelated time series", JRSS Supplement 8,
 //! 1946), less where a stronger correlation shows. The greater of the two numbers holds.
 
@@ -21,13 +21,13 @@ use crate::part::Percentile;
 /// The percentiles that documents show.
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
 /// The percentile that is always said, with its interval.
-const MEDIAN: f64 = 50.0;
+pub const MEDIAN: f64 = 50.0;
 /// Calls from which on the batches' own medians give an interval where the effective number gives none.
-const MANY_CALLS: u64 = 20;
+const MANY_CALLS: u64 = 8;
 /// Probability outside an interval, on each side.
 const TAIL: f64 = 0.025;
-/// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/7.
-const PER_BATCH: f64 = 0.75;
+/// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/5.
+const PER_BATCH: f64 = 2.0 / 3.0;
 /// Probability that a claim of a met SLA is wrong.
 const SLA_ERROR: f64 = 0.01;
 /// Two-sided 95 % of the normal law.
@@ -67,15 +67,30 @@ pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> u64 {
     let Some(spread) = spread(&residuals) else {
         return total.len();
     };
-    let excess = spread.variance / (n * p * (1.0 - p)) * (spread.t / Z95).powi(2);
+    let excess = (spread.half_width() / Z95).powi(2) / (n * p * (1.0 - p));
     let by_batches = PER_BATCH * residuals.len() as f64 / inflation(&residuals);
     (n / excess.max(1.0)).max(by_batches) as u64
 }
 
-/// The percentile of a run from its total and its batches.
-pub fn percentile(q: f64, total: Sample, batches: &[Sample]) -> Percentile {
+/// The percentiles of a run from its total and its batches, in the order of [`PERCENTILES`].
+pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
+    let mut most = total.len();
+    PERCENTILES
+        .iter()
+        .map(|&q| {
+            let found = percentile(q, total, batches, most);
+            most = found.had;
+            found
+        })
+        .collect()
+}
+
+/// One of them, of at most this effective number: how calls depend on each other shows less and less towards the
+/// tail, where there are fewer of them, so a percentile never counts more than a more central one.
+fn percentile(q: f64, total: Sample, batches: &[Sample], most: u64) -> Percentile {
     let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
-    let found = percentile_of(q, total, if total.len() == 0 { 0 } else { effective(value, total, batches) });
+    let had = if total.len() == 0 { 0 } else { effective(value, total, batches).min(most) };
+    let found = percentile_of(q, total, had);
     if q == MEDIAN && found.ms.is_none() && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
     }
@@ -93,8 +108,7 @@ fn median_by_batches(total: Sample, batches: &[Sample]) -> Option<Interval> {
     let medians = batches.iter().filter(|b| b.len() > 0).map(median).collect::<Option<Vec<f64>>>()?;
     let (value, n) = (median(&total)?, medians.len() as f64);
     let mean = medians.iter().sum::<f64>() / n;
-    let spread = spread(&medians.iter().map(|m| m - mean).collect::<Vec<_>>())?;
-    let half = spread.t * spread.variance.sqrt() / n;
+    let half = spread(&medians.iter().map(|m| m - mean).collect::<Vec<_>>())?.half_width() / n;
     Some(Interval { value, ci95: [(mean - half).clamp(0.0, value), (mean + half).max(value)] })
 }
 
@@ -183,11 +197,12 @@ mod tests {
         batches.iter().for_each(|b| total.merge(b));
         let sample = |latency| Sample { latency, failures: 0 };
         let parts: Vec<Sample> = batches.iter().map(sample).collect();
-        let median = percentile(50.0, sample(&total), &parts);
+        let all = percentiles(sample(&total), &parts);
+        let median = &all[0];
         assert!(median.had < median.needs, "{median:?}");
         let [low, high] = median.ms.expect("a median is always said").ci95;
         assert!(low <= 1.0 && high >= 2.0, "{median:?}");
-        assert_eq!(percentile(99.0, sample(&total), &parts).ms, None);
+        assert!(all[1..].iter().all(|p| p.ms.is_none() && p.had <= median.had), "{all:?}");
     }
 
     #[test]
@@ -231,15 +246,15 @@ mod tests {
     }
 
     #[test]
-    fn eight_slow_calls_carry_a_median_and_a_drift_does_not() {
+    fn nine_slow_calls_carry_a_median_and_a_drift_does_not() {
         let had = |ms: &[u64]| {
             let calls: Vec<_> = ms.iter().map(|ms| filled([ms * 1_000_000])).collect();
             let total = filled(ms.iter().map(|ms| ms * 1_000_000));
             let samples: Vec<_> = calls.iter().map(|latency| Sample { latency, failures: 0 }).collect();
-            percentile(50.0, Sample { latency: &total, failures: 0 }, &samples).had
+            percentiles(Sample { latency: &total, failures: 0 }, &samples)[0].had
         };
-        assert_eq!(had(&[400, 410, 395, 420, 405, 398, 415, 402]), 6);
-        assert!(had(&[400, 410, 395, 420, 405, 398, 415]) < 6);
+        assert_eq!(had(&[400, 410, 395, 420, 405, 398, 415, 402, 408]), 6);
+        assert!(had(&[400, 410, 395, 420, 405, 398, 415, 402]) < 6);
         assert!(had(&[300, 310, 320, 330, 400, 410, 420, 430]) < 4);
     }
 

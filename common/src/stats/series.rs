@@ -2,13 +2,16 @@
 
 use super::{
     Histogram, Interval,
-    batch::spread,
-    percentile::{PERCENTILES, Sample, percentile},
+    batch::{Spread, spread},
+    percentile::{Sample, percentiles},
 };
 use crate::part::Percentile;
 
 /// At this many batches neighbours are joined in pairs, so that memory does not grow with the run.
 const MOST: usize = 32;
+/// Bounds of the stretches that are asked for.
+const SHORTEST_NS: u64 = 10_000_000;
+const LONGEST_NS: u64 = 250_000_000;
 
 /// What happened in a stretch of a run. It ends at the end of a call, so that count and duration belong
 /// together to the nanosecond.
@@ -102,8 +105,25 @@ impl Series {
         self.total.latency.len() + self.total.failures
     }
 
-    /// Successes a second, by batch means of the ratio of count to duration. None below two batches.
+    /// How wide the next stretch that is pushed had better be: what the batch that is being filled lacks.
+    pub fn window_ns(&self) -> u64 {
+        let filled = self.batches.last().map_or(0, |last| last.duration_ns);
+        let lacks = if filled < self.width_ns { self.width_ns - filled } else { self.width_ns };
+        lacks.clamp(SHORTEST_NS, LONGEST_NS)
+    }
+
+    /// Successes a second. The interval's ends are at equal ratios to the value, as for what cannot be negative. None
+    /// below two batches.
     pub fn throughput(&self) -> Option<Interval> {
+        let count = self.in_time as f64;
+        let value = count / self.seconds();
+        let ratio = (self.count_spread()?.half_width() / count.max(1.0)).exp();
+        Some(Interval { value, ci95: [value / ratio, value * ratio] })
+    }
+
+    /// How uncertain the number of successes is, by batch means of the ratio of count to duration; its degrees of
+    /// freedom say how far the width of [`Series::throughput`]'s interval can be trusted. None below two batches.
+    pub fn count_spread(&self) -> Option<Spread> {
         let duration = self.total.duration_ns as f64;
         if duration == 0.0 {
             return None;
@@ -116,26 +136,14 @@ impl Series {
         });
         let rate = self.in_time as f64 / duration;
         let residuals: Vec<f64> = counts.zip(&self.batches).map(|(n, b)| n - rate * b.duration_ns as f64).collect();
-        let spread = spread(&residuals)?;
-        let half = spread.t * spread.variance.sqrt() / duration;
-        let per_s = |per_ns: f64| per_ns * 1e9;
-        Some(Interval { value: per_s(rate), ci95: [per_s((rate - half).max(0.0)), per_s(rate + half)] })
+        spread(&residuals)
     }
 
     /// Every percentile that documents show.
     pub fn percentiles(&self) -> Vec<Percentile> {
         let batches: Vec<_> = self.batches.iter().map(Batch::sample).collect();
-        PERCENTILES.iter().map(|&q| percentile(q, self.total.sample(), &batches)).collect()
+        percentiles(self.total.sample(), &batches)
     }
-}
-
-/// Whether throughput and each percentile that the samples carry are known to this precision (a share of
-/// the value). The median must be among them.
-pub fn converged(throughput: Option<Interval>, percentiles: &[Percentile], precision: f64) -> bool {
-    let within = |interval: &Interval| interval.relative_half_width() <= precision;
-    throughput.as_ref().is_some_and(within)
-        && percentiles.iter().any(|p| p.q == 50.0 && p.ms.is_some())
-        && percentiles.iter().filter_map(|p| p.ms.as_ref()).all(within)
 }
 
 #[cfg(test)]
@@ -159,7 +167,6 @@ mod tests {
         assert_eq!(series.batches().iter().map(|b| b.latency.len()).sum::<u64>(), 30_000);
         let constant = series.throughput().unwrap();
         assert!((constant.value - 1000.0).abs() < 1e-6 && constant.relative_half_width() < 1e-9);
-        assert!(converged(Some(constant), &series.percentiles(), 0.01));
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub(crate) fn t95(df: f64) -> f64 {
     // P(|T| > t) = I_{df/(df+t²)}(df/2, 1/2).
     let beyond = |t: f64| beta_inc(df / 2.0, 0.5, df / (df + t * t));
     let (mut low, mut high) = (1.9, 13.0);
-    for _ in 0..60 {
+    for _ in 0..40 {
         let mid = (low + high) / 2.0;
         if beyond(mid) > 0.05 { low = mid } else { high = mid }
     }

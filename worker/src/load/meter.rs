@@ -9,7 +9,6 @@ use super::{
     resolve, revisit,
     schedule::Pacer,
     search, verdict,
-    warmup::{self, Warmth},
 };
 use crate::sample::{Probes, Running, Samples};
 use modelmeter_common::{
@@ -18,7 +17,9 @@ use modelmeter_common::{
     part::{Percentile, Point},
     stats::{
         Interval,
-        series::{Series, converged},
+        series::Series,
+        stop::{Look, StopRule},
+        warmup::{self, Warmth},
     },
 };
 use std::{
@@ -37,37 +38,27 @@ const SILENCE: Duration = Duration::from_secs(2);
 const HOPELESS_ERRORS: f64 = 0.1;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The durations that hold for one point, from now on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Limits {
-    /// Not before.
-    pub min: Duration,
-    /// Then it ends, unless it lacks an interval for throughput or median.
-    pub max: Duration,
-    /// Then it ends.
-    pub last: Duration,
+/// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
+fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
+    let rule = StopRule::from(&rules.stop);
+    let until = |end: Instant| end.saturating_duration_since(now);
+    let longest = rule.max.saturating_sub(done);
+    let (max, last) =
+        rules.slice.map_or((longest, longest), |s| (longest.min(until(s.share)), longest.min(until(s.end))));
+    // A fixed number of calls is not ended for its precision.
+    let min = if rules.batches.is_some() { max } else { max.min(rule.min.saturating_sub(done)) };
+    StopRule::new(min, max, last, rule.precision)
 }
 
-impl Limits {
-    /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
-    fn new(rules: &Rules, done: Duration, now: Instant) -> Self {
-        let longest = Duration::from_millis(rules.stop.max_duration_ms).saturating_sub(done);
-        let until = |end: Instant| longest.min(end.saturating_duration_since(now));
-        let (max, last) = rules.slice.map_or((longest, longest), |s| (until(s.share), until(s.end)));
-        let min = Duration::from_millis(rules.stop.min_duration_ms).saturating_sub(done);
-        Self { min: min.min(max), max, last }
-    }
+/// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
+fn planned(rules: &Rules, rule: &StopRule) -> Duration {
+    if rules.slice.is_some() { rule.max.mul_f64(0.75) } else { rule.max }
+}
 
-    /// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
-    fn planned(&self, rules: &Rules) -> Duration {
-        if rules.slice.is_some() { self.max.mul_f64(0.75) } else { self.max }
-    }
-
-    /// The latest end of a warm-up in which the first calls have yet to end.
-    fn latest_warmup(&self, rules: &Rules) -> Duration {
-        let third = Duration::from_millis(rules.stop.max_duration_ms) / 3;
-        if rules.slice.is_some() { third.min(self.last / 2) } else { third }
-    }
+/// The latest end of a warm-up in which the first calls have yet to end.
+fn latest_warmup(rules: &Rules, rule: &StopRule) -> Duration {
+    let third = Duration::from_millis(rules.stop.max_duration_ms) / 3;
+    if rules.slice.is_some() { third.min(rule.last / 2) } else { third }
 }
 
 /// A point with all that is needed to go on with it.
@@ -162,7 +153,7 @@ struct Meter<'a> {
     target: &'a Target,
     load: LoadPoint,
     rules: &'a Rules,
-    limits: Limits,
+    stop: StopRule,
     /// Measured before this visit.
     earlier: Duration,
     control: Control,
@@ -185,7 +176,6 @@ struct Meter<'a> {
     down: Option<String>,
     last_seen: Instant,
     begun: Instant,
-    next_check: Duration,
     checks: JoinSet<Result<(), Problem>>,
 }
 
@@ -209,7 +199,7 @@ impl<'a> Meter<'a> {
             target,
             load,
             rules,
-            limits: Limits::new(rules, Duration::ZERO, now),
+            stop: stop_rule(rules, Duration::ZERO, now),
             earlier: Duration::ZERO,
             control,
             reports,
@@ -230,7 +220,6 @@ impl<'a> Meter<'a> {
             down: None,
             last_seen: now,
             begun: now,
-            next_check: Duration::ZERO,
             checks: JoinSet::new(),
         }
     }
@@ -243,19 +232,19 @@ impl<'a> Meter<'a> {
         self.earlier = Duration::from_nanos(self.series.total().duration_ns);
         self.cpu_ns = (earlier.client_cpu_cores * self.earlier.as_nanos() as f64) as u64;
         self.awake_ns = (earlier.client_awake_cores * self.earlier.as_nanos() as f64) as u64;
-        self.limits = Limits::new(self.rules, self.earlier, self.begun);
+        self.stop = stop_rule(self.rules, self.earlier, self.begun);
     }
 
     /// Warm-up, then the measured phase. Sampling begins with the latter.
     async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
-        self.control.set_width_ns(1_000_000);
+        self.control.set_width_ns(self.series.window_ns());
         self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
         self.measuring = true;
         self.begun = Instant::now();
         self.last_seen = self.begun;
-        self.limits = Limits::new(self.rules, self.earlier, self.begun);
+        self.stop = stop_rule(self.rules, self.earlier, self.begun);
         let running = probes.begin();
         if self.gone.is_none() {
             while self.next(cancel).await? == Next::Go && !self.is_enough() {}
@@ -308,29 +297,24 @@ impl<'a> Meter<'a> {
             self.last_seen = Instant::now();
             (self.downs, self.down) = (0, None);
         }
-        let (series, errors) = match (self.measuring && window.phase > 0, window.late) {
-            (false, _) => {
-                for (failure, n) in window.errors {
-                    *self.warmup_errors.entry(failure).or_insert(0) += n;
-                }
-                return self.warmup.push(&window.batch);
-            }
-            (true, late) => {
-                if late {
-                    self.series.push_late(&window.batch);
-                } else {
-                    self.series.push(&window.batch);
-                    self.cpu_ns += window.cpu_ns;
-                    self.awake_ns += window.awake_ns;
-                }
-                (&self.series, &mut self.errors)
-            }
+        let (series, errors) = if self.measuring && window.phase > 0 {
+            (&mut self.series, &mut self.errors)
+        } else {
+            (&mut self.warmup, &mut self.warmup_errors)
         };
+        if window.late {
+            series.push_late(&window.batch);
+        } else {
+            series.push(&window.batch);
+            if window.phase > 0 {
+                self.cpu_ns += window.cpu_ns;
+                self.awake_ns += window.awake_ns;
+            }
+        }
         for (failure, n) in window.errors {
             *errors.entry(failure).or_insert(0) += n;
         }
-        let width = (series.total().duration_ns / 64).clamp(1_000_000, 100_000_000);
-        self.control.set_width_ns(width);
+        self.control.set_width_ns(series.window_ns());
     }
 
     /// Ends what has gone silent: neither successes nor time-outs come.
@@ -350,10 +334,10 @@ impl<'a> Meter<'a> {
             LoadPoint::Closed { concurrency } => u64::from(concurrency),
             LoadPoint::Open { .. } => 1,
         };
-        if self.warmup.requests() < first && elapsed < self.limits.latest_warmup(self.rules) {
+        if self.warmup.requests() < first && elapsed < latest_warmup(self.rules, &self.stop) {
             return false;
         }
-        match warmup::judge(&self.warmup, elapsed, self.limits.planned(self.rules)) {
+        match warmup::judge(&self.warmup, elapsed, planned(self.rules, &self.stop)) {
             Warmth::Warming => false,
             Warmth::Warm => true,
             Warmth::Drifting => {
@@ -363,42 +347,25 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// The stop rule. Looked at whenever a twentieth more was measured, so that many looks do not add up to
-    /// a lucky one.
+    /// Whether the stop rule, the SLA and the failures so far let it end.
     fn is_enough(&mut self) -> bool {
         let elapsed = self.begun.elapsed();
-        if elapsed >= self.limits.max {
-            if elapsed < self.limits.last && !self.is_hopeless() && !self.has_intervals() {
-                return false;
-            }
-            self.converged = self.is_converged();
-            return true;
+        let look = self.stop.look(elapsed, &self.series);
+        if look == Look::Open {
+            return elapsed >= self.stop.min && self.is_hopeless();
         }
-        if self.rules.batches.is_some() || elapsed < self.limits.min || elapsed < self.next_check {
-            return false;
-        }
-        self.next_check = elapsed.mul_f64(1.05);
-        self.converged = self.is_converged();
+        self.converged = self.stop.is_met(&self.series) && !self.lacks_percentiles();
         let may_yet = |sla: &Sla| search::is_open(sla, &self.series);
-        let is_done = self.converged && !self.rules.sla.as_ref().is_some_and(may_yet);
-        is_done || self.is_hopeless()
+        look == Look::Late || self.is_hopeless() || self.converged && !self.rules.sla.as_ref().is_some_and(may_yet)
     }
 
     fn is_hopeless(&self) -> bool {
         self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
     }
 
-    /// Whether throughput and median can be said with an interval.
-    fn has_intervals(&self) -> bool {
-        let median = || self.series.percentiles().iter().any(|p| p.q == 50.0 && p.had >= p.needs);
-        self.series.throughput().is_some() && median()
-    }
-
     /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
-    fn is_converged(&self) -> bool {
-        let percentiles = self.series.percentiles();
-        let is_full = self.earlier.is_zero() || !revisit::lacks_percentiles(&percentiles);
-        is_full && converged(self.series.throughput(), &percentiles, self.rules.stop.precision)
+    fn lacks_percentiles(&self) -> bool {
+        !self.earlier.is_zero() && revisit::lacks_percentiles(&self.series.percentiles())
     }
 
     /// Ends the client, takes in what is left, and says what was seen.

@@ -1,10 +1,10 @@
 //! The meter: drives a server with a real gRPC client and says what came of it.
 //!
-//! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, when warm-up
-//! and measuring end ([`warmup`], [`meter`]), which loads to try ([`plan`], [`sweep`], [`search`]), and going on
-//! with a load that was measured before ([`revisit`]). What does not:
-//! making requests and checking answers ([`crate::inspector`]), and figures of device and host
-//! ([`crate::sample`]).
+//! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, one point from warm-up
+//! to verdict ([`meter`]), which loads to try ([`plan`], [`sweep`], [`search`]), and going on with a load that was
+//! measured before ([`revisit`]). What does not: the rules by which warm-up and measuring end
+//! ([`modelmeter_common::stats`]), making requests and checking answers ([`crate::inspector`]), and figures of device
+//! and host ([`crate::sample`]).
 //!
 //! The client has a thread of its own. It speaks HTTP/2 itself, below any gRPC library, because what a
 //! client costs shows in what it measures.
@@ -29,7 +29,6 @@ pub mod search;
 pub mod sweep;
 mod sys;
 mod verdict;
-pub mod warmup;
 
 #[cfg(test)]
 mod mock;

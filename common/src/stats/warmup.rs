@@ -5,7 +5,7 @@
 //! series is stationary when that start lies in its first half. A difference between its halves of less than
 //! 1 % is none.
 
-use modelmeter_common::stats::series::{Batch, Series};
+use super::series::{Batch, Series};
 use std::time::Duration;
 
 /// The classic warm-up.

@@ -1,0 +1,135 @@
+//! When a point has been measured for long enough: a value, so that the meter and the simulations that prove the
+//! intervals' coverage end a run by the very same rule.
+//!
+//! A run that ends when its intervals happen to be narrow has intervals that are too narrow. So there are few looks,
+//! each at a run longer by a quarter than the last, and what is known from few stretches of a run must be known
+//! better.
+
+use super::{Interval, batch::Spread, percentile::MEDIAN, series::Series};
+use crate::load::Stop;
+use std::time::Duration;
+
+/// How much longer the run is at each look.
+const GROWTH: f64 = 1.25;
+/// Degrees of freedom from which on the width of throughput's interval is taken as it is. With fewer it must be
+/// narrower than asked in proportion: a slow spell that was seen twice may come twice as often.
+const MANY_DF: f64 = 16.0;
+
+/// The rule, and when it looks next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StopRule {
+    /// Not before.
+    pub min: Duration,
+    /// Then it ends, unless it lacks an interval for throughput or median.
+    pub max: Duration,
+    /// Then it ends.
+    pub last: Duration,
+    /// Half width to reach, as a share of the value.
+    pub precision: f64,
+    next: Duration,
+}
+
+/// What a look at a run says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// Go on.
+    Open,
+    /// As precise as asked.
+    Converged,
+    /// Out of time.
+    Late,
+}
+
+impl StopRule {
+    /// A rule that has not looked yet.
+    pub fn new(min: Duration, max: Duration, last: Duration, precision: f64) -> Self {
+        Self { min, max, last, precision, next: min }
+    }
+
+    /// Looks at a run that has lasted this long.
+    pub fn look(&mut self, elapsed: Duration, series: &Series) -> Look {
+        if elapsed >= self.max {
+            return if elapsed >= self.last || has_intervals(series) { Look::Late } else { Look::Open };
+        }
+        if elapsed < self.next {
+            return Look::Open;
+        }
+        self.next = elapsed.mul_f64(GROWTH);
+        if self.is_met(series) { Look::Converged } else { Look::Open }
+    }
+
+    /// Whether throughput and each percentile that the samples carry are as precise as asked. The median must be
+    /// among them.
+    pub fn is_met(&self, series: &Series) -> bool {
+        let within = |interval: &Interval| interval.relative_half_width() <= self.precision;
+        let (throughput, spread) = (series.throughput(), series.count_spread());
+        let surely = |(i, s): (Interval, Spread)| i.relative_half_width() * (MANY_DF / s.df).max(1.0) <= self.precision;
+        let percentiles = series.percentiles();
+        throughput.zip(spread).is_some_and(surely)
+            && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
+            && percentiles.iter().filter_map(|p| p.ms.as_ref()).all(within)
+    }
+}
+
+impl From<&Stop> for StopRule {
+    fn from(stop: &Stop) -> Self {
+        let max = Duration::from_millis(stop.max_duration_ms);
+        Self::new(Duration::from_millis(stop.min_duration_ms), max, max, stop.precision)
+    }
+}
+
+/// Whether throughput and median can be said with an interval.
+fn has_intervals(series: &Series) -> bool {
+    let median = || series.percentiles().iter().any(|p| p.q == MEDIAN && p.ms.is_some());
+    series.throughput().is_some() && median()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::series::Batch;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Calls of 1 ms, 62 in a stretch, and then a pause.
+    fn series(stretches: u64, pause_ns: impl Fn(u64) -> u64) -> Series {
+        let mut series = Series::default();
+        for i in 0..stretches {
+            let mut stretch = Batch { duration_ns: 62_000_000 + pause_ns(i), ..Batch::default() };
+            (0..62).for_each(|call| stretch.latency.record(1_000_000 + (i * 31 + call) % 97 * 500));
+            series.push(&stretch);
+        }
+        series
+    }
+
+    #[test]
+    fn looks_are_few() {
+        let wide = series(30, |i| i % 2 * 50_000_000);
+        let mut rule = StopRule::new(2 * SECOND, 30 * SECOND, 30 * SECOND, 1e-6);
+        let mut looks = 0;
+        for tenth in 1..300 {
+            let before = rule;
+            assert_eq!(rule.look(SECOND / 10 * tenth, &wide), Look::Open);
+            looks += u32::from(rule != before);
+        }
+        assert!((10..=13).contains(&looks), "{looks}");
+        assert_eq!(rule.look(30 * SECOND, &wide), Look::Late);
+    }
+
+    #[test]
+    fn a_steady_run_has_converged_and_one_with_two_pauses_has_not() {
+        let rule = StopRule::new(2 * SECOND, 30 * SECOND, 30 * SECOND, 0.05);
+        assert!(rule.is_met(&series(31, |i| i % 3 * 1_000_000)));
+        let two_pauses = series(31, |i| if i % 16 == 7 { 15_000_000 } else { 0 });
+        assert!(two_pauses.throughput().unwrap().relative_half_width() < 0.05);
+        assert!(!rule.is_met(&two_pauses), "two pauses do not tell how many there are");
+    }
+
+    #[test]
+    fn without_intervals_it_goes_on_to_the_last() {
+        let mut rule = StopRule::new(2 * SECOND, 3 * SECOND, 9 * SECOND, 0.05);
+        assert_eq!(rule.look(4 * SECOND, &series(1, |_| 0)), Look::Open);
+        assert_eq!(rule.look(9 * SECOND, &series(1, |_| 0)), Look::Late);
+        assert_eq!(rule.look(4 * SECOND, &series(20, |_| 0)), Look::Late);
+    }
+}
