@@ -1,13 +1,17 @@
 //! Compiles the .proto files with protox (no protoc) and keeps the descriptor set for reflection.
 use prost::Message;
 
-const FILES: [&str; 3] = ["control.proto", "kserve_v2.proto", "onnx.proto"];
+const FILES: [&str; 4] = ["control.proto", "inspector.proto", "kserve_v2.proto", "onnx.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".inference").bytes(".onnx").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".inference")
+        .bytes(".modelmeter.inspector")
+        .bytes(".onnx")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -139,14 +139,20 @@ impl Client {
 
     /// Adds a model whose artifacts, if it has any, lie in these files; what the hub has already is not sent.
     pub async fn add_model(&mut self, model: &Model, files: &[(ArtifactRef, &Path)]) -> Result<(), Problem> {
+        self.add_artifacts(files).await?;
+        let model_json = json(model);
+        self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
+        Ok(())
+    }
+
+    /// Sends the artifacts that the hub lacks.
+    pub async fn add_artifacts(&mut self, files: &[(ArtifactRef, &Path)]) -> Result<(), Problem> {
         let sha256 = files.iter().map(|(artifact, _)| artifact.sha256.clone()).collect();
         let missing =
             self.control.missing_artifacts(ArtifactIds { sha256 }).await.map_err(problem)?.into_inner().sha256;
         for (artifact, path) in files.iter().filter(|(artifact, _)| missing.contains(&artifact.sha256)) {
             self.put_artifact(artifact, path).await?;
         }
-        let model_json = json(model);
-        self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
         Ok(())
     }
 

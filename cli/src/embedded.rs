@@ -8,8 +8,9 @@ use modelmeter_common::{
     device::{Device, DeviceKind, selects},
 };
 use modelmeter_coordinator as coordinator;
-use modelmeter_worker as worker;
+use modelmeter_worker::{self as worker, inspector::Custom};
 use std::{
+    collections::BTreeMap,
     fs::File,
     net::Ipv4Addr,
     os::fd::AsRawFd,
@@ -86,6 +87,7 @@ impl Embedded {
         config: &Config,
         devices: &[String],
         engines: Vec<worker::EngineSpec>,
+        inspectors: BTreeMap<String, Custom>,
     ) -> Result<(), Problem> {
         let options = worker::Options {
             name: WORKER.into(),
@@ -93,6 +95,7 @@ impl Embedded {
             coordinators: vec![self.address.clone()],
             slots: slots(devices, &engines),
             engines,
+            inspectors,
             home: config.home.clone(),
             lock_dir: lock_dir(config),
             ports: port_policy(config.worker.ports),

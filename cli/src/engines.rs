@@ -1,9 +1,9 @@
 //! Which engines can run on this machine: what the worker may launch, and what `modelmeter engines` says.
 
-use crate::torchscript;
+use crate::{custom, torchscript};
 use modelmeter_common::{
     Code, Problem, VERSION,
-    config::Config,
+    config::{Config, CustomEngine},
     engine::{self, EngineInfo, Protocol},
 };
 use modelmeter_serving::onnxruntime;
@@ -25,7 +25,7 @@ pub const ENDPOINT: &str = "endpoint";
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Found {
     /// Its name in requests.
-    pub name: &'static str,
+    pub name: String,
     /// What it is.
     pub title: &'static str,
     /// The artifact formats that it loads.
@@ -46,14 +46,32 @@ pub struct Found {
     pub hint: Option<String>,
 }
 
-/// Looks at every built-in engine but `endpoint`, which is not installed but attached to.
+/// Looks at every built-in engine but `endpoint`, which is not installed but attached to, and at those of the
+/// configuration.
 pub fn survey(config: &Config) -> Vec<Found> {
-    engine::ENGINES.iter().filter(|info| info.name != ENDPOINT).map(|info| look(info, config)).collect()
+    let built_in = engine::ENGINES.iter().filter(|info| info.name != ENDPOINT).map(|info| look(info, config));
+    built_in.chain(config.engines.iter().map(|(name, engine)| look_at_custom(name, engine))).collect()
+}
+
+fn look_at_custom(name: &str, engine: &CustomEngine) -> Found {
+    let problem = custom::engine(name, engine).err();
+    Found {
+        name: name.to_owned(),
+        title: "defined in the configuration",
+        formats: engine.formats.iter().map(|format| format.as_str()).collect(),
+        supported: true,
+        available: problem.is_none(),
+        gpu: engine.devices.iter().any(|device| device == "gpu"),
+        version: engine.version.clone(),
+        location: engine.command.first().map(PathBuf::from),
+        reason: problem.as_ref().map(ToString::to_string),
+        hint: problem.and_then(|problem| problem.hint),
+    }
 }
 
 fn look(info: &EngineInfo, config: &Config) -> Found {
     let found = Found {
-        name: info.name,
+        name: info.name.to_owned(),
         title: info.title,
         formats: info.formats.iter().map(|format| format.as_str()).collect(),
         supported: modelmeter_serving::ENGINES.contains(&info.name) || info.name == "torchscript",
@@ -96,7 +114,7 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
 pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Problem> {
     let found = survey(config);
     for name in wanted {
-        match found.iter().find(|f| f.name == name) {
+        match found.iter().find(|f| f.name == *name) {
             None => return Err(unknown(name, &found)),
             Some(f) if !f.available => {
                 let reason = f.reason.as_deref().unwrap_or("it cannot run here");
@@ -107,17 +125,17 @@ pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Prob
             Some(_) => {}
         }
     }
-    let program = server_program()?;
-    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.iter().any(|w| w == f.name)));
-    let spec = |found: &Found| match found.name {
-        "torchscript" => torchscript::spec(found, config),
-        _ => Ok(spec(found, &program)),
+    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.iter().any(|w| *w == f.name)));
+    let spec = |found: &Found| match (found.name.as_str(), config.engines.get(&found.name)) {
+        (name, Some(engine)) => custom::engine(name, engine),
+        ("torchscript", None) => torchscript::spec(found, config),
+        (_, None) => Ok(spec(found, &server_program()?)),
     };
     launchable.map(spec).collect()
 }
 
 fn unknown(name: &str, found: &[Found]) -> Problem {
-    let names = found.iter().map(|f| f.name);
+    let names = found.iter().map(|f| f.name.as_str());
     let meant = modelmeter_common::error::closest(name, names.clone())
         .map(|near| format!("did you mean '{near}'? "))
         .unwrap_or_default();
@@ -127,7 +145,7 @@ fn unknown(name: &str, found: &[Found]) -> Problem {
 
 /// One of the engines that this very program serves.
 fn spec(found: &Found, program: &Path) -> EngineSpec {
-    let info = engine::find(found.name).expect("surveyed from the table of engines");
+    let info = engine::find(&found.name).expect("surveyed from the table of engines");
     let mut args: Vec<String> = ["serve", "--engine", info.name, "--model", "{model}", "--model-name", "{model_name}"]
         .into_iter()
         .chain(["--grpc-port", "{grpc_port}", "--http-port", "{http_port}", "--settings", "{settings}"])

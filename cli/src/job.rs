@@ -1,6 +1,9 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
-use crate::args::{Format, LoadMode, ProfileArgs};
+use crate::{
+    args::{Format, LoadMode, ProfileArgs},
+    data,
+};
 use modelmeter_common::{
     Code, Problem,
     engine::Protocol,
@@ -8,8 +11,12 @@ use modelmeter_common::{
     load::Load,
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
+use modelmeter_worker::inspector::Custom;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// Wall time of a quick start of a built-in model.
 const QUICK_START_BUDGET_MS: u64 = 120_000;
@@ -43,6 +50,8 @@ pub struct Job {
     pub format: Format,
     /// Print each load point: the user named them.
     pub points: bool,
+    /// Inspectors of this program, besides those of the configuration.
+    pub inspectors: BTreeMap<String, Custom>,
 }
 
 /// Makes the job. `embedded`: it will run in this process.
@@ -65,6 +74,7 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
         points: points_named(&request.load),
         format: args.format.unwrap_or(if json { Format::Json } else { Format::Table }),
         dry_run: args.dry_run,
+        inspectors: BTreeMap::new(),
         target,
         request,
     })
@@ -199,6 +209,7 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     request.budget_ms = args.budget.or(request.budget_ms);
     request.sla = args.sla.clone().or(request.sla.take());
     request.inspector = args.inspector.clone().or(request.inspector.take());
+    request.data = data::source(&args.data)?.or(request.data.take());
     set(&mut request.repeats, args.repeats);
     set(&mut request.seed, args.seed);
     set(&mut request.priority, args.priority);
@@ -284,7 +295,7 @@ fn set<T>(to: &mut T, given: Option<T>) {
 }
 
 /// For dry runs and logs: settings as `threads=2, mode=fast`.
-pub fn settings_text(settings: &std::collections::BTreeMap<String, Value>) -> String {
+pub fn settings_text(settings: &BTreeMap<String, Value>) -> String {
     let one = |(k, v): (&String, &Value)| match v {
         Value::String(text) => format!("{k}={text}"),
         other => format!("{k}={other}"),
@@ -324,7 +335,7 @@ mod tests {
     fn every_field_of_a_request_has_its_flag() {
         let line = "m.onnx --engines onnx,rten --set onnx.threads=1,2 --shape x=1,3 --shape x=1,5 --devices cpu,gpu --batch-sizes 1,2 \
              --concurrency 1,4 --batches 9 --precision 3% --min-duration 1s --max-duration 5s --timeout 2s --max-in-flight 7 \
-             --budget 1m --sla p95=50ms --repeats 3 --inspector mine --seed 7 --priority 20 --deadline 1h --no-wait --labels a=b,c=d";
+             --budget 1m --sla p95=50ms --repeats 3 --inspector mine --data x=f.npy --seed 7 --priority 20 --deadline 1h --no-wait --labels a=b,c=d";
         let got = serde_json::to_value(job(line).request).unwrap();
         let default = serde_json::to_value(Request::default()).unwrap();
         for (field, value) in default.as_object().unwrap() {

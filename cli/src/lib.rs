@@ -6,6 +6,8 @@
 pub mod args;
 pub mod client;
 mod command;
+pub mod custom;
+pub mod data;
 pub mod embedded;
 pub mod engines;
 pub mod interrupt;
@@ -18,5 +20,6 @@ pub mod run;
 mod torchscript;
 
 pub use command::main;
-pub use modelmeter_common::{Problem, config, profile, request};
+pub use modelmeter_common::{Problem, config, engine as ports, profile, request};
+pub use modelmeter_worker::inspector;
 pub use profiler::{Profiler, Profiles};

@@ -12,7 +12,8 @@ use modelmeter_common::{
     profile::Profile,
     request::{Request, RequestState},
 };
-use std::{fmt, ops::Deref, path::PathBuf};
+use modelmeter_worker::inspector::{Custom, Inspector, Subject};
+use std::{collections::BTreeMap, fmt, ops::Deref, path::PathBuf, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 /// Profiles one model.
@@ -28,6 +29,7 @@ pub struct Profiler {
     args: ProfileArgs,
     config: Config,
     edit: Vec<Edit>,
+    inspectors: BTreeMap<String, Custom>,
     stop: CancellationToken,
     quiet: bool,
 }
@@ -45,8 +47,14 @@ impl Profiler {
     /// For a built-in reference model, a path to a model file, or `name[:version]` in the hub.
     pub fn new(model: impl Into<String>) -> Self {
         let args = ProfileArgs { model: Some(model.into()), ..ProfileArgs::default() };
-        let edit = Vec::new();
-        Self { args, config: Config::default(), edit, stop: CancellationToken::new(), quiet: true }
+        Self {
+            args,
+            config: Config::default(),
+            edit: Vec::new(),
+            inspectors: BTreeMap::new(),
+            stop: CancellationToken::new(),
+            quiet: true,
+        }
     }
 
     /// Serves it with this engine; repeated, with each of them. By default as `modelmeter profile` chooses.
@@ -61,6 +69,20 @@ impl Profiler {
     pub fn inspector(mut self, name: impl Into<String>) -> Self {
         self.args.inspector = Some(name.into());
         self
+    }
+
+    /// Makes its calls with an inspector of this program's own, under this name in the profiles. It is made for each
+    /// cell of what is to be sent. In this process only: the workers of a coordinator have inspectors of their own.
+    #[must_use]
+    pub fn inspector_type<I: Inspector + 'static>(
+        mut self,
+        name: impl Into<String>,
+        make: impl Fn(Subject) -> Result<I, Problem> + Send + Sync + 'static,
+    ) -> Self {
+        let name = name.into();
+        let made = move |subject| make(subject).map(|made| Arc::new(made) as Arc<dyn Inspector>);
+        self.inspectors.insert(name.clone(), Custom::Type(Arc::new(made)));
+        self.inspector(name)
     }
 
     /// Keeps cache, journal and hub there instead of in the user's data directory.
@@ -124,6 +146,7 @@ impl Profiler {
             ..ProfileArgs::default()
         };
         let mut job = job::resolve(&args, config.client.coordinators.is_empty(), false)?;
+        job.inspectors.clone_from(&self.inspectors);
         self.edit.iter().for_each(|edit| (edit.0)(&mut job.request));
         let finished = run::profile(&config, job, &mut Progress::new(self.quiet), &self.stop).await?;
         Ok(Profiles { request_id: finished.request_id, state: finished.state, profiles: finished.profiles })

@@ -3,6 +3,7 @@
 
 use crate::{
     client::Client,
+    custom, data,
     embedded::{self, Embedded},
     engines,
     interrupt::interrupted,
@@ -13,12 +14,13 @@ use crate::{
 use modelmeter_common::{
     Code, Problem, RequestId,
     config::{Config, Ports},
+    device::CPU_CLASS,
     profile::Profile,
     request::{Request, RequestState},
     status::{Dryrun, Status},
 };
-use modelmeter_coordinator::expand;
-use modelmeter_worker::{EngineSpec, sample};
+use modelmeter_coordinator::{expand, pool::Pool};
+use modelmeter_worker::{EngineSpec, inspector, sample};
 use std::{net::TcpListener, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -115,16 +117,30 @@ async fn prepare(config: &Config, job: Job, progress: &Progress) -> Result<Place
     if config.client.coordinators.is_empty() {
         return prepare_embedded(config, job, progress).await;
     }
+    if let Some(name) = job.inspectors.keys().next() {
+        return Err(Problem::invalid(
+            "inspector",
+            format!("the workers of a cluster do not have this program's '{name}'"),
+        )
+        .with_hint("measure in this process, or name an inspector of the workers' configuration"));
+    }
     let mut client = Client::connect(&config.client.coordinators).await?;
     let local = models::local(&job.target, &config.home).await?;
-    let model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
-    Ok(Place { client, embedded: None, request: Request { model, ..job.request } })
+    let mut request = job.request;
+    request.model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
+    data::store(&mut request, local.as_ref(), &config.home, &mut client).await?;
+    Ok(Place { client, embedded: None, request })
 }
 
-async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
+async fn prepare_embedded(config: &Config, mut job: Job, progress: &Progress) -> Result<Place, Problem> {
     embedded::writable(&config.home)?;
     let engines = launchable(&job, config, progress)?;
+    if let Some(name) = &job.request.inspector {
+        job.inspectors.extend(custom::inspectors(config)?);
+        inspector::find(name, &job.request.load, &job.inspectors)?;
+    }
     let local = models::local(&job.target, &config.home).await?;
+    data::check(&mut job.request, local.as_ref().map(|local| &local.model))?;
     check_settings(&job.request)?;
     check_cells(&job.request, local.as_ref(), &engines)?;
     free_ports(&engines, config.worker.ports)?;
@@ -147,10 +163,12 @@ async fn into_embedded(
     engines: Vec<EngineSpec>,
 ) -> Result<(Client, Request), Problem> {
     let mut client = embedded.client().await?;
-    let model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
-    embedded.add_worker(config, &job.request.devices, engines).await?;
+    let mut request = job.request;
+    request.model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
+    data::store(&mut request, local.as_ref(), &config.home, &mut client).await?;
+    embedded.add_worker(config, &request.devices, engines, job.inspectors).await?;
     // There is no other worker to wait for.
-    Ok((client, Request { model, no_wait: true, ..job.request }))
+    Ok((client, Request { no_wait: true, ..request }))
 }
 
 /// The engines that the worker in this process is given. One that cannot run here fails its own cells only, unless
@@ -213,7 +231,15 @@ fn check_cells(request: &Request, local: Option<&Local>, engines: &[EngineSpec])
         }
         request.engine_settings.retain(|engine, _| request.engines.contains(engine));
     }
-    expand::cells(&request, model, &[]).map(|_| ())
+    // The engines of the configuration are known by being on offer.
+    let on_offer = |class: &String| Pool {
+        id: class.clone(),
+        class: class.clone(),
+        engines: engines.iter().map(|spec| spec.name.clone()).collect(),
+        slots: 1,
+    };
+    let pools: Vec<Pool> = request.devices.iter().filter(|word| *word == CPU_CLASS).map(on_offer).collect();
+    expand::cells(&request, model, &pools).map(|_| ())
 }
 
 /// The documented ports of these engines must be free: better said now than by each cell.

@@ -71,7 +71,7 @@ mod tests {
         let home = std::env::temp_dir().join(format!("modelmeter-torchscript-{}", uuid::Uuid::new_v4()));
         let config = Config { home: home.clone(), ..Config::default() };
         let found = Found {
-            name: "torchscript",
+            name: "torchscript".into(),
             title: "",
             formats: Vec::new(),
             supported: true,

@@ -2,32 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod support;
+
 use serde_json::Value;
 use std::{
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
-
-/// Its own home, locks and ports: other tests measure on this machine at the same time.
-fn command(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modelmeter"));
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("MODELMETER_HOME", home)
-        .env("MODELMETER_WORKER_LOCK_DIR", home.join("locks"))
-        .env("MODELMETER_WORKER_PORTS", "auto")
-        .current_dir(home)
-        .args(args);
-    command
-}
-
-fn json(output: &Output) -> Value {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}\n{stderr}", String::from_utf8_lossy(&output.stdout)))
-}
+use support::{command, json};
 
 const SHORT: [&str; 8] =
     ["--min-duration", "100ms", "--max-duration", "500ms", "--concurrency", "1,2", "--precision", "50%"];

@@ -2,7 +2,7 @@
 //!
 //! The first three are merged here; flags are applied by the command line, which owns them.
 
-use crate::{Problem, redact::redact};
+use crate::{Problem, engine::Protocol, model::Format, redact::redact};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +29,10 @@ pub struct Config {
     pub worker: Worker,
     /// By engine.
     pub engine: Engines,
+    /// Engines of the user's own, by name.
+    pub engines: BTreeMap<String, CustomEngine>,
+    /// Inspectors of the user's own, by name.
+    pub inspectors: BTreeMap<String, CustomInspector>,
 }
 
 /// Where commands find their coordinator.
@@ -155,6 +159,78 @@ pub struct Torchscript {
 pub struct Onnx {
     /// The path of `libonnxruntime.so`; by default it is looked for.
     pub library: Option<PathBuf>,
+}
+
+/// A server that speaks a known protocol, as an engine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CustomEngine {
+    /// The program and its arguments, which may hold `{model}`, `{model_name}`, `{grpc_port}`, `{http_port}`,
+    /// `{settings}`, `{device}` and `{signature}`.
+    pub command: Vec<String>,
+    /// Set besides modelmeter's own environment; values may hold the same.
+    pub env: BTreeMap<String, String>,
+    /// The artifact formats that it loads.
+    pub formats: Vec<Format>,
+    /// What it speaks; it is also asked by it whether it is ready.
+    pub protocol: Protocol,
+    /// Where it answers HTTP in the first slot; 0: a free port.
+    pub http_port: u16,
+    /// Where it answers gRPC in the first slot; 0: a free port.
+    pub grpc_port: u16,
+    /// What it can run on: `cpu`, `gpu`.
+    pub devices: Vec<String>,
+    /// From launch to ready, at most.
+    pub ready_timeout: String,
+    /// By default it is asked.
+    pub version: Option<String>,
+}
+
+impl Default for CustomEngine {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            formats: Vec::new(),
+            protocol: Protocol::KserveV2,
+            http_port: 0,
+            grpc_port: 0,
+            devices: vec!["cpu".into()],
+            ready_timeout: "120s".into(),
+            version: None,
+        }
+    }
+}
+
+/// A program that makes the requests and checks the responses; it speaks `proto/inspector.proto`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CustomInspector {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Set besides modelmeter's own environment.
+    pub env: BTreeMap<String, String>,
+    /// What is timed.
+    pub timed_in: TimedIn,
+    /// Each of its answers may take this long.
+    pub timeout: String,
+}
+
+impl Default for CustomInspector {
+    fn default() -> Self {
+        Self { command: Vec::new(), env: BTreeMap::new(), timed_in: TimedIn::Modelmeter, timeout: "60s".into() }
+    }
+}
+
+/// Whose calls are timed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimedIn {
+    /// Our own client's, with the requests that the inspector made.
+    #[default]
+    Modelmeter,
+    /// The inspector's.
+    Child,
 }
 
 /// What the configuration is read from.

@@ -20,6 +20,7 @@ pub mod request;
 pub mod stats;
 pub mod status;
 pub mod task;
+pub mod testdata;
 pub mod time;
 pub mod wire;
 

@@ -31,6 +31,8 @@ pub enum Format {
     Savedmodel,
     /// A Triton model directory.
     Triton,
+    /// No model: test data of a request ([`crate::testdata`]).
+    Data,
 }
 
 impl Format {
@@ -41,6 +43,7 @@ impl Format {
             Self::Torchscript => "torchscript",
             Self::Savedmodel => "savedmodel",
             Self::Triton => "triton",
+            Self::Data => "data",
         }
     }
 }

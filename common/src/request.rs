@@ -4,6 +4,7 @@ use crate::{
     Problem, RequestId, Timestamp,
     load::{Load, Sla, Stop},
     model::{Dim, Model, ModelRef},
+    testdata::Source,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -58,6 +59,8 @@ pub struct Request {
     pub repeats: u32,
     /// A custom inspector's name; by default the engine's own.
     pub inspector: Option<String>,
+    /// Test data of the user's own; inputs that it leaves out get random values.
+    pub data: Option<Source>,
     /// Of test data, order and arrivals.
     pub seed: u64,
     /// Weight in the choice of the next task among requests, 1 to 100.
@@ -86,6 +89,7 @@ impl Default for Request {
             sla: None,
             repeats: 1,
             inspector: None,
+            data: None,
             seed: 0,
             priority: 10,
             deadline_ms: 24 * 3_600_000,

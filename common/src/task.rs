@@ -70,6 +70,8 @@ pub struct Plan {
     pub budget_ms: Option<u64>,
     /// Of test data and arrivals.
     pub seed: u64,
+    /// Test data of the user's own.
+    pub data: Option<ArtifactRef>,
 }
 
 /// What a worker gets with a claim.

@@ -10,6 +10,7 @@ use modelmeter_common::{
     model::{ArtifactRef, Dim, Format, Model, TensorShape},
     request::{MAX_CELLS, MAX_TASKS, Request},
     task::{Cell, Plan, Task},
+    testdata::Source,
     wire::sha256_hex,
 };
 use serde_json::Value;
@@ -88,6 +89,10 @@ pub fn plan(request: &Request, tasks: u64, slots: u32) -> Plan {
         sla: request.sla.clone(),
         budget_ms: request.budget_ms.map(share),
         seed: request.seed,
+        data: match &request.data {
+            Some(Source::Stored(data)) => Some(data.clone()),
+            _ => None,
+        },
     }
 }
 

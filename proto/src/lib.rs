@@ -5,6 +5,11 @@ pub mod control {
     tonic::include_proto!("modelmeter.v1");
 }
 
+/// What a worker and a custom inspector, its child, say to each other.
+pub mod inspector {
+    tonic::include_proto!("modelmeter.inspector.v1");
+}
+
 /// KServe v2 (Open Inference Protocol) over gRPC.
 pub mod kserve {
     tonic::include_proto!("inference");

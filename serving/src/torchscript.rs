@@ -15,7 +15,7 @@ use std::{
 const FILES: [(&str, &str); 3] = [
     ("server.py", include_str!("../torchscript/server.py")),
     ("model.py", include_str!("../torchscript/model.py")),
-    ("wire.py", include_str!("../torchscript/wire.py")),
+    ("wire.py", include_str!("../../python/modelmeter/wire.py")),
 ];
 const INSTALL: &str = "pip install torch grpcio, and name that Python with MODELMETER_ENGINE_TORCHSCRIPT_PYTHON";
 

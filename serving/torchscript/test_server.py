@@ -19,7 +19,8 @@ import urllib.error
 import urllib.request
 from typing import Dict
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "../../python/modelmeter")]
 
 import grpc
 import server

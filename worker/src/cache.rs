@@ -107,6 +107,7 @@ fn extension(format: Format) -> &'static str {
         Format::Torchscript => "pt",
         Format::Savedmodel => "savedmodel",
         Format::Triton => "triton",
+        Format::Data => "data",
     }
 }
 

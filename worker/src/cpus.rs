@@ -170,6 +170,7 @@ mod tests {
             coordinators: Vec::new(),
             slots: vec![slot(None)],
             engines: Vec::new(),
+            inspectors: BTreeMap::new(),
             home: folder.clone(),
             lock_dir: folder,
             ports: PortPolicy::Auto,

@@ -51,6 +51,7 @@ struct Context {
     coordinator: coordinator::Coordinator,
     places: Vec<Arc<engine::Place>>,
     engines: BTreeMap<String, EngineSpec>,
+    inspectors: BTreeMap<String, inspector::Custom>,
     labels: BTreeMap<String, String>,
     /// What the client is pinned to.
     client_cpus: Option<Vec<u32>>,

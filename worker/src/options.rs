@@ -3,6 +3,7 @@
 use crate::{
     cpus::Cores,
     engine::{EngineSpec, Launch, PortPolicy},
+    inspector::Custom,
     lock::Claim,
 };
 use modelmeter_common::{
@@ -32,6 +33,8 @@ pub struct Options {
     pub slots: Vec<SlotOptions>,
     /// What it may launch.
     pub engines: Vec<EngineSpec>,
+    /// Custom inspectors by name.
+    pub inspectors: BTreeMap<String, Custom>,
     /// Holds `cache/`, `journal/` and `logs/`.
     pub home: PathBuf,
     /// Holds the device locks: the same folder for all workers of a machine.

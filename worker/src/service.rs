@@ -131,6 +131,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         coordinator,
         places: places.collect(),
         engines: options.engines.into_iter().map(|engine| (engine.name.clone(), engine)).collect::<BTreeMap<_, _>>(),
+        inspectors: options.inspectors,
         labels: options.labels,
         client_cpus: cpus.client,
         shared_cpu: options.shared_cpu,

@@ -6,7 +6,7 @@ use crate::{
     Context, EngineSpec,
     attempts::Attempt,
     engine::{Deployment, Launch, Place},
-    inspector::{Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
+    inspector::{self, Custom, Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
     load::{self, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
 };
@@ -17,11 +17,9 @@ use modelmeter_common::{
     load::{Load, LoadPoint, Stop},
     part::{self, Point, Warning},
     task::{Assignment, Cell, Plan},
+    testdata::DataSet,
 };
 use std::{future::Future, sync::Arc, time::Duration};
-
-/// The name of the engine's own inspector.
-const DEFAULT_INSPECTOR: &str = "default";
 
 /// What an attempt gave, or why it gave nothing.
 pub(crate) type Measured = Result<Done, Problem>;
@@ -47,17 +45,28 @@ pub(crate) async fn measure(
     attempt: &Attempt,
 ) -> Measured {
     let cell = &assignment.cell;
+    let custom = inspector::find(&cell.inspector, &assignment.plan.load, &context.inspectors)?;
     deploy(context, place, kept, cell, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
-    let mut target = target(deployment, cell, assignment.plan.seed).await?;
+    let mut target = target(context, place, deployment, assignment, custom).await?;
     target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
-    let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
-    let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
-    let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
-    let points = points(context, target, probes, &assignment.plan, attempt);
-    let mut points = alive(deployment, points).await?;
+    let inspector = target.inspector.clone();
+    let measured = async {
+        let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
+        let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
+        let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
+        let points = points(context, target, probes, &assignment.plan, attempt);
+        Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
+    };
+    let measured = measured.await;
+    // An inspector that did not live through it explains what failed, and makes figures worthless.
+    inspector.health().await?;
+    let (first_inference_ms, mut points) = measured?;
     if context.shared_cpu {
         points.iter_mut().for_each(|point| mark_shared(point, assignment.plan.stop.certified));
+    }
+    if inspector.caller().is_some() {
+        points.iter_mut().for_each(|point| mark_timed(point, &cell.inspector));
     }
     let deployment = part::Deployment {
         engine_version: deployment.engine_version.clone(),
@@ -139,13 +148,6 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
         Problem::new(Code::NotInstalled, format!("worker {} has no engine '{}'", context.name, cell.engine))
             .with_hint(format!("it has {}", context.engines.keys().cloned().collect::<Vec<_>>().join(", ")))
     })?;
-    if cell.inspector != DEFAULT_INSPECTOR {
-        return Err(Problem::invalid(
-            "inspector",
-            format!("worker {} has no inspector '{}'", context.name, cell.inspector),
-        )
-        .with_hint(format!("the engine's own is called {DEFAULT_INSPECTOR}")));
-    }
     match &cell.artifact {
         Some(artifact) if !spec.formats.is_empty() && !spec.formats.contains(&artifact.format) => {
             Err(Problem::invalid("artifact", format!("engine {} does not load {}", spec.name, artifact.format)))
@@ -155,7 +157,14 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
 }
 
 /// Makes the requests, off the runtime's threads: a large batch takes a while.
-async fn target(deployment: &mut Deployment, cell: &Cell, seed: u64) -> Result<Target, Problem> {
+async fn target(
+    context: &Context,
+    place: &Arc<Place>,
+    deployment: &mut Deployment,
+    assignment: &Assignment,
+    custom: Option<&Custom>,
+) -> Result<Target, Problem> {
+    let (cell, plan) = (&assignment.cell, &assignment.plan);
     if deployment.outputs.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
         let metadata = kserve_v2::metadata(&deployment.address, &deployment.model).await;
@@ -167,14 +176,28 @@ async fn target(deployment: &mut Deployment, cell: &Cell, seed: u64) -> Result<T
         inputs: cell.inputs.clone(),
         outputs: deployment.outputs.clone().unwrap_or_default(),
         batch_size: cell.batch_size,
-        seed,
+        seed: plan.seed,
+        data: test_data(context, plan).await?,
     };
     let address = deployment.address.clone();
-    let made = tokio::task::spawn_blocking(move || {
-        let inspector: Arc<dyn Inspector> = Arc::new(KserveV2::new(subject));
-        Target::new(address, inspector)
-    });
-    made.await.map_err(|e| Problem::new(Code::Internal, format!("making requests failed: {e}")))?
+    let inspector: Arc<dyn Inspector> = match custom {
+        Some(custom) => custom.make(&cell.inspector, subject, &address, place).await?,
+        None => Arc::new(KserveV2::new(subject)),
+    };
+    let (maker, stopped) = (inspector.clone(), format!("making requests for {} failed", cell.engine));
+    let made = tokio::task::spawn_blocking(move || Target::new(address, maker)).await;
+    let made = made.unwrap_or_else(|e| Err(Problem::new(Code::Internal, format!("{stopped}: {e}"))));
+    inspector.health().await.and(made)
+}
+
+/// The user's own test data, fetched if it is not here yet.
+async fn test_data(context: &Context, plan: &Plan) -> Result<Option<Arc<DataSet>>, Problem> {
+    let Some(artifact) = &plan.data else { return Ok(None) };
+    let path = context.cache.get(artifact, &context.coordinator).await?;
+    let bytes = tokio::fs::read(&path)
+        .await
+        .map_err(|e| Problem::new(Code::Storage, format!("cannot read {}: {e}", path.display())).with_field("home"))?;
+    DataSet::decode(bytes.into()).map(|data| Some(Arc::new(data)))
 }
 
 /// One checked call. Its time is the engine's first inference only where nothing was asked of the engine before.
@@ -201,23 +224,32 @@ async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, 
         biased;
         died = deployment.ended() => Err(died),
         done = work => match done {
-            Err(problem) if may_be_explained(problem.code) => Err(deployment.explain(problem).await),
+            Err(problem) if may_be_explained(&problem) => Err(deployment.explain(problem).await),
             done => done,
         },
     }
 }
 
-fn may_be_explained(code: Code) -> bool {
-    matches!(
-        code,
+/// What a custom inspector says is explained by its own last lines.
+fn may_be_explained(problem: &Problem) -> bool {
+    let by_the_engine = matches!(
+        problem.code,
         Code::EngineFailed | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
-    )
+    );
+    by_the_engine && problem.field.as_deref() != Some("inspector")
 }
 
 fn mark_shared(point: &mut Point, certified: bool) {
     point.valid &= !certified;
     let message = "other workers may run on the same cores: compare with care, or give each worker cores of its own";
     point.warnings.push(Warning { code: "shared_host".into(), message: message.into() });
+}
+
+fn mark_timed(point: &mut Point, inspector: &str) {
+    let message = format!(
+        "calls were made and waited for by inspector '{inspector}' itself, so its own time is in them; with timed_in = \"modelmeter\" it is not"
+    );
+    point.warnings.push(Warning { code: "timed_in_child".into(), message });
 }
 
 /// Measures points, and tells what is being measured.

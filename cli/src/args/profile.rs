@@ -91,6 +91,10 @@ pub struct ProfileArgs {
     /// A custom inspector's name [default: the engine's own]
     #[arg(long, value_name = "NAME", help_heading = "What to measure")]
     pub inspector: Option<String>,
+    /// Test data: INPUT=FILE, a .npy file or raw little-endian elements, may be repeated; or one .npz file for all
+    /// inputs [default: random]
+    #[arg(long, value_name = "FILE", help_heading = "What to measure")]
+    pub data: Vec<String>,
 
     /// How load is put on [default: closed, a sweep that finds the peak]
     #[arg(long, value_enum, help_heading = "Load")]

@@ -34,7 +34,7 @@ fn table(found: &[Found]) -> String {
         .column("what it is", Align::Left);
     for engine in found {
         table.row(vec![
-            engine.name.into(),
+            engine.name.clone(),
             if engine.available { "yes" } else { "no" }.into(),
             engine.version.clone().unwrap_or_default(),
             engine.formats.join(", "),

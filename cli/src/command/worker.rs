@@ -1,7 +1,7 @@
 //! `worker`: measures on this machine what a coordinator hands out.
 
 use super::{Context, coordinator::connect};
-use crate::{embedded, engines, interrupt};
+use crate::{custom, embedded, engines, interrupt};
 use modelmeter_common::{
     Code, Problem,
     config::Worker,
@@ -25,6 +25,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     }
     embedded::writable(&config.home)?;
     let engines = engines::specs(&settings.engines, config)?;
+    let inspectors = custom::inspectors(config)?;
     let slots = slots(settings, &engines)?;
     let described = describe(&slots, &engines);
     let stop = interrupt::listen()?;
@@ -36,6 +37,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
             coordinators: coordinators.clone(),
             slots,
             engines,
+            inspectors,
             home: config.home.clone(),
             lock_dir: embedded::lock_dir(config),
             ports: embedded::port_policy(settings.ports),

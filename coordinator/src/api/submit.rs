@@ -13,6 +13,7 @@ use modelmeter_common::{
     request::{Request, RequestDoc, RequestState},
     status::Dryrun,
     task::{Cell, Plan},
+    testdata::Source,
 };
 use std::collections::BTreeSet;
 
@@ -74,6 +75,10 @@ pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
 
 async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, Vec<Pool>), Problem> {
     request.validate()?;
+    if matches!(&request.data, Some(data) if !matches!(data, Source::Stored(_))) {
+        return Err(Problem::invalid("data", "names files of the user's machine")
+            .with_hint("`modelmeter profile` uploads them and names what it uploaded"));
+    }
     let (name, version) = match request.model.split_once(':') {
         Some((name, version)) => (name, Some(version)),
         None => (request.model.as_str(), None),

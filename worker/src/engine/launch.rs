@@ -13,7 +13,7 @@ use modelmeter_common::{Code, Problem};
 use std::{
     collections::VecDeque,
     fs::{self, File},
-    io::{self, PipeReader, Read, Write},
+    io::{self, PipeReader, PipeWriter, Read, Write},
     os::{
         fd::RawFd,
         unix::process::{CommandExt, ExitStatusExt},
@@ -38,8 +38,9 @@ const LOG_BYTES: u64 = 16 << 20;
 
 /// What is to be started.
 #[derive(Debug)]
-pub(super) struct Command {
-    pub engine: String,
+pub(crate) struct Command {
+    /// As in "engine onnx".
+    pub what: String,
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -50,6 +51,8 @@ pub(super) struct Command {
     /// Its output, both streams; the one before is overwritten.
     pub log: PathBuf,
     pub census: Census,
+    /// Its standard input and output, where they are talked over; then its log is standard error alone.
+    pub talk: Option<(PipeReader, PipeWriter)>,
 }
 
 /// How many engines have not wholly ended yet.
@@ -66,7 +69,7 @@ impl Census {
 
 /// A started engine. Killed when dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     identity: Identity,
     log_path: PathBuf,
     exit: watch::Receiver<Option<ExitStatus>>,
@@ -81,7 +84,7 @@ type Job = (Command, oneshot::Sender<Result<Process, Problem>>);
 ///
 /// # Errors
 /// `not_installed` if the program is not there, `engine_failed` if it cannot be started, `storage` without a log.
-pub(super) async fn start(command: Command) -> Result<Process, Problem> {
+pub(crate) async fn start(command: Command) -> Result<Process, Problem> {
     static LAUNCHER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let launcher = LAUNCHER.get_or_init(|| {
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -99,23 +102,26 @@ pub(super) async fn start(command: Command) -> Result<Process, Problem> {
     started.await.map_err(|_| gone())?
 }
 
-fn fork(command: Command) -> Result<Process, Problem> {
-    let log = open_log(&command.log)?;
-    let failed = |what: &str, e: io::Error| {
+fn fork(mut command: Command) -> Result<Process, Problem> {
+    let (log, talk) = (open_log(&command.log)?, command.talk.take());
+    let failed = |e: io::Error| {
         let code = if e.kind() == io::ErrorKind::NotFound { Code::NotInstalled } else { Code::EngineFailed };
-        Problem::new(code, format!("cannot {what} engine {}: {}: {e}", command.engine, command.program.display()))
+        Problem::new(code, format!("cannot start {}: {}: {e}", command.what, command.program.display()))
             .with_hint("see 'modelmeter engines' for what is needed")
     };
-    let (output, writer) = io::pipe().map_err(|e| failed("start", e))?;
-    let second = writer.try_clone().map_err(|e| failed("start", e))?;
+    let (output, writer) = io::pipe().map_err(failed)?;
+    let (stdin, stdout) = match talk {
+        Some((stdin, stdout)) => (stdin.into(), stdout),
+        None => (Stdio::null(), writer.try_clone().map_err(failed)?),
+    };
     let mut os = std::process::Command::new(&command.program);
     os.args(&command.args).envs(command.env.iter().map(|(key, value)| (key, value)));
-    os.stdin(Stdio::null()).stdout(writer).stderr(second);
+    os.stdin(stdin).stdout(stdout).stderr(writer);
     let cores = command.cores.as_deref().map(set_of);
     let (inherit, worker) = (command.inherit.clone(), process_id());
     // SAFETY: `prepare` makes system calls only; it neither allocates nor takes a lock.
     unsafe { os.pre_exec(move || prepare(worker, cores.as_ref(), &inherit)) };
-    let child = os.spawn().map_err(|e| failed("start", e))?;
+    let child = os.spawn().map_err(failed)?;
     // The writing ends in `os` must go, or the output would never end.
     drop(os);
     let tail = follow(output, log);

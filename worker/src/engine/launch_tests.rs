@@ -6,7 +6,7 @@ use std::time::Instant;
 
 fn shell(folder: &Path, script: &str) -> Command {
     Command {
-        engine: "test".into(),
+        what: "engine test".into(),
         program: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         env: vec![("GREETING".into(), "hello".into())],
@@ -14,6 +14,7 @@ fn shell(folder: &Path, script: &str) -> Command {
         inherit: Vec::new(),
         log: folder.join("logs/test.log"),
         census: Census::default(),
+        talk: None,
     }
 }
 

@@ -10,7 +10,7 @@ mod template;
 
 pub use ports::{PortPair, PortPolicy, Ports, check_ports};
 
-pub(crate) use launch::Census;
+pub(crate) use launch::{Census, Command, Process, start};
 
 use template::model_name;
 
@@ -85,7 +85,10 @@ impl Launch {
 
 impl EngineSpec {
     /// Checks what can be checked before anything is launched.
-    pub(crate) fn validate(&self) -> Result<(), Problem> {
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming what of the engine's configuration makes no sense.
+    pub fn validate(&self) -> Result<(), Problem> {
         let field = format!("engines.{}", self.name);
         if self.protocol != Protocol::KserveV2 {
             let message = format!("this build does not drive {}", self.protocol.as_str());
@@ -179,8 +182,8 @@ impl Deployment {
                     device: &place.device,
                     inputs: &cell.inputs,
                 };
-                let command = launch::Command {
-                    engine: spec.name.clone(),
+                let command = Command {
+                    what: format!("engine {}", spec.name),
                     program: program.clone(),
                     args: values.expand_all(args)?,
                     env: environment(&values, env, &place.device)?,
@@ -188,8 +191,9 @@ impl Deployment {
                     inherit: place.lock.fds(),
                     log: place.logs.join(format!("{}-slot{}.log", spec.name, place.index)),
                     census: place.census.clone(),
+                    talk: None,
                 };
-                let process = launch::start(command).await?;
+                let process = start(command).await?;
                 note(&place.lock, process.identity());
                 let address = format!("127.0.0.1:{}", ports.pair.grpc);
                 (address, name, Some(Running { process, place: place.clone(), _ports: ports }))
@@ -293,7 +297,7 @@ impl Drop for Running {
 }
 
 /// The note lets the next worker end an orphan; without it the inherited lock still does.
-fn note(lock: &DeviceLock, engine: Identity) {
+pub(crate) fn note(lock: &DeviceLock, engine: Identity) {
     if let Err(problem) = lock.add_engine(engine) {
         tracing::warn!(%problem, "an engine is not noted in its device's lock");
     }

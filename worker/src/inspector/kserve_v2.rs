@@ -136,8 +136,7 @@ impl KserveV2 {
 
 impl Inspector for KserveV2 {
     fn data_preprocess(&self, nth: u64) -> Result<Vec<Bytes>, Problem> {
-        let seed = |i: usize| self.subject.seed ^ (nth << 32) ^ ((i as u64) << 48);
-        Ok(self.subject.inputs.iter().enumerate().map(|(i, t)| data::generate(t, seed(i))).collect())
+        self.subject.contents(nth)
     }
 
     fn make_request(&self, data: &[Bytes]) -> Result<Bytes, Problem> {
@@ -229,6 +228,7 @@ mod tests {
             outputs: vec![output],
             batch_size: 2,
             seed: 3,
+            data: None,
         })
     }
 

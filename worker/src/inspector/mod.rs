@@ -1,17 +1,26 @@
 //! Inspectors: turn a model's signature into requests that are ready to send, and check the answers.
 //!
-//! What belongs here: protocols, one file each. What does not: sending in a loop and timing, which is
+//! What belongs here: protocols, one file each, and those of a user's own ([`Custom`]). What does not: sending in a loop and timing, which is
 //! [`crate::load`]'s. Requests are encoded once, before any clock starts.
 
+mod child;
 pub mod data;
 pub mod kserve_v2;
+mod pipe;
+mod process;
+mod registry;
 
+pub use registry::{Custom, DEFAULT, Maker, Program, find};
+
+use crate::load::Caller;
 use async_trait::async_trait;
 use bytes::Bytes;
 use modelmeter_common::{
     Code, Problem,
     model::{TensorShape, TensorSpec},
+    testdata::DataSet,
 };
+use std::sync::Arc;
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
@@ -44,6 +53,21 @@ pub struct Subject {
     pub batch_size: u32,
     /// Of the test data.
     pub seed: u64,
+    /// Test data of the user's own.
+    pub data: Option<Arc<DataSet>>,
+}
+
+impl Subject {
+    /// The raw contents of each input in the nth distinct request: the user's own, else random from the seed.
+    ///
+    /// # Errors
+    /// `invalid_argument` for data that does not fit.
+    pub fn contents(&self, nth: u64) -> Result<Vec<Bytes>, Problem> {
+        let seed = |i: usize| self.seed ^ (nth << 32) ^ ((i as u64) << 48);
+        let given = |tensor| self.data.as_ref().map_or(Ok(None), |data| data.contents(tensor, nth));
+        let inputs = self.inputs.iter().enumerate();
+        inputs.map(|(i, t)| Ok(given(t)?.unwrap_or_else(|| data::generate(t, seed(i))))).collect()
+    }
 }
 
 /// One protocol's client. The hooks have the names that users of MLModelCI's inspectors know.
@@ -63,6 +87,16 @@ pub trait Inspector: Send + Sync {
 
     /// Checks a response's message (without the prefix) wholly: names, types, shapes, sizes, finite values.
     fn check(&self, message: &[u8]) -> Result<(), Problem>;
+
+    /// Calls that it makes itself, for the timed loop to time; none where its requests are sent.
+    fn caller(&self) -> Option<Box<dyn Caller>> {
+        None
+    }
+
+    /// Whether it can go on. A program of the user's may have ended, or said what it must not.
+    async fn health(&self) -> Result<(), Problem> {
+        Ok(())
+    }
 
     /// One call, untimed, checked: the endpoint is `host:port`.
     async fn infer(&self, endpoint: &str) -> Result<(), Problem> {
@@ -93,13 +127,26 @@ pub trait Inspector: Send + Sync {
 /// A complete gRPC frame around a message. Source: the gRPC documentation, "gRPC over HTTP2",
 /// Length-Prefixed-Message.
 pub fn grpc_frame(message: &impl prost::Message) -> Result<Bytes, Problem> {
-    let len = u32::try_from(message.encoded_len())
-        .map_err(|_| Problem::invalid("shapes", "a request is over 4 GiB").with_hint("use a smaller batch"))?;
-    let mut frame = Vec::with_capacity(len as usize + 5);
-    frame.push(0);
-    frame.extend_from_slice(&len.to_be_bytes());
+    let mut frame = frame_head(message.encoded_len())?;
     message.encode(&mut frame).expect("a vector takes every write");
     Ok(frame.into())
+}
+
+/// The same around a message that is encoded already.
+pub fn frame_around(message: &[u8]) -> Result<Bytes, Problem> {
+    let mut frame = frame_head(message.len())?;
+    frame.extend_from_slice(message);
+    Ok(frame.into())
+}
+
+/// The prefix of a frame, with room for the message.
+fn frame_head(len: usize) -> Result<Vec<u8>, Problem> {
+    let prefix = u32::try_from(len)
+        .map_err(|_| Problem::invalid("shapes", "a request is over 4 GiB").with_hint("use a smaller batch"))?;
+    let mut frame = Vec::with_capacity(len + 5);
+    frame.push(0);
+    frame.extend_from_slice(&prefix.to_be_bytes());
+    Ok(frame)
 }
 
 /// A response that is not a valid result.

@@ -39,17 +39,11 @@ const MAX_SAMPLES: u32 = 100;
 
 /// Starts a client on a thread of its own.
 pub(super) fn start(orders: Orders) -> io::Result<(Control, UnboundedReceiver<Report>)> {
-    let (waker, woken) = UnixStream::pair()?;
-    waker.set_nonblocking(true)?;
-    woken.set_nonblocking(true)?;
-    let shared = Arc::new(Shared::default());
-    shared.width_ns.store(1_000_000, Relaxed);
-    shared.limit.store(orders.at_once.unwrap_or(u64::MAX), Relaxed);
-    shared.phase.store(u32::from(orders.at_once.is_some()), Relaxed);
+    let (control, woken) = Control::new(orders.at_once)?;
     let (reports, receiver) = unbounded_channel();
-    let client = Client::new(orders, Arc::clone(&shared), waker.try_clone()?, woken, reports);
+    let client = Client::new(orders, Arc::clone(&control.shared), control.waker.try_clone()?, woken, reports);
     std::thread::Builder::new().name("modelmeter-client".into()).spawn(move || client.run())?;
-    Ok((Control { shared, waker }, receiver))
+    Ok((control, receiver))
 }
 
 struct Flight {

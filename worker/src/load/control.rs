@@ -7,7 +7,7 @@ use super::{
 };
 use crate::inspector::Call;
 use std::{
-    io::Write,
+    io::{self, Write},
     net::SocketAddr,
     os::unix::net::UnixStream,
     sync::{
@@ -67,6 +67,21 @@ pub(super) struct Control {
 }
 
 impl Control {
+    /// Steering, and the end that a waiting client wakes by. With `at_once`, measuring begins at once and ends after so
+    /// many calls.
+    pub fn new(at_once: Option<u64>) -> io::Result<(Self, UnixStream)> {
+        let (waker, woken) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let shared = Shared {
+            phase: AtomicU32::new(u32::from(at_once.is_some())),
+            limit: AtomicU64::new(at_once.unwrap_or(u64::MAX)),
+            width_ns: AtomicU64::new(1_000_000),
+            ..Shared::default()
+        };
+        Ok((Self { shared: Arc::new(shared), waker }, woken))
+    }
+
     /// Ends warm-up: what is scheduled (open) or ends (closed) from now on counts; at most `limit` calls.
     pub fn begin_measuring(&self, limit: u64) {
         self.shared.limit.store(limit, Relaxed);

@@ -1,7 +1,7 @@
 //! One point: warms up, measures until the stop rule is met, and puts the figures together.
 
 use super::{
-    Rules, Target, client,
+    Rules, Target, caller, client,
     control::{Control, Orders, Report},
     once,
     outcome::Failure,
@@ -131,8 +131,12 @@ pub(super) async fn observe(
         cpus: target.client_cpus.clone(),
         at_once: None,
     };
+    let started = match target.inspector.caller() {
+        Some(caller) => caller::start(caller, orders),
+        None => client::start(orders),
+    };
     let (control, reports) =
-        client::start(orders).map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
+        started.map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
     let mut meter = Meter::new(target, load, rules, control, reports);
     if let Some(earlier) = earlier {
         meter.go_on_with(&earlier.seen);

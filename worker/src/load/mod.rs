@@ -10,6 +10,7 @@
 //! client costs shows in what it measures.
 
 mod awake;
+mod caller;
 mod client;
 mod conn;
 mod control;
@@ -35,6 +36,7 @@ mod mock;
 #[cfg(test)]
 mod tests;
 
+pub use caller::{Caller, Ended};
 pub use meter::measure;
 pub use once::{Answer, FirstInference, call_once, first_inference};
 pub use plan::{Measure, run_plan};

@@ -1,7 +1,7 @@
 //! One call, timed apart: the first inference after a server is ready, and what an inspector tries.
 
 use super::{
-    Target, client,
+    Target, caller, client,
     control::{Orders, Report},
     outcome::Failure,
     resolve,
@@ -37,9 +37,22 @@ pub async fn first_inference(
     timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<FirstInference, Problem> {
-    let answer = call_once(&target.endpoint, &target.call, timeout, cancel).await?;
-    target.inspector.check(&answer.message)?;
-    Ok(FirstInference { latency_ms: answer.latency.as_secs_f64() * 1e3 })
+    let latency = match target.inspector.caller() {
+        Some(caller) => blocking(move || caller::once(caller, timeout)).await?,
+        None => {
+            let answer = call_once(&target.endpoint, &target.call, timeout, cancel).await?;
+            let inspector = target.inspector.clone();
+            blocking(move || inspector.check(&answer.message)).await?;
+            answer.latency
+        }
+    };
+    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3 })
+}
+
+/// An inspector of the user's own may take a while.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+    let defect = |e: tokio::task::JoinError| Problem::new(Code::Internal, format!("the inspector panicked: {e}"));
+    tokio::task::spawn_blocking(work).await.map_err(defect)?
 }
 
 /// Makes one call with the first frame.

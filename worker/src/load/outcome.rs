@@ -23,6 +23,8 @@ pub enum Failure {
     TooLarge,
     /// Not HTTP/2, or against its rules.
     Protocol,
+    /// A call that a custom inspector made itself, and that it says failed.
+    Inspector,
     /// Open loop: due while the limit of calls in flight was reached, so not sent.
     InFlightLimit,
 }
@@ -65,6 +67,7 @@ impl Failure {
             Self::BadResponse => "bad_response".into(),
             Self::TooLarge => "response_too_large".into(),
             Self::Protocol => "protocol".into(),
+            Self::Inspector => "inspector".into(),
             Self::InFlightLimit => "in_flight_limit".into(),
         }
     }

@@ -62,6 +62,7 @@ impl Bench {
                 engine("broken", shell("echo cannot load $0; exit 3", "{model}")),
                 engine("stuck", shell("trap '' TERM; echo $$ > $0; sleep 1000 & wait; sleep 1000", &self.pid_file())),
             ],
+            inspectors: BTreeMap::new(),
             home: self.folder.path().join("home"),
             lock_dir: self.folder.path().join("locks"),
             ports: PortPolicy::Auto,
@@ -169,6 +170,7 @@ pub fn assignment(number: u128, engine: &str, batches: u64) -> Assignment {
             sla: None,
             budget_ms: Some(60_000),
             seed: 1,
+            data: None,
         },
     }
 }

@@ -1,0 +1,114 @@
+//! A user's own test data, from the command line to the hub.
+
+use crate::{client::Client, models::Local};
+use modelmeter_common::{
+    Code, Problem,
+    model::{ArtifactRef, Model},
+    request::Request,
+    testdata::{DataSet, Files, Source},
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What `--data` says; none: nothing.
+///
+/// # Errors
+/// `invalid_argument` for words that are no `INPUT=FILE`, or an archive beside them.
+pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
+    let wrong = |word: &str| {
+        Problem::invalid("data", format!("'{word}' does not say which input it is for"))
+            .with_hint("--data INPUT=FILE for each input, or one --data FILE.npz for all")
+    };
+    match words {
+        [] => Ok(None),
+        [archive] if archive.ends_with(".npz") && !archive.contains('=') => Ok(Some(Source::Archive(archive.into()))),
+        words => {
+            let pair = |word: &String| {
+                let (input, file) = word.split_once('=').ok_or_else(|| wrong(word))?;
+                Ok((input.to_owned(), PathBuf::from(file)))
+            };
+            let files: BTreeMap<_, _> = words.iter().map(pair).collect::<Result<_, Problem>>()?;
+            if files.len() < words.len() {
+                return Err(Problem::invalid("data", "two files are for the same input")
+                    .with_hint("one file holds all items of an input"));
+            }
+            Ok(Some(Source::Files(files)))
+        }
+    }
+}
+
+/// Reads the request's data and, where the model is at hand, fits it; axes that are open get the data's lengths.
+///
+/// # Errors
+/// What does not fit, before anything starts.
+pub fn check(request: &mut Request, model: Option<&Model>) -> Result<Option<DataSet>, Problem> {
+    let files = request.data.as_ref().map_or(Ok(None), Files::read)?;
+    match (files, model) {
+        (Some(files), Some(model)) => files.fit(&model.inputs, &mut request.shapes).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Puts the data into the hub, fitted to the model that the request names by now.
+///
+/// # Errors
+/// As [`check`], and of the hub.
+pub async fn store(
+    request: &mut Request,
+    local: Option<&Local>,
+    home: &Path,
+    client: &mut Client,
+) -> Result<(), Problem> {
+    if request.data.is_none() {
+        return Ok(());
+    }
+    let model = match local {
+        Some(local) => Some(local.model.clone()),
+        None => in_hub(&request.model, client).await?,
+    };
+    let Some(data) = check(request, model.as_ref())? else { return Ok(()) };
+    let (artifact, path) = write(&data, home)?;
+    client.add_artifacts(&[(artifact.clone(), path.as_path())]).await?;
+    request.data = Some(Source::Stored(artifact));
+    Ok(())
+}
+
+async fn in_hub(model: &str, client: &mut Client) -> Result<Option<Model>, Problem> {
+    let (name, version) = model.split_once(':').map_or((model, None), |(name, version)| (name, Some(version)));
+    let known = client.models(Some(name)).await?;
+    Ok(known.into_iter().find(|model| version.is_none_or(|version| model.id.version == version)))
+}
+
+/// Writes the data where a worker of this home looks for it.
+fn write(data: &DataSet, home: &Path) -> Result<(ArtifactRef, PathBuf), Problem> {
+    let (artifact, bytes) = data.encode();
+    let path = home.join("cache").join(format!("{}.{}", artifact.sha256, artifact.format));
+    let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = fs::create_dir_all(home.join("cache"))
+        .and_then(|()| fs::write(&fresh, bytes))
+        .and_then(|()| fs::rename(&fresh, &path));
+    written
+        .map_err(|e| Problem::new(Code::Storage, format!("cannot write {}: {e}", path.display())).with_field("home"))?;
+    Ok((artifact, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_for_inputs_and_an_archive_for_all() {
+        let of = |words: &[&str]| source(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&["all.npz"]).unwrap(), Some(Source::Archive("all.npz".into())));
+        let files = [("x".to_owned(), "a.npy".into()), ("y".to_owned(), "b=c.bin".into())];
+        assert_eq!(of(&["x=a.npy", "y=b=c.bin"]).unwrap(), Some(Source::Files(files.into())));
+        for words in [&["a.npy"][..], &["all.npz", "x=a.npy"], &["x=a", "x=b"]] {
+            let problem = of(words).unwrap_err();
+            assert!(problem.field.as_deref() == Some("data") && problem.hint.is_some(), "{words:?}");
+        }
+    }
+}

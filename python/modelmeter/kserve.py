@@ -1,0 +1,31 @@
+"""The KServe v2 messages that a client needs: a ModelInferRequest to send, a ModelInferResponse to read."""
+
+from . import wire
+
+INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def infer_request(model, inputs, version=""):
+    """Encodes a request; `inputs`: (name, datatype, shape, little-endian bytes) of each."""
+    parts = [wire.string(1, model), wire.string(2, version)]
+    parts += [wire.delimited(5, wire.tensor_header(name, datatype, shape)) for name, datatype, shape, _ in inputs]
+    parts += [wire.delimited(7, bytes(raw)) for *_, raw in inputs]
+    return b"".join(parts)
+
+
+def infer_response(message):
+    """Decodes a response: (datatype, shape, little-endian bytes) of each output, by name.
+
+    The bytes are a view of the message. Raises wire.WireError for what is no ModelInferResponse.
+    """
+    headers, raw = [], []
+    for number, kind, value in wire.fields(memoryview(message)):
+        if number == 5:
+            headers.append(wire.Tensor.decode(value))
+        elif number == 6:
+            raw.append(value)
+    if not raw:
+        raw = [wire.typed_contents(header.datatype, header.contents or b"") for header in headers]
+    if len(headers) != len(raw):
+        raise wire.WireError(f"{len(headers)} outputs with {len(raw)} contents")
+    return {header.name: (header.datatype, header.shape, data) for header, data in zip(headers, raw)}

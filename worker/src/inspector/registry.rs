@@ -1,0 +1,89 @@
+//! The custom inspectors of a worker, by name: Rust types, and programs of its configuration. A task only names one.
+
+use super::{Inspector, Subject, child};
+use crate::engine::Place;
+use modelmeter_common::{Code, Problem, error::closest, load::Load};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+
+/// The name that means the engine's own inspector.
+pub const DEFAULT: &str = "default";
+
+/// Makes the inspector of one cell: what is to be sent is told, the requests and checks are its own.
+pub type Maker = Arc<dyn Fn(Subject) -> Result<Arc<dyn Inspector>, Problem> + Send + Sync>;
+
+/// A custom inspector.
+#[derive(Clone)]
+pub enum Custom {
+    /// A type of this program.
+    Type(Maker),
+    /// A program in any language, started for each cell; it speaks `proto/inspector.proto`.
+    Program(Program),
+}
+
+/// How a custom inspector that is a program is run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Program {
+    /// The executable: a path, or a name on PATH.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Set besides the worker's own environment.
+    pub env: BTreeMap<String, String>,
+    /// Each of its answers may take this long.
+    pub timeout: Duration,
+    /// Whether its own calls are what is timed.
+    pub timed: bool,
+}
+
+impl fmt::Debug for Custom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Type(_) => f.write_str("Type"),
+            Self::Program(program) => program.fmt(f),
+        }
+    }
+}
+
+impl Custom {
+    pub(crate) async fn make(
+        &self,
+        name: &str,
+        subject: Subject,
+        endpoint: &str,
+        place: &Arc<Place>,
+    ) -> Result<Arc<dyn Inspector>, Problem> {
+        match self {
+            Self::Type(maker) => maker(subject),
+            Self::Program(program) => Ok(Arc::new(child::Child::start(name, program, subject, endpoint, place).await?)),
+        }
+    }
+}
+
+/// The custom inspector of this name; none for the engine's own.
+///
+/// # Errors
+/// `invalid_argument` for a name that is not among these, or a load that the inspector cannot put on.
+pub fn find<'a>(
+    name: &str,
+    load: &Load,
+    inspectors: &'a BTreeMap<String, Custom>,
+) -> Result<Option<&'a Custom>, Problem> {
+    let Some(found) = inspectors.get(name) else {
+        if name == DEFAULT {
+            return Ok(None);
+        }
+        let known = || inspectors.keys().map(String::as_str).chain([DEFAULT]);
+        let meant = closest(name, known()).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+        let known = known().collect::<Vec<_>>().join(", ");
+        return Err(Problem::invalid("inspector", format!("unknown inspector '{name}'"))
+            .with_hint(format!("{meant}known are {known}; others are named under [inspectors] in modelmeter.toml")));
+    };
+    match (found, load) {
+        (Custom::Program(Program { timed: true, .. }), Load::Open { .. } | Load::SlaSearch { .. }) => {
+            Err(Problem::new(Code::InvalidArgument, format!("inspector '{name}' makes the timed calls itself"))
+                .with_field("load")
+                .with_hint("use a closed load (--concurrency), or set its timed_in to \"modelmeter\""))
+        }
+        _ => Ok(Some(found)),
+    }
+}

@@ -1,0 +1,274 @@
+//! A closed loop of calls that a custom inspector makes itself: paced and written down as the client's own calls are.
+
+use super::{
+    control::{Control, Orders, Report, STOP, Shared},
+    outcome::Failure,
+    recorder::{Recorder, Times},
+    schedule::Pacer,
+    sys::{self, Clock},
+};
+use crate::cpus::pin_this_thread;
+use modelmeter_common::{Code, Problem};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// The loop looks at its orders at least this often.
+const MAX_WAIT: Duration = Duration::from_millis(50);
+
+/// A call that ended: its number, and how; in words where it failed.
+pub type Ended = (u64, Result<(), String>);
+
+/// Someone who makes calls, several at once, when told to.
+pub trait Caller: Send {
+    /// Begins a call; gives its number, higher than any before.
+    ///
+    /// # Errors
+    /// In words: there will be no more calls.
+    fn begin(&mut self) -> Result<u64, String>;
+
+    /// The next call that ended, and how; none if none does until then. Calls that were given up may be among them.
+    ///
+    /// # Errors
+    /// In words: there will be no more calls.
+    fn next(&mut self, until: Instant) -> Result<Option<Ended>, String>;
+}
+
+/// Makes one call and waits for its end.
+pub(super) fn once(mut caller: Box<dyn Caller>, timeout: Duration) -> Result<Duration, Problem> {
+    let failed = |words: String| Problem::new(Code::EngineFailed, words).with_field("inspector");
+    let begun = Instant::now();
+    let number = caller.begin().map_err(failed)?;
+    loop {
+        match caller.next(begun + timeout).map_err(failed)? {
+            Some((ended, result)) if ended == number => return result.map(|()| begun.elapsed()).map_err(failed),
+            Some(_) => {}
+            None => {
+                let message = format!("the inspector's first call did not end within {} s", timeout.as_secs_f64());
+                return Err(Problem::new(Code::DeadlineExceeded, message).with_field("inspector"));
+            }
+        }
+    }
+}
+
+/// Starts the loop on a thread of its own.
+pub(super) fn start(caller: Box<dyn Caller>, orders: Orders) -> io::Result<(Control, UnboundedReceiver<Report>)> {
+    let Pacer::Closed { concurrency } = orders.pacer else {
+        return Err(io::Error::other("an open loop of calls that an inspector makes itself"));
+    };
+    // Nothing waits on the waker: the loop looks at its orders often enough.
+    let (control, _) = Control::new(orders.at_once)?;
+    let (reports, receiver) = unbounded_channel();
+    let calls = Calls {
+        caller,
+        concurrency,
+        cpus: orders.cpus,
+        timeout: orders.timeout,
+        shared: control.shared.clone(),
+        reports,
+        recorder: Recorder::new(false),
+        clock: Clock::default(),
+        in_flight: BTreeMap::new(),
+        told: false,
+        finished: false,
+    };
+    std::thread::Builder::new().name("modelmeter-calls".into()).spawn(move || calls.run())?;
+    Ok((control, receiver))
+}
+
+struct Calls {
+    caller: Box<dyn Caller>,
+    concurrency: usize,
+    cpus: Option<Arc<[u32]>>,
+    timeout: Duration,
+    shared: Arc<Shared>,
+    reports: UnboundedSender<Report>,
+    recorder: Recorder,
+    clock: Clock,
+    /// By number, which is also their order: when each was begun.
+    in_flight: BTreeMap<u64, u64>,
+    told: bool,
+    finished: bool,
+}
+
+impl Calls {
+    fn run(mut self) {
+        if let Some(cpus) = &self.cpus {
+            pin_this_thread(cpus);
+        }
+        self.recorder.start(self.clock.now_ns(), sys::thread_cpu_ns());
+        while !self.finished && self.shared.state.load(Relaxed) != STOP {
+            if let Err(words) = self.turn() {
+                let now = self.clock.now_ns();
+                for (_, begun) in std::mem::take(&mut self.in_flight) {
+                    self.record(begun, Err(Failure::Inspector), now);
+                }
+                self.tell(words);
+                break;
+            }
+        }
+        self.cut();
+        let _ = self.reports.send(Report::Ended(Box::new(self.recorder.into_sends())));
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        while self.in_flight.len() < self.concurrency {
+            let begun = self.clock.now_ns();
+            self.in_flight.insert(self.caller.begin()?, begun);
+        }
+        let ended = self.caller.next(Instant::now() + MAX_WAIT.min(self.timeout))?;
+        let now = self.clock.now_ns();
+        if let Some((number, result)) = ended
+            && let Some(begun) = self.in_flight.remove(&number)
+        {
+            let result = result.map_err(|words| {
+                self.tell(words);
+                Failure::Inspector
+            });
+            self.record(begun, result, now);
+        }
+        let timeout = self.timeout.as_nanos() as u64;
+        while let Some(oldest) = self.in_flight.first_entry().filter(|call| now.saturating_sub(*call.get()) >= timeout)
+        {
+            let begun = oldest.remove();
+            self.record(begun, Err(Failure::Timeout), now);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, words: String) {
+        if !std::mem::replace(&mut self.told, true) {
+            let _ = self.reports.send(Report::Words(Failure::Inspector, words));
+        }
+    }
+
+    fn record(&mut self, begun: u64, result: Result<(), Failure>, now: u64) {
+        if self.finished {
+            return;
+        }
+        self.recorder.ended(Times { scheduled_ns: begun, sent_ns: begun }, result, now);
+        let phase = self.shared.phase.load(Relaxed);
+        if phase != self.recorder.phase() {
+            self.cut();
+            self.recorder.enter(phase);
+        } else if self.recorder.is_wide(self.shared.width_ns.load(Relaxed)) {
+            self.cut();
+        }
+        self.finished = phase > 0 && self.recorder.counted() >= self.shared.limit.load(Relaxed);
+    }
+
+    fn cut(&mut self) {
+        let window = self.recorder.cut(sys::thread_cpu_ns(), false);
+        let _ = self.reports.send(Report::Window(Box::new(window)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{Rules, Target, measure};
+    use crate::{
+        inspector::{Inspector, Subject, kserve_v2::KserveV2},
+        sample::Probes,
+    };
+    use bytes::Bytes;
+    use modelmeter_common::load::{LoadPoint, Stop};
+    use std::{collections::VecDeque, thread};
+
+    /// Calls of a known length; each one numbered a multiple of `fails` fails.
+    struct Fake {
+        last: u64,
+        ends: VecDeque<(u64, Instant)>,
+        fails: u64,
+    }
+
+    const LENGTH: Duration = Duration::from_millis(2);
+
+    impl Caller for Fake {
+        fn begin(&mut self) -> Result<u64, String> {
+            self.last += 1;
+            self.ends.push_back((self.last, Instant::now() + LENGTH));
+            Ok(self.last)
+        }
+
+        fn next(&mut self, until: Instant) -> Result<Option<Ended>, String> {
+            let Some((number, end)) = self.ends.pop_front() else { return Err("it has died".into()) };
+            thread::sleep(end.min(until).saturating_duration_since(Instant::now()));
+            let result = if number % self.fails == 0 { Err("no such thing".into()) } else { Ok(()) };
+            Ok(Some((number, result)))
+        }
+    }
+
+    struct Timed {
+        inner: KserveV2,
+        fails: u64,
+    }
+
+    impl Inspector for Timed {
+        fn data_preprocess(&self, nth: u64) -> Result<Vec<Bytes>, Problem> {
+            self.inner.data_preprocess(nth)
+        }
+        fn make_request(&self, data: &[Bytes]) -> Result<Bytes, Problem> {
+            self.inner.make_request(data)
+        }
+        fn path(&self) -> &str {
+            self.inner.path()
+        }
+        fn batch_size(&self) -> u32 {
+            1
+        }
+        fn check(&self, _: &[u8]) -> Result<(), Problem> {
+            Ok(())
+        }
+        fn caller(&self) -> Option<Box<dyn Caller>> {
+            Some(Box::new(Fake { last: 0, ends: VecDeque::new(), fails: self.fails }))
+        }
+    }
+
+    fn target(fails: u64) -> Target {
+        let subject = Subject {
+            model: "m".into(),
+            version: String::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            batch_size: 1,
+            seed: 0,
+            data: None,
+        };
+        Target::new("127.0.0.1:1", Arc::new(Timed { inner: KserveV2::new(subject), fails })).unwrap()
+    }
+
+    async fn point(fails: u64) -> modelmeter_common::part::Point {
+        let stop = Stop { min_duration_ms: 100, max_duration_ms: 5_000, ..Stop::default() };
+        let rules = Rules { stop, batches: Some(100), seed: 0, slice: None, sla: None };
+        let load = LoadPoint::Closed { concurrency: 4 };
+        measure(&target(fails), load, &rules, &Probes::new(None), &Default::default()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn calls_made_elsewhere_are_timed_as_our_own_are() {
+        let point = point(u64::MAX).await;
+        assert_eq!((point.requests, point.errors), (100, 0));
+        let median_ms = point.latency.percentile_ns(50.0) as f64 / 1e6;
+        assert!((2.0..20.0).contains(&median_ms), "{median_ms}");
+    }
+
+    #[tokio::test]
+    async fn calls_that_fail_are_counted_with_their_words() {
+        let point = point(10).await;
+        assert!(point.errors >= 9 && !point.valid, "{point:?}");
+        assert_eq!(point.error_kinds["inspector"], point.errors);
+        assert!(point.warnings.iter().any(|w| w.message.contains("no such thing")), "{:?}", point.warnings);
+    }
+
+    #[test]
+    fn the_first_call_says_how_it_ended() {
+        let caller = |fails| Box::new(Fake { last: 0, ends: VecDeque::new(), fails });
+        assert!(once(caller(u64::MAX), Duration::from_secs(5)).unwrap() >= LENGTH);
+        assert!(once(caller(1), Duration::from_secs(5)).unwrap_err().message.contains("no such thing"));
+    }
+}
