@@ -125,7 +125,7 @@ pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Prob
             Some(_) => {}
         }
     }
-    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.iter().any(|w| *w == f.name)));
+    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.contains(&f.name)));
     let spec = |found: &Found| match (found.name.as_str(), config.engines.get(&found.name)) {
         (name, Some(engine)) => custom::engine(name, engine),
         ("torchscript", None) => torchscript::spec(found, config),
