@@ -1,7 +1,14 @@
 //! Compiles the .proto files with protox (no protoc) and keeps the descriptor set for reflection.
 use prost::Message;
 
-const FILES: [&str; 4] = ["control.proto", "inspector.proto", "kserve_v2.proto", "onnx.proto"];
+const FILES: [&str; 6] = [
+    "control.proto",
+    "inspector.proto",
+    "kserve_v2.proto",
+    "onnx.proto",
+    "tensorflow.proto",
+    "tensorflow_serving.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -12,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".inference")
         .bytes(".modelmeter.inspector")
         .bytes(".onnx")
+        .bytes(".tensorflow")
+        .btree_map(".tensorflow")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use modelmeter_common::{
     Code, Problem, RequestId,
+    artifact::archive,
     model::{ArtifactRef, Model},
     profile::Profile,
     request::{Request, RequestDoc},
@@ -17,8 +18,11 @@ use modelmeter_proto::{
     },
 };
 use serde::de::DeserializeOwned;
-use std::{path::Path, time::Duration};
-use tokio::io::AsyncReadExt;
+use std::{
+    io::{BufWriter, ErrorKind, Write},
+    path::Path,
+    time::Duration,
+};
 use tonic::{
     Streaming,
     transport::{Channel, Endpoint},
@@ -157,32 +161,44 @@ impl Client {
     }
 
     async fn put_artifact(&mut self, artifact: &ArtifactRef, path: &Path) -> Result<(), Problem> {
-        let unreadable = |e: std::io::Error| Problem::invalid("model", format!("cannot read {}: {e}", path.display()));
-        let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
         let header = ArtifactHeader {
             sha256: artifact.sha256.clone(),
             format: artifact.format.to_string(),
             bytes: artifact.bytes,
         };
         let (send, receive) = tokio::sync::mpsc::channel(4);
-        let sending = async move {
-            let chunk = |content| ArtifactChunk { content: Some(content) };
+        let path = path.to_owned();
+        let sending = tokio::task::spawn_blocking(move || {
             // A closed channel means that the call has ended: its own error says why.
-            if send.send(chunk(Content::Header(header))).await.is_err() {
-                return Ok::<(), Problem>(());
+            let header = ArtifactChunk { content: Some(Content::Header(header)) };
+            if send.blocking_send(header).is_err() {
+                return Ok(());
             }
-            loop {
-                let mut data = Vec::with_capacity(CHUNK_BYTES);
-                (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.map_err(unreadable)?;
-                if data.is_empty() || send.send(chunk(Content::Data(data))).await.is_err() {
-                    return Ok(());
-                }
-            }
-        };
+            let mut chunks = BufWriter::with_capacity(CHUNK_BYTES, Chunks(send));
+            let sent = archive::write_to(&path, &mut chunks).and_then(|()| chunks.flush());
+            sent.or_else(|e| match e.kind() {
+                ErrorKind::BrokenPipe => Ok(()),
+                _ => Err(Problem::invalid("model", format!("cannot read {}: {e}", path.display()))),
+            })
+        });
         let call = self.control.put_artifact(tokio_stream::wrappers::ReceiverStream::new(receive));
         let (sent, stored) = tokio::join!(sending, call);
-        sent?;
+        sent.map_err(|e| Problem::new(Code::Internal, format!("reading the artifact failed: {e}")))??;
         stored.map_err(problem)?;
+        Ok(())
+    }
+}
+
+/// Writes become messages of a call.
+struct Chunks(tokio::sync::mpsc::Sender<ArtifactChunk>);
+
+impl Write for Chunks {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let chunk = ArtifactChunk { content: Some(Content::Data(data.to_vec())) };
+        self.0.blocking_send(chunk).map(|()| data.len()).map_err(|_| ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use modelmeter_common::{
     engine,
 };
 use modelmeter_worker::{
-    EngineSpec, Launch, PortPair, Ports,
+    EngineSpec, Launch, Layout, PortPair, Ports,
     inspector::{Custom, DEFAULT, Program},
 };
 use std::{
@@ -28,7 +28,7 @@ pub fn engine(name: &str, custom: &CustomEngine) -> Result<EngineSpec, Problem> 
         return Err(Problem::invalid(field, format!("'{name}' is a built-in engine")).with_hint("choose another name"));
     }
     let (program, args) = command(&custom.command, &field)?;
-    let ports = PortPair { http: custom.http_port, grpc: custom.grpc_port };
+    let ports = PortPair { http: custom.http_port, grpc: custom.grpc_port, metrics: None };
     let on = |kind: &str| custom.devices.iter().any(|device| device == kind).then_some(ports);
     if let Some(other) = custom.devices.iter().find(|device| !matches!(device.as_str(), "cpu" | "gpu")) {
         return Err(Problem::invalid(format!("{field}.devices"), format!("'{other}' is no kind of device"))
@@ -38,6 +38,7 @@ pub fn engine(name: &str, custom: &CustomEngine) -> Result<EngineSpec, Problem> 
         name: name.to_owned(),
         version: custom.version.clone(),
         launch: Launch::Process { program, args, env: custom.env.clone() },
+        layout: Layout::Plain,
         protocol: custom.protocol,
         ports: Ports { cpu: on("cpu"), gpu: on("gpu") },
         formats: custom.formats.clone(),
@@ -136,7 +137,9 @@ mod tests {
              grpc_port = 9001\nready_timeout = '5s'\nenv = { THREADS = '1' }",
         )
         .unwrap();
-        assert!(spec.runs_on(DeviceKind::Gpu) && spec.ports.cpu == Some(PortPair { http: 0, grpc: 9001 }));
+        assert!(
+            spec.runs_on(DeviceKind::Gpu) && spec.ports.cpu == Some(PortPair { http: 0, grpc: 9001, metrics: None })
+        );
         assert_eq!((spec.name.as_str(), spec.ready_timeout.as_secs(), spec.formats.len()), ("mine", 5, 1));
         let Launch::Process { program, args, env } = spec.launch else { panic!("not a process") };
         assert_eq!((program.as_path(), args.len(), env["THREADS"].as_str()), (Path::new("sh"), 2, "1"));

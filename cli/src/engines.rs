@@ -1,13 +1,13 @@
 //! Which engines can run on this machine: what the worker may launch, and what `modelmeter engines` says.
 
-use crate::{custom, torchscript};
+use crate::{custom, tfs, torchscript, triton};
 use modelmeter_common::{
     Code, Problem, VERSION,
     config::{Config, CustomEngine},
     engine::{self, EngineInfo, Protocol},
 };
 use modelmeter_serving::onnxruntime;
-use modelmeter_worker::{EngineSpec, Launch, Ports};
+use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -16,8 +16,6 @@ use std::{
     time::Duration,
 };
 
-/// From launch to ready: a large model is read and optimised in this time.
-pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// The engine that a server at an endpoint is.
 pub const ENDPOINT: &str = "endpoint";
 
@@ -30,8 +28,6 @@ pub struct Found {
     pub title: &'static str,
     /// The artifact formats that it loads.
     pub formats: Vec<&'static str>,
-    /// Whether this build can launch it at all.
-    pub supported: bool,
     /// Whether it can run here, now.
     pub available: bool,
     /// Whether it can use a GPU, where there is one.
@@ -59,7 +55,6 @@ fn look_at_custom(name: &str, engine: &CustomEngine) -> Found {
         name: name.to_owned(),
         title: "defined in the configuration",
         formats: engine.formats.iter().map(|format| format.as_str()).collect(),
-        supported: true,
         available: problem.is_none(),
         gpu: engine.devices.iter().any(|device| device == "gpu"),
         version: engine.version.clone(),
@@ -74,7 +69,6 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
         name: info.name.to_owned(),
         title: info.title,
         formats: info.formats.iter().map(|format| format.as_str()).collect(),
-        supported: modelmeter_serving::ENGINES.contains(&info.name) || info.name == "torchscript",
         available: false,
         gpu: false,
         version: None,
@@ -90,7 +84,9 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
             Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
         },
         "torchscript" => torchscript::look(found, config),
-        name if modelmeter_serving::ENGINES.contains(&name) => {
+        "triton" => triton::look(found, config),
+        "tfs" => tfs::look(found, config),
+        name => {
             let version = if name == "rten" { modelmeter_serving::RTEN_VERSION } else { VERSION };
             match server_program() {
                 Ok(program) => {
@@ -99,11 +95,6 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
                 Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
             }
         }
-        _ => Found {
-            reason: Some("launching it is not supported by this version".into()),
-            hint: Some("start the server yourself and, if it speaks KServe v2, measure it with --endpoint".into()),
-            ..found
-        },
     }
 }
 
@@ -129,7 +120,9 @@ pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Prob
     let spec = |found: &Found| match (found.name.as_str(), config.engines.get(&found.name)) {
         (name, Some(engine)) => custom::engine(name, engine),
         ("torchscript", None) => torchscript::spec(found, config),
-        (_, None) => Ok(spec(found, &server_program()?)),
+        ("triton", None) => triton::spec(config),
+        ("tfs", None) => Ok(tfs::spec(found, config)),
+        (_, None) => Ok(spec(found, &server_program()?, config)),
     };
     launchable.map(spec).collect()
 }
@@ -144,7 +137,7 @@ fn unknown(name: &str, found: &[Found]) -> Problem {
 }
 
 /// One of the engines that this very program serves.
-fn spec(found: &Found, program: &Path) -> EngineSpec {
+fn spec(found: &Found, program: &Path, config: &Config) -> EngineSpec {
     let info = engine::find(&found.name).expect("surveyed from the table of engines");
     let mut args: Vec<String> = ["serve", "--engine", info.name, "--model", "{model}", "--model-name", "{model_name}"]
         .into_iter()
@@ -158,25 +151,33 @@ fn spec(found: &Found, program: &Path) -> EngineSpec {
         name: info.name.to_owned(),
         version: None,
         launch: Launch::Process { program: program.to_owned(), args, env: BTreeMap::new() },
+        layout: Layout::Plain,
         protocol: info.protocol,
         // The built-in servers run models on the CPU: on a GPU slot they would measure the wrong device.
         ports: Ports { gpu: None, ..Ports::of(info) },
         formats: info.formats.to_vec(),
-        ready_timeout: READY_TIMEOUT,
+        ready_timeout: config.engine.ready_timeout(),
     }
 }
 
 /// A server that already runs, as an engine.
-pub fn endpoint(address: &str, model: &str, version: Option<String>) -> EngineSpec {
+pub fn endpoint(address: &str, model: &str, protocol: Protocol, version: Option<String>) -> EngineSpec {
     EngineSpec {
         name: ENDPOINT.into(),
         version,
         launch: Launch::Attach { address: address.into(), model: model.into() },
-        protocol: Protocol::KserveV2,
+        layout: Layout::Plain,
+        protocol,
         ports: Ports::default(),
         formats: Vec::new(),
         ready_timeout: Duration::from_secs(10),
     }
+}
+
+/// A program on PATH.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|candidate| candidate.is_file())
 }
 
 /// Set where this process is `modelmeter` itself, whatever its file is called.
@@ -199,10 +200,8 @@ pub fn server_program() -> Result<PathBuf, Problem> {
         return Ok(own);
     }
     // Examples and tests lie one folder below the binary.
-    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
-    beside.chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {
+    let mut beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME));
+    beside.find(|candidate| candidate.is_file()).or_else(|| on_path(NAME)).ok_or_else(|| {
         Problem::new(Code::NotInstalled, "the built-in engines need the program `modelmeter`, which is not to be found")
             .with_hint("build it (cargo build --release -p modelmeter), or put it on PATH")
     })
@@ -213,21 +212,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_launched_is_not_called_installable() {
+    fn what_is_not_installed_says_what_to_install() {
         this_is_the_program();
-        let found = survey(&Config::default());
+        let mut config = Config::default();
+        config.engine.triton.server = Some("/nowhere/tritonserver".into());
+        config.engine.tfs.server = Some("/nowhere/tensorflow_model_server".into());
+        let found = survey(&config);
         let of = |name: &str| found.iter().find(|f| f.name == name).unwrap();
         assert!(of("rten").available && of("null").available);
-        for name in ["triton", "tfs"] {
-            assert!(!of(name).supported && !of(name).available);
-            assert!(of(name).reason.as_deref().unwrap().contains("not supported by this version"));
+        for (name, variable) in [("triton", "MODELMETER_ENGINE_TRITON_SERVER"), ("tfs", "MODELMETER_ENGINE_TFS_SERVER")]
+        {
+            assert!(!of(name).available && of(name).reason.as_deref().unwrap().contains("/nowhere"));
+            assert!(of(name).hint.as_deref().unwrap().contains(variable));
         }
     }
 
     #[test]
     fn a_wanted_engine_that_cannot_run_is_an_error_with_a_hint() {
         this_is_the_program();
-        let config = Config::default();
+        let mut config = Config::default();
+        config.engine.triton.server = Some("/nowhere/tritonserver".into());
         let wrong = |name: &str| specs(&[name.to_owned()], &config).unwrap_err();
         assert_eq!((wrong("triton").code, wrong("rtn").code), (Code::NotInstalled, Code::InvalidArgument));
         assert!(wrong("rtn").hint.unwrap().contains("did you mean 'rten'"));

@@ -1,14 +1,15 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
 use crate::{
-    args::{Format, LoadMode, ProfileArgs},
+    args::{ArtifactArgs, Format, LoadMode, ProfileArgs},
     data,
 };
 use modelmeter_common::{
-    Code, Problem,
+    Problem, artifact,
     engine::Protocol,
     error::closest,
     load::Load,
+    model::{self, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
 use modelmeter_worker::inspector::Custom;
@@ -24,8 +25,8 @@ const QUICK_START_BUDGET_MS: u64 = 120_000;
 /// What the model argument means.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Target {
-    /// A file on this machine.
-    File(PathBuf),
+    /// Files and directories on this machine.
+    Files(Files),
     /// A built-in model's or a hub's name; the hub's own wins.
     Name(String),
     /// A server that already runs.
@@ -34,7 +35,20 @@ pub enum Target {
         address: String,
         /// What it calls the model.
         model: String,
+        /// What it speaks.
+        protocol: Protocol,
     },
+}
+
+/// One model in one or more formats.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Files {
+    /// What to call it; none: as the first file is called.
+    pub name: Option<String>,
+    /// Where it lies; without a format, what it is found to be.
+    pub paths: Vec<(Option<model::Format>, PathBuf)>,
+    /// What it takes, where that is to beat what the files say.
+    pub inputs: Vec<TensorSpec>,
 }
 
 /// A `profile` command, validated as far as it can be without a hub.
@@ -99,27 +113,68 @@ fn read(path: &Path) -> Result<Request, Problem> {
 }
 
 fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
+    let name = args.model.as_ref().or(args.model_name.as_ref());
     if let Some(address) = &args.endpoint {
+        if !args.artifacts.paths().is_empty() || !args.artifacts.inputs.is_empty() {
+            return Err(Problem::invalid(
+                "endpoint",
+                "a server that already runs has its model and says what it takes",
+            )
+            .with_hint("leave the model's files and --input out"));
+        }
         let model = args.model_name.as_ref().or(args.model.as_ref()).ok_or_else(|| {
             Problem::invalid("model", "an endpoint needs the name of the model that it serves")
                 .with_hint("add --model NAME")
         })?;
-        return Ok(Target::Endpoint { address: address.clone(), model: model.clone() });
+        let protocol = protocol(args.protocol.as_deref())?;
+        return Ok(Target::Endpoint { address: address.clone(), model: model.clone(), protocol });
     }
-    let given = args.model.as_deref().or(args.model_name.as_deref()).unwrap_or(in_file);
-    if given.is_empty() {
-        return Err(Problem::invalid("model", "no model was named").with_hint(format!(
-            "name a file, a model in the hub, or a built-in one: {}",
-            modelmeter_serving::reference::NAMES.join(", ")
-        )));
-    }
-    Ok(if is_path(given) { Target::File(given.into()) } else { Target::Name(given.into()) })
+    named(name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty())), &args.artifacts)
 }
 
-/// Whether the model argument means a file: it looks like one, or there is one of that name.
+/// What a name and files given beside it mean.
+///
+/// # Errors
+/// `invalid_argument` where nothing was named, or inputs are given for what says its own.
+pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Problem> {
+    let (paths, inputs) = (artifacts.paths(), artifacts.inputs.clone());
+    if !paths.is_empty() {
+        let paths = paths.into_iter().map(|(format, path)| (Some(format), path)).collect();
+        return Ok(Target::Files(Files { name: name.map(str::to_owned), paths, inputs }));
+    }
+    let given = name.ok_or_else(|| {
+        Problem::invalid("model", "no model was named").with_hint(format!(
+            "name a file, a model in the hub, or a built-in one: {}",
+            modelmeter_serving::reference::NAMES.join(", ")
+        ))
+    })?;
+    if is_path(given) {
+        return Ok(Target::Files(Files { name: None, paths: vec![(None, given.into())], inputs }));
+    }
+    if !inputs.is_empty() {
+        return Err(Problem::invalid("input", format!("what {given} takes is known"))
+            .with_hint("--input is for files; open axes are set with --shape"));
+    }
+    Ok(Target::Name(given.into()))
+}
+
+fn protocol(given: Option<&str>) -> Result<Protocol, Problem> {
+    const KNOWN: [Protocol; 2] = [Protocol::KserveV2, Protocol::Tfs];
+    let given = given.unwrap_or(Protocol::KserveV2.as_str());
+    KNOWN.into_iter().find(|known| known.as_str() == given).ok_or_else(|| {
+        let names = KNOWN.map(Protocol::as_str);
+        let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+        Problem::invalid("protocol", format!("unknown protocol '{given}'"))
+            .with_hint(format!("{meant}this version speaks {}", names.join(" and ")))
+    })
+}
+
+/// Whether the model argument means a file or a model's directory: it looks like one, or there is one of that name.
 fn is_path(given: &str) -> bool {
     let suffix = Path::new(given).extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    given.contains('/') || matches!(suffix.as_str(), "onnx" | "pt" | "pth") || Path::new(given).is_file()
+    given.contains('/')
+        || matches!(suffix.as_str(), "onnx" | "pt" | "pth")
+        || artifact::detect(Path::new(given)).is_ok()
 }
 
 fn is_built_in(target: &Target) -> bool {
@@ -151,26 +206,6 @@ fn attach(request: &mut Request, args: &ProfileArgs, embedded: bool) -> Result<(
     if let Some(named) = args.engines.iter().find(|engine| *engine != "endpoint") {
         return Err(Problem::invalid("engines", format!("'{named}' is not what runs at an endpoint"))
             .with_hint("leave --engines out with --endpoint"));
-    }
-    let protocol = args.protocol.as_deref().unwrap_or(Protocol::KserveV2.as_str());
-    const KNOWN: [Protocol; 3] = [Protocol::KserveV2, Protocol::Tfs, Protocol::MlmodelciPredict];
-    match KNOWN.into_iter().find(|p| p.as_str() == protocol) {
-        Some(Protocol::KserveV2) => {}
-        Some(other) => {
-            return Err(Problem::new(
-                Code::InvalidArgument,
-                format!("this version does not speak {} yet", other.as_str()),
-            )
-            .with_field("protocol")
-            .with_hint("it speaks kserve-v2"));
-        }
-        None => {
-            let meant = closest(protocol, KNOWN.map(Protocol::as_str))
-                .map(|p| format!("did you mean '{p}'? "))
-                .unwrap_or_default();
-            return Err(Problem::invalid("protocol", format!("unknown protocol '{protocol}'"))
-                .with_hint(format!("{meant}this version speaks kserve-v2")));
-        }
     }
     request.engines = vec!["endpoint".into()];
     Ok(())
@@ -308,7 +343,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use clap::Parser;
-    use modelmeter_common::load::Arrivals;
+    use modelmeter_common::{Code, load::Arrivals};
 
     fn job_of(line: &str, embedded: bool) -> Result<Job, Problem> {
         let words = ["modelmeter", "profile"].into_iter().chain(line.split_whitespace());
@@ -372,7 +407,9 @@ mod tests {
             "m.onnx --certified --max-duration 30s",
             "m.onnx --certified --repeats 1",
             "--endpoint h:1",
-            "--endpoint h:1 --model m --protocol tfs",
+            "--endpoint h:1 --model m --protocol thrift",
+            "--endpoint h:1 --model m --onnx m.onnx",
+            "mlp --input x:fp32:3",
             "--endpoint h:1 --model m --engines onnx",
         ] {
             assert_eq!(job_of(line, true).unwrap_err().code, Code::InvalidArgument, "{line}");

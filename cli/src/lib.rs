@@ -17,7 +17,9 @@ pub mod profiler;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod tfs;
 mod torchscript;
+mod triton;
 
 pub use command::main;
 pub use modelmeter_common::{Problem, config, engine as ports, profile, request};

@@ -1,14 +1,19 @@
 //! From what the user calls the model to a model in the hub.
 
-use crate::{client::Client, job::Target};
+use crate::{
+    client::Client,
+    job::{Files, Target},
+};
 use modelmeter_common::{
-    Code, Problem, SCHEMA_VERSION, Timestamp, artifact,
+    Code, Problem, SCHEMA_VERSION, Timestamp,
+    artifact::{self, Opened},
+    engine::Protocol,
     error::closest,
-    model::{ArtifactRef, Format, Model, ModelRef, TensorSpec},
+    model::{ArtifactRef, Dim, Format, Model, ModelRef, TensorSpec},
     wire::sha256_hex,
 };
 use modelmeter_serving::reference;
-use modelmeter_worker::inspector::kserve_v2;
+use modelmeter_worker::inspector;
 use std::path::{Path, PathBuf};
 
 /// Characters of an artifact's sha256 that make a version.
@@ -36,14 +41,14 @@ impl Local {
 /// that only the hub can know.
 pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Problem> {
     match target {
-        Target::File(path) => file(path.clone(), None).await.map(Some),
+        Target::Files(named) => files(named).await.map(Some),
         Target::Name(name) if reference::NAMES.contains(&name.as_str()) => {
             let (name, cache) = (name.clone(), home.join("cache"));
             let path = blocking(move || reference::ensure(&name, &cache)).await?;
-            file(path, None).await.map(Some)
+            files(&Files { paths: vec![(Some(Format::Onnx), path)], ..Files::default() }).await.map(Some)
         }
         Target::Name(_) => Ok(None),
-        Target::Endpoint { address, model } => endpoint(address, model).await.map(Some),
+        Target::Endpoint { address, model, protocol } => endpoint(address, model, *protocol).await.map(Some),
     }
 }
 
@@ -79,43 +84,95 @@ async fn unknown(given: &str, name_is_known: bool, known: &[Model], client: &mut
         .with_hint(format!("{meant}name a file, a model of `modelmeter model list`, or a built-in one: {built_in}")))
 }
 
-/// An artifact in a file, with the signature that it carries itself. `name`: else the file's.
-pub async fn file(path: PathBuf, name: Option<String>) -> Result<Local, Problem> {
-    let at = path.clone();
-    let opened = blocking(move || artifact::open(&at)).await?;
-    let id = ModelRef { name: name.unwrap_or(opened.name_stem), version: version(&opened.artifact) };
+/// A model's files and directories, with the signature that they carry, or were given.
+///
+/// # Errors
+/// As [`artifact::open`]; `invalid_argument` where formats contradict each other or none says what the model takes.
+pub async fn files(files: &Files) -> Result<Local, Problem> {
+    let mut opened = Vec::new();
+    for (format, path) in &files.paths {
+        opened.push((open(*format, path.clone()).await?, path.clone()));
+    }
+    let (first, _) = opened.first().ok_or_else(|| {
+        Problem::invalid("model", "no artifact was named").with_hint("for example --onnx FILE or --savedmodel DIR")
+    })?;
+    let telling: Vec<&Opened> = opened.iter().map(|(opened, _)| opened).filter(|o| !o.inputs.is_empty()).collect();
+    let inputs = match telling.first() {
+        _ if !files.inputs.is_empty() => files.inputs.clone(),
+        Some(one) => {
+            telling.iter().try_for_each(|other| same_inputs(one, other))?;
+            one.inputs.clone()
+        }
+        None => {
+            let message =
+                format!("a {} model need not say what it takes, and this one does not", first.artifact.format);
+            return Err(Problem::invalid("input", message).with_hint("for example --input x:fp32:3,224,224"));
+        }
+    };
+    let name = files.name.clone().unwrap_or_else(|| first.name_stem.clone());
+    let artifacts: Vec<ArtifactRef> = opened.iter().map(|(opened, _)| opened.artifact.clone()).collect();
     let model = Model {
         schema_version: SCHEMA_VERSION,
-        id,
+        id: ModelRef { name, version: version(&artifacts) },
         created_at: Timestamp::now(),
-        artifacts: vec![opened.artifact.clone()],
-        inputs: opened.inputs,
-        outputs: opened.outputs,
+        artifacts,
+        inputs,
+        outputs: telling.first().map(|one| one.outputs.clone()).unwrap_or_default(),
     };
-    Ok(Local { model, files: vec![(opened.artifact, path)] })
+    Ok(Local { model, files: opened.into_iter().map(|(opened, path)| (opened.artifact, path)).collect() })
 }
 
-/// An artifact in a file that does not carry its signature.
-pub async fn opaque(path: PathBuf, format: Format) -> Result<(ArtifactRef, PathBuf), Problem> {
-    let at = path.clone();
-    let artifact = blocking(move || {
-        let bytes =
-            std::fs::read(&at).map_err(|e| Problem::invalid("model", format!("cannot read {}: {e}", at.display())))?;
-        if bytes.is_empty() {
-            return Err(Problem::invalid("model", format!("{} is empty", at.display())));
+async fn open(format: Option<Format>, path: PathBuf) -> Result<Opened, Problem> {
+    let opened = blocking(move || {
+        let found = artifact::detect(&path)?;
+        match format {
+            Some(said) if said != found => {
+                Err(Problem::invalid("model", format!("{} is a {found} model, not {said}", path.display()))
+                    .with_hint(format!("name it with --{found}")))
+            }
+            _ => artifact::open(&path),
         }
-        Ok(ArtifactRef { format, sha256: sha256_hex(&bytes), bytes: bytes.len() as u64 })
     });
-    Ok((artifact.await?, path))
+    opened.await
 }
 
-/// The version that an artifact gives its model.
-pub fn version(artifact: &ArtifactRef) -> String {
-    artifact.sha256.chars().take(VERSION_LENGTH).collect()
+/// Each format must take the same tensors, or what is compared is not the same work. The names of open axes may differ,
+/// and an axis that is open in one may be fixed in the other.
+fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
+    let fits = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
+    let alike = |a: &TensorSpec, b: &TensorSpec| {
+        a.dtype == b.dtype && a.shape.len() == b.shape.len() && !a.shape.iter().zip(&b.shape).any(|(a, b)| fits(a, b))
+    };
+    let has = |a: &TensorSpec| other.inputs.iter().any(|b| a.name == b.name && alike(a, b));
+    if one.inputs.len() == other.inputs.len() && one.inputs.iter().all(has) {
+        return Ok(());
+    }
+    let text = |opened: &Opened| {
+        let one = |tensor: &TensorSpec| {
+            let dims = tensor.shape.iter().map(|dim| match dim {
+                Dim::Fixed(length) => length.to_string(),
+                Dim::Dynamic(_) => "?".into(),
+            });
+            format!("{}:{}:[{}]", tensor.name, tensor.dtype, dims.collect::<Vec<_>>().join(","))
+        };
+        let inputs = opened.inputs.iter().map(one).collect::<Vec<_>>().join(", ");
+        format!("{} takes {inputs}", opened.artifact.format)
+    };
+    Err(Problem::invalid("model", format!("the formats differ in their inputs: {}, {}", text(one), text(other)))
+        .with_hint("export them with the same names, types and shapes"))
 }
 
-async fn endpoint(address: &str, name: &str) -> Result<Local, Problem> {
-    let metadata = kserve_v2::metadata(address, name).await.map_err(|problem| Problem {
+/// The version that its content gives a model.
+fn version(artifacts: &[ArtifactRef]) -> String {
+    let whole = match artifacts {
+        [only] => only.sha256.clone(),
+        several => sha256_hex(several.iter().map(|artifact| artifact.sha256.as_str()).collect::<String>().as_bytes()),
+    };
+    whole.chars().take(VERSION_LENGTH).collect()
+}
+
+async fn endpoint(address: &str, name: &str, protocol: Protocol) -> Result<Local, Problem> {
+    let metadata = inspector::metadata(protocol, address, name).await.map_err(|problem| Problem {
         field: problem.field.or_else(|| Some("endpoint".into())),
         hint: problem
             .hint

@@ -141,7 +141,7 @@ async fn prepare_embedded(config: &Config, mut job: Job, progress: &Progress) ->
     }
     let local = models::local(&job.target, &config.home).await?;
     data::check(&mut job.request, local.as_ref().map(|local| &local.model))?;
-    check_settings(&job.request)?;
+    check_settings(&job.request, &engines)?;
     check_cells(&job.request, local.as_ref(), &engines)?;
     free_ports(&engines, config.worker.ports)?;
     no_gpu_note(&job.request, progress);
@@ -174,8 +174,8 @@ async fn into_embedded(
 /// The engines that the worker in this process is given. One that cannot run here fails its own cells only, unless
 /// there is no other.
 fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<EngineSpec>, Problem> {
-    if let Target::Endpoint { address, model } = &job.target {
-        return Ok(vec![engines::endpoint(address, model, None)]);
+    if let Target::Endpoint { address, model, protocol } = &job.target {
+        return Ok(vec![engines::endpoint(address, model, *protocol, None)]);
     }
     if job.request.engines == ["auto"] {
         return engines::specs(&[], config);
@@ -198,16 +198,20 @@ fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<Eng
     }
 }
 
-/// Settings of the built-in engines, each value by itself: a list gives a cell for each.
-fn check_settings(request: &Request) -> Result<(), Problem> {
+/// Settings of the engines that are known here, each value by itself: a list gives a cell for each.
+fn check_settings(request: &Request, engines: &[EngineSpec]) -> Result<(), Problem> {
     for (engine, settings) in &request.engine_settings {
-        if !modelmeter_serving::ENGINES.contains(&engine.as_str()) && engine != "torchscript" {
-            continue;
-        }
+        let ours = modelmeter_serving::ENGINES.contains(&engine.as_str()) || engine == "torchscript";
+        let spec = engines.iter().find(|spec| spec.name == *engine);
         for (setting, value) in settings {
             let values = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
             for one in values {
-                modelmeter_serving::check_settings(engine, &[(setting.clone(), one)].into())?;
+                let one = [(setting.clone(), one)].into();
+                match spec {
+                    _ if ours => modelmeter_serving::check_settings(engine, &one)?,
+                    Some(spec) => spec.check_settings(&one)?,
+                    None => {}
+                }
             }
         }
     }
@@ -249,7 +253,7 @@ fn free_ports(engines: &[EngineSpec], ports: Ports) -> Result<(), Problem> {
     }
     for spec in engines {
         let Some(pair) = spec.ports.cpu else { continue };
-        for port in [pair.grpc, pair.http].into_iter().filter(|port| *port != 0) {
+        for port in [pair.grpc, pair.http].into_iter().chain(pair.metrics).filter(|port| *port != 0) {
             if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
                 return Err(Problem::new(
                     Code::Busy,

@@ -1,9 +1,9 @@
 //! The TorchScript engine as the worker is to launch it: our server, run by the user's own Python.
 
-use crate::engines::{Found, READY_TIMEOUT};
+use crate::engines::Found;
 use modelmeter_common::{Problem, config::Config, engine};
 use modelmeter_serving::torchscript;
-use modelmeter_worker::{EngineSpec, Launch, Ports};
+use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// What it is asked to do; the server's own path goes before.
@@ -53,11 +53,12 @@ pub fn spec(found: &Found, config: &Config) -> Result<EngineSpec, Problem> {
             args,
             env: BTreeMap::new(),
         },
+        layout: Layout::Plain,
         protocol: info.protocol,
         // A torch for the CPU alone would serve there, and measure the wrong device.
         ports: if found.gpu { ports } else { Ports { gpu: None, ..ports } },
         formats: info.formats.to_vec(),
-        ready_timeout: READY_TIMEOUT,
+        ready_timeout: config.engine.ready_timeout(),
     })
 }
 
@@ -74,7 +75,6 @@ mod tests {
             name: "torchscript".into(),
             title: "",
             formats: Vec::new(),
-            supported: true,
             available: true,
             gpu: false,
             version: None,

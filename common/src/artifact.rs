@@ -3,6 +3,10 @@
 //! What belongs here: telling formats apart and reading what a request needs to know of a model before
 //! anything starts. Loading a model to run it is the engine's.
 
+pub mod archive;
+pub mod savedmodel;
+pub mod triton;
+
 use crate::{
     Code, Problem,
     model::{ArtifactRef, Datatype, Dim, Format, TensorSpec},
@@ -13,7 +17,12 @@ use modelmeter_proto::onnx::{
 };
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::{collections::HashSet, fs::File, io::Read, path::Path};
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, Read, Write},
+    path::Path,
+};
 
 /// The largest ONNX file: protobuf cannot hold more.
 pub const MAX_ONNX_BYTES: u64 = (2 << 30) - 1;
@@ -27,27 +36,104 @@ pub struct Opened {
     pub inputs: Vec<TensorSpec>,
     /// What it gives.
     pub outputs: Vec<TensorSpec>,
-    /// The file's name without its extension: the model's name where it has no other.
+    /// The file's or directory's name without its extension: the model's name where it has no other.
     pub name_stem: String,
 }
 
-/// Reads the model at `path` whole and checks it.
+/// Reads the model at `path` whole and checks it. A directory's artifact is its [`archive`].
 ///
 /// # Errors
-/// `not_found` when nothing is there; `invalid_argument` when it is not an ONNX file, is cut off, keeps its
-/// weights elsewhere, has no inputs, or has inputs or outputs that are not plain tensors. Formats other than
-/// ONNX are recognised, and refused by name.
+/// `not_found` when nothing is there; `invalid_argument` when it is not what its name or kind says, is cut off, keeps
+/// its weights elsewhere, or has inputs or outputs that are not plain tensors.
 pub fn open(path: &Path) -> Result<Opened, Problem> {
     let format = detect(path)?;
-    if format != Format::Onnx {
-        return Err(invalid(format!("{} is a {format} model: only ONNX files can be opened by path", path.display()))
-            .with_hint("export the model to ONNX, or add it to the hub with its signature: modelmeter model add"));
-    }
-    let (bytes, sha256) = read_hashed(path)?;
-    let artifact = ArtifactRef { format, sha256, bytes: bytes.len() as u64 };
-    let (inputs, outputs) = onnx_signature(bytes).map_err(|what| what.at(path))?;
+    let (artifact, (inputs, outputs)) = match format {
+        Format::Onnx => {
+            let (bytes, sha256) = read_hashed(path)?;
+            let artifact = ArtifactRef { format, sha256, bytes: bytes.len() as u64 };
+            (artifact, onnx_signature(bytes).map_err(|what| what.at(path))?)
+        }
+        Format::Torchscript | Format::Savedmodel | Format::Triton | Format::Data => {
+            let signature = signature(path, format)?;
+            (addressed(path, format)?, signature)
+        }
+    };
     let name_stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Opened { artifact, inputs, outputs, name_stem })
+}
+
+/// Inputs and outputs of an artifact, as it says them itself: none of a TorchScript file or of test data.
+///
+/// # Errors
+/// As [`open`].
+pub fn signature(path: &Path, format: Format) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
+    match format {
+        Format::Onnx => onnx_signature(read_hashed(path)?.0).map_err(|what| what.at(path)),
+        Format::Torchscript => check_torchscript(path).map(|()| (Vec::new(), Vec::new())),
+        Format::Data => Ok((Vec::new(), Vec::new())),
+        Format::Savedmodel => {
+            let found = savedmodel::read(path).map_err(|what| {
+                invalid(format!("{} cannot be served: {what}", path.display()))
+                    .with_hint("save it with tf.saved_model.save(…, signatures=…) or model.export(…)")
+            })?;
+            Ok((found.inputs, found.outputs))
+        }
+        Format::Triton => {
+            let found = triton::read(path).map_err(|what| invalid(format!("{}: {what}", path.display())))?;
+            Ok((found.inputs, found.outputs))
+        }
+    }
+}
+
+/// Hashes what travels of an artifact.
+fn addressed(path: &Path, format: Format) -> Result<ArtifactRef, Problem> {
+    let mut hash = Hashing(Sha256::new(), 0);
+    archive::write_to(path, &mut hash).map_err(|error| unreadable(path, &error))?;
+    let Hashing(hash, bytes) = hash;
+    Ok(ArtifactRef { format, sha256: hex(hash), bytes })
+}
+
+struct Hashing(Sha256, u64);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        self.1 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A TorchScript file is a zip archive with `constants.pkl` in it, which saved weights alone do not have. The archive's
+/// directory, with its names, is at its end.
+fn check_torchscript(path: &Path) -> Result<(), Problem> {
+    const DIRECTORY_BYTES: u64 = 4 << 20;
+    const MARK: &[u8] = b"/constants.pkl";
+    let read = || -> io::Result<([u8; 2], Vec<u8>)> {
+        let (mut start, mut end) = ([0; 2], Vec::new());
+        let mut file = File::open(path)?;
+        file.read_exact(&mut start)?;
+        let tail = file.metadata()?.len().saturating_sub(DIRECTORY_BYTES);
+        io::Seek::seek(&mut file, io::SeekFrom::Start(tail))?;
+        file.read_to_end(&mut end)?;
+        Ok((start, end))
+    };
+    let found = match read() {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+        found => Some(found.map_err(|error| unreadable(path, &error))?),
+    };
+    match found {
+        Some((start, end)) if start == *b"PK" && end.windows(MARK.len()).any(|window| window == MARK) => Ok(()),
+        _ => Err(invalid(format!("{} is not a TorchScript file", path.display()))
+            .with_hint("save it with torch.jit.save: weights alone, as torch.save writes them, cannot be served")),
+    }
 }
 
 /// The format of what is at `path`, by its kind and name; content is looked at by [`open`].
@@ -84,8 +170,7 @@ fn read_hashed(path: &Path) -> Result<(Bytes, String), Problem> {
         file.read_exact(piece).map_err(failed)?;
         hash.update(&*piece);
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((bytes.freeze(), sha256))
+    Ok((bytes.freeze(), hex(hash)))
 }
 
 fn invalid(message: impl Into<String>) -> Problem {

@@ -117,13 +117,35 @@ fn unsupported_elements_and_missing_shapes_are_refused() {
 }
 
 #[test]
-fn other_formats_are_recognised_and_refused_by_name() {
-    assert!(open_bytes("m.pt", b"PK").unwrap_err().message.contains("is a torchscript model"));
+fn formats_are_told_by_name_and_kind() {
     let folder = tempfile::tempdir().unwrap();
     assert!(open(folder.path()).unwrap_err().message.contains("directory without a model"));
     std::fs::write(folder.path().join("config.pbtxt"), "").unwrap();
     assert_eq!(detect(folder.path()), Ok(Format::Triton));
     std::fs::write(folder.path().join("saved_model.pb"), "").unwrap();
     assert_eq!(detect(folder.path()), Ok(Format::Savedmodel));
-    assert!(open(folder.path()).unwrap_err().message.contains("is a savedmodel model"));
+    assert!(open(folder.path()).unwrap_err().message.contains("tag 'serve'"));
+}
+
+#[test]
+fn a_directorys_address_is_its_archives() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: 3 }";
+    std::fs::write(folder.path().join("config.pbtxt"), text).unwrap();
+    let opened = open(folder.path()).unwrap();
+    let mut bytes = Vec::new();
+    archive::write_to(folder.path(), &mut bytes).unwrap();
+    assert_eq!((opened.artifact.bytes, opened.artifact.sha256), (bytes.len() as u64, crate::wire::sha256_hex(&bytes)));
+    assert_eq!(opened.inputs[0].name, "x");
+}
+
+#[test]
+fn torchscript_is_told_from_saved_weights() {
+    // What matters of a zip archive here: its first bytes, and the names in the directory at its end.
+    let opened = open_bytes("m.pt", b"PK\x03\x04...m/code/__torch__.py...m/constants.pkl").unwrap();
+    assert_eq!((opened.artifact.format, opened.inputs.len()), (Format::Torchscript, 0));
+    for wrong in [&b"PK\x03\x04...m/data.pkl"[..], b"weights", b"P", b""] {
+        let problem = open_bytes("m.pt", wrong).unwrap_err();
+        assert!(problem.message.contains("is not a TorchScript file"), "{problem}");
+    }
 }

@@ -136,13 +136,59 @@ pub enum Ports {
 }
 
 /// What engines need to be told about this machine.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Engines {
+    /// From launch to ready, at most, as `2m`: a large model is read and optimised in this time.
+    pub ready_timeout: String,
     /// ONNX Runtime.
     pub onnx: Onnx,
     /// TorchScript.
     pub torchscript: Torchscript,
+    /// Triton.
+    pub triton: Triton,
+    /// TensorFlow Serving.
+    pub tfs: Tfs,
+}
+
+impl Default for Engines {
+    fn default() -> Self {
+        Self {
+            ready_timeout: "2m".into(),
+            onnx: Onnx::default(),
+            torchscript: Torchscript::default(),
+            triton: Triton::default(),
+            tfs: Tfs::default(),
+        }
+    }
+}
+
+impl Engines {
+    /// [`Self::ready_timeout`] as a duration; [`load`] refuses what is none.
+    pub fn ready_timeout(&self) -> Duration {
+        duration(&self.ready_timeout).unwrap_or(Duration::from_secs(120))
+    }
+}
+
+/// Triton.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Triton {
+    /// The path of `tritonserver`; by default the one on PATH, else the one in the Python package `nvidia-pytriton`.
+    pub server: Option<PathBuf>,
+    /// The folder of its backends; by default `backends` beside the server's folder.
+    pub backends: Option<PathBuf>,
+    /// The Python that has `nvidia-pytriton`, and what its Python backend imports; by default the active virtual
+    /// environment's, then `python3`.
+    pub python: Option<PathBuf>,
+}
+
+/// TensorFlow Serving.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tfs {
+    /// The path of `tensorflow_model_server`; by default the one on PATH.
+    pub server: Option<PathBuf>,
 }
 
 /// TorchScript.
@@ -305,7 +351,11 @@ pub fn load(sources: &Sources) -> Result<Config, Problem> {
                 .with_hint("name one with --home DIR")
         })?;
     }
-    duration(&config.coordinator.lease).map_err(|e| Problem { field: Some("coordinator.lease".into()), ..e })?;
+    for (field, text) in
+        [("coordinator.lease", &config.coordinator.lease), ("engine.ready_timeout", &config.engine.ready_timeout)]
+    {
+        duration(text).map_err(|e| Problem { field: Some(field.into()), ..e })?;
+    }
     Ok(config)
 }
 
@@ -387,7 +437,7 @@ const fn variable(name: &'static str, path: &'static [&'static str], kind: Kind)
     Variable { name, path, kind }
 }
 
-const VARIABLES: [Variable; 22] = [
+const VARIABLES: [Variable; 27] = [
     variable("MODELMETER_HOME", &["home"], Kind::Text),
     variable("MODELMETER_COORDINATOR", &["client", "coordinators"], Kind::List),
     variable("MODELMETER_COORDINATOR_LISTEN", &["coordinator", "listen"], Kind::Text),
@@ -408,8 +458,13 @@ const VARIABLES: [Variable; 22] = [
     variable("MODELMETER_WORKER_SHARED_CPU", &["worker", "shared_cpu"], Kind::Flag),
     variable("MODELMETER_WORKER_LABELS", &["worker", "labels"], Kind::Map),
     variable("MODELMETER_WORKER_ENGINES", &["worker", "engines"], Kind::List),
+    variable("MODELMETER_ENGINE_READY_TIMEOUT", &["engine", "ready_timeout"], Kind::Text),
     variable("MODELMETER_ENGINE_ONNX_LIBRARY", &["engine", "onnx", "library"], Kind::Text),
     variable("MODELMETER_ENGINE_TORCHSCRIPT_PYTHON", &["engine", "torchscript", "python"], Kind::Text),
+    variable("MODELMETER_ENGINE_TRITON_SERVER", &["engine", "triton", "server"], Kind::Text),
+    variable("MODELMETER_ENGINE_TRITON_BACKENDS", &["engine", "triton", "backends"], Kind::Text),
+    variable("MODELMETER_ENGINE_TRITON_PYTHON", &["engine", "triton", "python"], Kind::Text),
+    variable("MODELMETER_ENGINE_TFS_SERVER", &["engine", "tfs", "server"], Kind::Text),
 ];
 
 impl Config {

@@ -40,6 +40,8 @@ pub struct EngineInfo {
     pub cpu_ports: (u16, u16),
     /// Default ports on a GPU slot; none where it has no GPU form.
     pub gpu_ports: Option<(u16, u16)>,
+    /// Default port of its metrics, where they have one of their own.
+    pub metrics_port: Option<u16>,
 }
 
 pub const ONNX_HTTP_PORT: u16 = 8001;
@@ -72,6 +74,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (ONNX_HTTP_PORT, ONNX_GRPC_PORT),
         gpu_ports: Some((ONNX_GPU_HTTP_PORT, ONNX_GPU_GRPC_PORT)),
+        metrics_port: None,
     },
     EngineInfo {
         name: "rten",
@@ -80,6 +83,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (RTEN_HTTP_PORT, RTEN_GRPC_PORT),
         gpu_ports: None,
+        metrics_port: None,
     },
     EngineInfo {
         name: "torchscript",
@@ -88,6 +92,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (TORCHSCRIPT_HTTP_PORT, TORCHSCRIPT_GRPC_PORT),
         gpu_ports: Some((TORCHSCRIPT_GPU_HTTP_PORT, TORCHSCRIPT_GPU_GRPC_PORT)),
+        metrics_port: None,
     },
     EngineInfo {
         name: "triton",
@@ -96,6 +101,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (TRITON_HTTP_PORT, TRITON_GRPC_PORT),
         gpu_ports: Some((TRITON_HTTP_PORT, TRITON_GRPC_PORT)),
+        metrics_port: Some(TRITON_METRICS_PORT),
     },
     EngineInfo {
         name: "tfs",
@@ -104,6 +110,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::Tfs,
         cpu_ports: (TFS_HTTP_PORT, TFS_GRPC_PORT),
         gpu_ports: Some((TFS_GPU_HTTP_PORT, TFS_GPU_GRPC_PORT)),
+        metrics_port: None,
     },
     EngineInfo {
         name: "null",
@@ -112,6 +119,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (0, 0),
         gpu_ports: None,
+        metrics_port: None,
     },
     EngineInfo {
         name: "endpoint",
@@ -120,6 +128,7 @@ pub const ENGINES: [EngineInfo; 7] = [
         protocol: Protocol::KserveV2,
         cpu_ports: (0, 0),
         gpu_ports: None,
+        metrics_port: None,
     },
 ];
 

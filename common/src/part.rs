@@ -134,6 +134,8 @@ pub struct Point {
     pub gpu: Option<GpuUse>,
     /// The engine's process tree; none for a remote server.
     pub engine_cpu: Option<EngineCpu>,
+    /// What the server itself says of its time; none where it does not.
+    pub server: Option<ServerTimes>,
     /// Cores that the client itself used.
     pub client_cpu_cores: f64,
     /// The machine around it.
@@ -167,6 +169,7 @@ impl Point {
             send_lateness: None,
             gpu: None,
             engine_cpu: None,
+            server: None,
             client_cpu_cores: 0.0,
             host: HostUse::default(),
             converged: true,
@@ -213,6 +216,49 @@ pub struct EngineCpu {
     pub cores: f64,
     /// Resident memory at the end.
     pub rss_bytes: u64,
+}
+
+/// What a server says of the calls of a point, from the start of its warm-up to its end: totals. Source: Triton's
+/// statistics extension.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ServerTimes {
+    /// Calls that succeeded.
+    pub requests: u64,
+    /// Times that the model ran: fewer than the calls where the server batches them.
+    pub executions: u64,
+    /// Waiting for the model, over all calls, in ns.
+    pub queue_ns: u64,
+    /// Preparing inputs, in ns.
+    pub compute_input_ns: u64,
+    /// Running the model, in ns.
+    pub compute_infer_ns: u64,
+    /// Handing over outputs, in ns.
+    pub compute_output_ns: u64,
+}
+
+impl ServerTimes {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// What came since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        self.with(earlier, u64::saturating_sub)
+    }
+
+    fn with(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            requests: f(self.requests, other.requests),
+            executions: f(self.executions, other.executions),
+            queue_ns: f(self.queue_ns, other.queue_ns),
+            compute_input_ns: f(self.compute_input_ns, other.compute_input_ns),
+            compute_infer_ns: f(self.compute_infer_ns, other.compute_infer_ns),
+            compute_output_ns: f(self.compute_output_ns, other.compute_output_ns),
+        }
+    }
 }
 
 /// The host while a point ran. Ratios are 0 to 1 of all cores.

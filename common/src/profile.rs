@@ -175,6 +175,8 @@ pub struct ProfilePoint {
     /// Joules of the GPU an inference.
     pub energy_per_inference_j: Option<f64>,
     pub engine_cpu: Option<EngineCpu>,
+    /// The server's own account, beside `latency_ms`, which is the client's; none where it gives none.
+    pub server: Option<ServerLatency>,
     pub client_cpu_cores: f64,
     pub host: HostUse,
     pub converged: bool,
@@ -182,6 +184,19 @@ pub struct ProfilePoint {
     pub warnings: Vec<Warning>,
     /// Why a field of this point is null, by its path within the point.
     pub unavailable: BTreeMap<String, Reason>,
+}
+
+/// Where a server says that the time of a call went: means over the calls of the point and of its warm-up.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ServerLatency {
+    pub requests: u64,
+    /// Times that the model ran: fewer than the calls where the server batches them.
+    pub executions: u64,
+    pub queue_ms: f64,
+    pub compute_input_ms: f64,
+    pub compute_infer_ms: f64,
+    pub compute_output_ms: f64,
 }
 
 /// A latency distribution in milliseconds; a percentile that the samples cannot carry is null.

@@ -5,10 +5,10 @@ use modelmeter_common::{
     SCHEMA_VERSION, Timestamp, VERSION,
     device::{CPU_CLASS, DeviceKind},
     load::{LoadPoint, Sla},
-    part::{Deployment, Final, Outcome, Part, Percentile, Point, Reason},
+    part::{Deployment, Final, Outcome, Part, Percentile, Point, Reason, ServerTimes},
     profile::{
         Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine, ProfilePoint,
-        ProfileState, Repeat, SlaResult, Summary,
+        ProfileState, Repeat, ServerLatency, SlaResult, Summary,
     },
     request::RequestDoc,
     stats::{
@@ -245,6 +245,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
         gpu: point.gpu.clone(),
         energy_per_inference_j: energy_j.map(|joules| joules / inferences as f64),
         engine_cpu: point.engine_cpu,
+        server: point.server.and_then(server),
         client_cpu_cores: point.client_cpu_cores,
         host: point.host,
         converged: point.converged,
@@ -252,6 +253,19 @@ fn profile_point(point: &Point) -> ProfilePoint {
         warnings: point.warnings.clone(),
         unavailable,
     }
+}
+
+/// Means over the calls; none where there were none.
+fn server(times: ServerTimes) -> Option<ServerLatency> {
+    let mean_ms = |ns: u64| ns as f64 / times.requests as f64 / NS_PER_MS;
+    (times.requests > 0).then(|| ServerLatency {
+        requests: times.requests,
+        executions: times.executions,
+        queue_ms: mean_ms(times.queue_ns),
+        compute_input_ms: mean_ms(times.compute_input_ns),
+        compute_infer_ms: mean_ms(times.compute_infer_ns),
+        compute_output_ms: mean_ms(times.compute_output_ns),
+    })
 }
 
 fn latency(histogram: &Histogram, percentiles: &[Percentile]) -> Latency {

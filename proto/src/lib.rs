@@ -20,6 +20,16 @@ pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
+/// TensorFlow's tensors and signatures, and in `serving` the API of TensorFlow Serving.
+pub mod tensorflow {
+    include!(concat!(env!("OUT_DIR"), "/tensorflow.rs"));
+
+    #[allow(missing_docs)]
+    pub mod serving {
+        tonic::include_proto!("tensorflow.serving");
+    }
+}
+
 /// The encoded `FileDescriptorSet` of every contract, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

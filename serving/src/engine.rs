@@ -6,7 +6,10 @@ use crate::{
     settings,
     tensor::Tensor,
 };
-use modelmeter_common::{Code, Problem, artifact, model::TensorSpec};
+use modelmeter_common::{
+    Code, Problem, artifact,
+    model::{Format, TensorSpec},
+};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
@@ -55,6 +58,10 @@ impl Engine {
         }
         let settings = settings::parse(&options.engine, &options.settings)?;
         let opened = artifact::open(&options.model)?;
+        if opened.artifact.format != Format::Onnx {
+            let message = format!("engine {} loads onnx, not {}", options.engine, opened.artifact.format);
+            return Err(Problem::invalid("model", message));
+        }
         let (version, runner) = match options.engine.as_str() {
             "null" => (modelmeter_common::VERSION.to_owned(), Runner::Inline(Null::new(&opened))),
             "rten" => {

@@ -8,6 +8,7 @@
 //! channel) → [`backend`] (blocking, on threads of its own) → response. See `design.md` beside this file.
 
 pub mod onnxruntime;
+pub mod python;
 pub mod reference;
 pub mod torchscript;
 
@@ -16,7 +17,6 @@ mod contents;
 mod engine;
 mod grpc;
 mod http;
-mod python;
 mod request;
 mod settings;
 mod tensor;

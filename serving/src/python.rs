@@ -1,4 +1,4 @@
-//! Asking a Python what it has, without waiting for one that does not answer.
+//! Asking a Python, or another program, what it has, without waiting for one that does not answer.
 
 use std::{
     ffi::OsStr,
@@ -8,15 +8,23 @@ use std::{
 };
 
 /// How long a Python may take to answer; a cold disk takes seconds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `python -c question` prints: far less than a pipe holds, so that it can be read once it has ended.
 ///
 /// # Errors
 /// What stood in the way, to follow the Python's name.
-pub(crate) fn ask(python: impl AsRef<OsStr>, question: &str, patience: Duration) -> Result<String, String> {
-    let mut child = Command::new(python)
-        .args(["-c", question])
+pub fn ask(python: impl AsRef<OsStr>, question: &str, patience: Duration) -> Result<String, String> {
+    run(python, &["-c", question], patience)
+}
+
+/// What a program prints that says something short of itself and ends.
+///
+/// # Errors
+/// What stood in the way, to follow the program's name.
+pub fn run(program: impl AsRef<OsStr>, args: &[&str], patience: Duration) -> Result<String, String> {
+    let mut child = Command::new(program)
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -39,7 +47,7 @@ pub(crate) fn ask(python: impl AsRef<OsStr>, question: &str, patience: Duration)
     let read = child.stdout.take().map_or(Ok(0), |mut out| out.read_to_string(&mut said));
     match read {
         Ok(_) if status.success() => Ok(said),
-        _ => Err(format!("cannot say what it has ({status}): is it Python 3.8 or newer?")),
+        _ => Err(format!("cannot say what it has ({status})")),
     }
 }
 

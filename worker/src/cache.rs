@@ -1,9 +1,10 @@
 //! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator; checked against its sha256 then,
-//! and by its length at each use.
+//! and by its length at each use. A directory's archive is unpacked; the folder has its name only once it is whole.
 
 use crate::coordinator::Coordinator;
 use modelmeter_common::{
     Code, Problem,
+    artifact::archive,
     model::{ArtifactRef, Format},
 };
 use modelmeter_proto::control::artifact_chunk::Content;
@@ -51,12 +52,15 @@ impl Cache {
         }
         let path = self.folder.join(format!("{sha256}.{}", extension(artifact.format)));
         match fs::metadata(&path).await {
-            Ok(found) if found.len() == artifact.bytes => return Ok(path),
+            Ok(found) if found.is_dir() || found.len() == artifact.bytes => return Ok(path),
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(storage(&path, &e)),
             _ => {}
         }
         let fresh = Fresh(self.folder.join(format!("{sha256}-{}.tmp", uuid::Uuid::new_v4())));
         self.fetch(artifact, coordinator, &fresh.0).await?;
+        if matches!(artifact.format, Format::Savedmodel | Format::Triton) {
+            return unpacked(fresh, path).await;
+        }
         fs::rename(&fresh.0, &path).await.map_err(|e| storage(&path, &e))?;
         Ok(path)
     }
@@ -81,6 +85,27 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// The folder that an archive holds, at `path`.
+async fn unpacked(archive: Fresh, path: PathBuf) -> Result<PathBuf, Problem> {
+    let work = move || {
+        let folder = Fresh(archive.0.with_extension("unpacked.tmp"));
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::InvalidData => Problem::new(Code::BadResponse, format!("the artifact does not unpack: {e}")),
+            _ => storage(&folder.0, &e),
+        };
+        let file = std::fs::File::open(&archive.0).map_err(failed)?;
+        archive::unpack(io::BufReader::new(file), &folder.0).map_err(failed)?;
+        match std::fs::rename(&folder.0, &path) {
+            // Another slot was faster: it is the same.
+            Err(_) if path.is_dir() => Ok(path),
+            Err(e) => Err(storage(&path, &e)),
+            Ok(()) => Ok(path),
+        }
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Problem::new(Code::Internal, format!("unpacking failed: {e}")))?
 }
 
 async fn next(
@@ -126,6 +151,6 @@ struct Fresh(PathBuf);
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.0).or_else(|_| std::fs::remove_dir_all(&self.0));
     }
 }

@@ -21,10 +21,12 @@ mod service;
 mod session;
 #[cfg(test)]
 mod testing;
+mod trial;
 
-pub use engine::{EngineSpec, Launch, PortPair, PortPolicy, Ports, check_ports};
+pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports};
 pub use options::{Options, SlotOptions};
 pub use service::{Handle, start};
+pub use trial::Trial;
 
 use modelmeter_common::{Problem, broker::Broker};
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};

@@ -112,16 +112,17 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
     });
     let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
     let journal = Journal::open(options.home.join("journal").join(&options.name))?;
+    let of_this_worker = |what: &str| options.home.join(what).join(&options.name);
     let places =
         (0..).zip(options.slots.into_iter().zip(cpus.slots)).zip(locks).map(|((index, (slot, cores)), lock)| {
-            let logs = options.home.join("logs").join(&options.name);
             Arc::new(Place {
                 index,
                 device: slot.device,
                 cores: cores.pinned,
                 lock,
                 ports: options.ports,
-                logs,
+                logs: of_this_worker("logs"),
+                run: of_this_worker("run"),
                 census: Census::default(),
             })
         });

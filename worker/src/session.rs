@@ -5,8 +5,8 @@
 use crate::{
     Context, EngineSpec,
     attempts::Attempt,
-    engine::{Deployment, Launch, Place},
-    inspector::{self, Custom, Inspector, Subject, kserve_v2, kserve_v2::KserveV2},
+    engine::{Deployment, Launch, Place, triton::statistics::Statistics},
+    inspector::{self, Custom, Inspector, Subject},
     load::{self, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
 };
@@ -15,7 +15,7 @@ use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
     load::{Load, LoadPoint, Stop},
-    part::{self, Point, Warning},
+    part::{self, Point, ServerTimes, Warning},
     task::{Assignment, Cell, Plan},
     testdata::DataSet,
 };
@@ -48,14 +48,16 @@ pub(crate) async fn measure(
     let custom = inspector::find(&cell.inspector, &assignment.plan.load, &context.inspectors)?;
     deploy(context, place, kept, cell, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
-    let mut target = target(context, place, deployment, assignment, custom).await?;
+    let data = test_data(context, &assignment.plan).await?;
+    let mut target = target(deployment, cell, assignment.plan.seed, data, custom, place).await?;
     target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
     let inspector = target.inspector.clone();
     let measured = async {
         let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
-        let points = points(context, target, probes, &assignment.plan, attempt);
+        let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
+        let points = points(context, target, probes, statistics, &assignment.plan, attempt);
         Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
     };
     let measured = measured.await;
@@ -157,32 +159,34 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
 }
 
 /// Makes the requests, off the runtime's threads: a large batch takes a while.
-async fn target(
-    context: &Context,
-    place: &Arc<Place>,
+pub(crate) async fn target(
     deployment: &mut Deployment,
-    assignment: &Assignment,
+    cell: &Cell,
+    seed: u64,
+    data: Option<Arc<DataSet>>,
     custom: Option<&Custom>,
+    place: &Arc<Place>,
 ) -> Result<Target, Problem> {
-    let (cell, plan) = (&assignment.cell, &assignment.plan);
-    if deployment.outputs.is_none() {
+    if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
-        let metadata = kserve_v2::metadata(&deployment.address, &deployment.model).await;
-        deployment.outputs = Some(metadata.map(|metadata| metadata.outputs).unwrap_or_default());
+        let metadata = inspector::metadata(deployment.protocol, &deployment.address, &deployment.model).await;
+        deployment.metadata = Some(metadata.unwrap_or_default());
     }
+    let metadata = deployment.metadata.clone().unwrap_or_default();
     let subject = Subject {
         model: deployment.model.clone(),
         version: String::new(),
+        signature: metadata.signature,
         inputs: cell.inputs.clone(),
-        outputs: deployment.outputs.clone().unwrap_or_default(),
+        outputs: metadata.outputs,
         batch_size: cell.batch_size,
-        seed: plan.seed,
-        data: test_data(context, plan).await?,
+        seed,
+        data,
     };
     let address = deployment.address.clone();
     let inspector: Arc<dyn Inspector> = match custom {
         Some(custom) => custom.make(&cell.inspector, subject, &address, place).await?,
-        None => Arc::new(KserveV2::new(subject)),
+        None => inspector::built_in(deployment.protocol, subject)?,
     };
     let (maker, stopped) = (inspector.clone(), format!("making requests for {} failed", cell.engine));
     let made = tokio::task::spawn_blocking(move || Target::new(address, maker)).await;
@@ -252,17 +256,41 @@ fn mark_timed(point: &mut Point, inspector: &str) {
     point.warnings.push(Warning { code: "timed_in_child".into(), message });
 }
 
-/// Measures points, and tells what is being measured.
+/// Measures points, tells what is being measured, and adds what the server says of it.
 struct Told<'a> {
     bench: Bench,
     attempt: &'a Attempt,
+    statistics: Option<Statistics>,
+    /// By load: one that is gone on with holds all that was measured of it.
+    server: Vec<(LoadPoint, ServerTimes)>,
+}
+
+impl Told<'_> {
+    async fn server_times(&self) -> Option<ServerTimes> {
+        self.statistics.as_ref()?.read().await
+    }
+
+    /// What the server says of this load, earlier visits included.
+    fn add(&mut self, load: LoadPoint, times: ServerTimes) -> ServerTimes {
+        if let Some((_, sum)) = self.server.iter_mut().find(|(earlier, _)| *earlier == load) {
+            *sum = sum.plus(times);
+            return *sum;
+        }
+        self.server.push((load, times));
+        times
+    }
 }
 
 #[async_trait]
 impl Measure for Told<'_> {
     async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
         self.attempt.progress(format!("measuring {load}"));
-        self.bench.measure(load, slice).await
+        let before = self.server_times().await;
+        let mut point = self.bench.measure(load, slice).await?;
+        if let (Some(before), Some(after)) = (before, self.server_times().await) {
+            point.server = Some(self.add(load, after.since(before)));
+        }
+        Ok(point)
     }
 
     fn goes_on(&self) -> bool {
@@ -275,6 +303,7 @@ async fn points(
     context: &Context,
     target: Target,
     probes: Probes,
+    statistics: Option<Statistics>,
     plan: &Plan,
     attempt: &Attempt,
 ) -> Result<Vec<Point>, Problem> {
@@ -283,5 +312,6 @@ async fn points(
     let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed: plan.seed, slice: None, sla };
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
-    load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut Told { bench, attempt }).await
+    let mut told = Told { bench, attempt, statistics, server: Vec::new() };
+    load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await
 }

@@ -36,7 +36,8 @@ pub fn cpu() -> Device {
 /// A slot with its locks and logs in `folder`.
 pub fn place(folder: &Path, ports: PortPolicy) -> Place {
     let lock = DeviceLock::take(&folder.join("locks"), &Claim::new(None, &[0], false), "w", 0).unwrap();
-    Place { index: 0, device: cpu(), cores: None, lock, ports, logs: folder.join("logs"), census: Default::default() }
+    let [logs, run] = ["logs", "run"].map(|name| folder.join(name));
+    Place { index: 0, device: cpu(), cores: None, lock, ports, logs, run, census: Default::default() }
 }
 
 /// An engine that runs a program.
@@ -49,8 +50,9 @@ pub fn engine(program: &str, args: &[&str]) -> EngineSpec {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             env: BTreeMap::new(),
         },
+        layout: Default::default(),
         protocol: Protocol::KserveV2,
-        ports: Ports { cpu: Some(PortPair { http: 0, grpc: 0 }), gpu: None },
+        ports: Ports { cpu: Some(PortPair { http: 0, grpc: 0, metrics: None }), gpu: None },
         formats: vec![Format::Onnx],
         ready_timeout: Duration::from_secs(5),
     }

@@ -9,7 +9,7 @@ pub use profile::{Format, LoadMode, ProfileArgs};
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{
     config::{Config, Ports},
-    model::TensorSpec,
+    model::{self, TensorSpec},
 };
 use std::path::PathBuf;
 
@@ -67,6 +67,8 @@ pub enum Command {
     Cancel(IdArgs),
     /// List the workers and their slots
     Workers,
+    /// Deploy each engine once and compare what they answer: whether they do the same work
+    Check(CheckArgs),
     /// Say for each engine whether it can run here and, if not, what it needs
     Engines,
     /// Measure this machine's own limits, and say what can be measured here
@@ -82,6 +84,13 @@ pub enum Command {
 pub enum ModelCommand {
     /// Add a model, or another artifact of one
     Add(ModelAddArgs),
+    /// Write a built-in reference model as an ONNX file
+    Write {
+        /// The model's name
+        name: String,
+        /// The file
+        path: PathBuf,
+    },
     /// List the models
     List {
         /// Those of this name
@@ -91,17 +100,70 @@ pub enum ModelCommand {
 
 #[derive(Args, Debug)]
 pub struct ModelAddArgs {
-    /// NAME or NAME:VERSION [default version: the start of the artifact's sha256]
+    /// NAME or NAME:VERSION [default version: the start of a sha256 of its content]
     pub name: String,
+    #[command(flatten)]
+    pub artifacts: ArtifactArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// A built-in reference model, a path to a model's file or directory, or what to call the files named below
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub artifacts: ArtifactArgs,
+    /// Engines to compare, the first being what the others are compared with [default: each that can run here]
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    pub engines: Vec<String>,
+    /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
+    #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape)]
+    pub shapes: Vec<(String, Vec<u64>)>,
+    /// Items in the call
+    #[arg(long, default_value_t = 2)]
+    pub batch_size: u32,
+    /// Of the test data
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The largest difference that still agrees, in standard deviations of the output
+    #[arg(long, default_value_t = 1e-3)]
+    pub tolerance: f64,
+    /// Where engines listen: on the documented ports, or on free ones
+    #[arg(long, value_parser = parse::ports, value_name = "default|auto", default_value = "auto")]
+    pub ports: Ports,
+}
+
+/// A model in one or more formats.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The model's files")]
+pub struct ArtifactArgs {
     /// An ONNX file
     #[arg(long, value_name = "FILE")]
     pub onnx: Option<PathBuf>,
-    /// A TorchScript file; needs --input
+    /// A TorchScript file; needs --input unless another format says what it takes
     #[arg(long, value_name = "FILE")]
     pub torchscript: Option<PathBuf>,
+    /// A SavedModel directory
+    #[arg(long, value_name = "DIR")]
+    pub savedmodel: Option<PathBuf>,
+    /// A Triton model directory, with its config.pbtxt
+    #[arg(long, value_name = "DIR")]
+    pub triton: Option<PathBuf>,
     /// An input without its batch axis, as x:fp32:3,224,224; may be repeated
     #[arg(long = "input", value_name = "NAME:TYPE:SHAPE", value_parser = parse::tensor)]
     pub inputs: Vec<TensorSpec>,
+}
+
+impl ArtifactArgs {
+    /// The files and directories named, each with its format.
+    pub fn paths(&self) -> Vec<(model::Format, PathBuf)> {
+        let named = [
+            (model::Format::Onnx, &self.onnx),
+            (model::Format::Torchscript, &self.torchscript),
+            (model::Format::Savedmodel, &self.savedmodel),
+            (model::Format::Triton, &self.triton),
+        ];
+        named.into_iter().filter_map(|(format, path)| Some((format, path.clone()?))).collect()
+    }
 }
 
 #[derive(Args, Debug)]

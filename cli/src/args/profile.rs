@@ -1,6 +1,6 @@
 //! The flags of `profile`: each field of a request, and what is particular to this command.
 
-use super::parse;
+use super::{ArtifactArgs, parse};
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
     config::{Config, Ports},
@@ -46,11 +46,14 @@ fn arrivals(text: &str) -> Result<Arrivals, String> {
   modelmeter profile --endpoint host:8001 --protocol kserve-v2 --model m --concurrency 1,8,32
   modelmeter profile resnet50 --coordinator http://127.0.0.1:7600 --engines auto --devices all")]
 pub struct ProfileArgs {
-    /// A built-in reference model, a path to a model file, or NAME[:VERSION] in the hub
+    /// A built-in reference model, a path to a model's file or directory, or NAME[:VERSION] in the hub; with --onnx,
+    /// --torchscript, --savedmodel or --triton, what to call those
     pub model: Option<String>,
     /// The model's name on the server at --endpoint
     #[arg(long = "model", value_name = "NAME", conflicts_with = "model")]
     pub model_name: Option<String>,
+    #[command(flatten)]
+    pub artifacts: ArtifactArgs,
     /// A request in TOML; flags beat it
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,

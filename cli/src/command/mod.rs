@@ -1,5 +1,6 @@
 //! The commands: each takes its arguments and the configuration, and gives an exit code or a problem.
 
+mod check;
 mod coordinator;
 mod engines;
 mod listing;
@@ -75,6 +76,7 @@ async fn dispatch(context: Context, command: Command) -> Result<u8, Problem> {
         Command::Watch(args) => profile::watch(&context, &args).await,
         Command::Cancel(args) => listing::cancel(&context, args.id).await,
         Command::Workers => listing::workers(&context).await,
+        Command::Check(args) => check::run(&context, args).await,
         Command::Engines => engines::run(&context),
         Command::Selfcheck => selfcheck::run(&context).await,
         Command::Results(args) => listing::results(&context, &args).await,

@@ -4,16 +4,18 @@ use super::{Context, listing::Asked, print};
 use crate::{
     args::{ModelAddArgs, ModelCommand},
     client::Client,
+    job::Files,
     models::{self, Local},
     report,
 };
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION, Timestamp,
-    model::{Format, Model, ModelRef},
+    Problem,
+    model::{Format, Model},
 };
 
 pub(super) async fn run(context: &Context, command: ModelCommand) -> Result<u8, Problem> {
     match command {
+        ModelCommand::Write { name, path } => modelmeter_serving::reference::write(&name, &path)?,
         ModelCommand::List { name } => {
             let mut asked = Asked::connect(context).await?;
             let found = asked.client.models(name.as_deref()).await;
@@ -43,42 +45,12 @@ async fn read(args: ModelAddArgs) -> Result<Local, Problem> {
         return Err(Problem::invalid("name", format!("'{}' is not a model's name", args.name))
             .with_hint("NAME or NAME:VERSION, without slashes"));
     }
-    let mut local = match args.onnx {
-        Some(path) => Some(models::file(path, Some(name.clone())).await?),
-        None => None,
-    };
-    if let Some(path) = args.torchscript {
-        let (artifact, path) = models::opaque(path, Format::Torchscript).await?;
-        if local.is_none() && args.inputs.is_empty() {
-            return Err(Problem::invalid("input", "a TorchScript file does not say what it takes")
-                .with_hint("for example --input x:fp32:3,224,224"));
-        }
-        let local = local.get_or_insert_with(|| empty(&name, models::version(&artifact)));
-        local.model.artifacts.push(artifact.clone());
-        local.files.push((artifact, path));
-    }
-    let mut local = local.ok_or_else(|| {
-        Problem::invalid("model", "no artifact was named").with_hint("add --onnx FILE or --torchscript FILE")
-    })?;
-    if !args.inputs.is_empty() {
-        local.model.inputs = args.inputs;
-    }
+    let paths = args.artifacts.paths().into_iter().map(|(format, path)| (Some(format), path)).collect();
+    let mut local = models::files(&Files { name: Some(name), paths, inputs: args.artifacts.inputs }).await?;
     if let Some(version) = version {
         local.model.id.version = version;
     }
     Ok(local)
-}
-
-fn empty(name: &str, version: String) -> Local {
-    let model = Model {
-        schema_version: SCHEMA_VERSION,
-        id: ModelRef { name: name.to_owned(), version },
-        created_at: Timestamp::now(),
-        artifacts: Vec::new(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-    };
-    Local { model, files: Vec::new() }
 }
 
 /// Adds to what the hub has of this very version: a format that is named again is replaced.

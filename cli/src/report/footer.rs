@@ -22,6 +22,7 @@ pub fn footer(group: &[&Profile]) -> String {
     }
     cold_starts(group, &mut lines);
     percentiles(group, &mut lines);
+    add(&mut lines, group.iter().filter_map(|p| server(p)).collect());
     gpu(group, &mut lines);
     failures(group, &mut lines);
     warnings(group, &mut lines);
@@ -70,6 +71,15 @@ fn missing_percentiles(p: &Profile) -> Option<String> {
     };
     let reasons: Vec<String> = ["p50", "p95", "p99"].into_iter().filter_map(reason).collect();
     (!reasons.is_empty()).then(|| format!("{NONE} {}: {}", name(p), reasons.join("; ")))
+}
+
+/// Where the server says that the time of a single call went, beside the client's latency.
+fn server(p: &Profile) -> Option<String> {
+    let point = point_of(p, p.reference.as_ref()?.load)?;
+    let (server, mean) = (point.server?, point.latency_ms.mean?);
+    let compute = server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms;
+    let [queue, compute, mean] = [server.queue_ms, compute, mean].map(number);
+    Some(format!("{} says of {mean} ms a call: {queue} ms in its queue, {compute} ms computing", name(p)))
 }
 
 /// Why the GPU columns are empty, each reason once.

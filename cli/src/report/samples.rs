@@ -34,6 +34,7 @@ fn point(concurrency: u32, throughput: Interval, latency_ms: Latency) -> Profile
         gpu: None,
         energy_per_inference_j: None,
         engine_cpu: None,
+        server: None,
         client_cpu_cores: 0.1,
         host: HostUse::default(),
         converged: true,

@@ -5,7 +5,7 @@ use super::{
     percentile::{PERCENTILES, Sample, percentile_of},
     special::t95,
 };
-use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason};
+use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Folds the repeats of one load point into one whose durations are theirs together. None of none.
@@ -44,6 +44,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         send_lateness: merged_some(points, |p| p.send_lateness.as_ref()),
         gpu: fold_gpu(points),
         engine_cpu: fold_engine(points),
+        server: points.iter().filter_map(|p| p.server).reduce(ServerTimes::plus),
         client_cpu_cores: mean(points.iter().map(|p| p.client_cpu_cores)),
         host: HostUse {
             cpu_busy_ratio: mean(points.iter().map(|p| p.host.cpu_busy_ratio)),
@@ -206,6 +207,7 @@ mod tests {
             send_lateness: None,
             gpu: Some(GpuUse { energy_j: Some(rate), ..GpuUse::default() }),
             engine_cpu: Some(EngineCpu { cores: 0.1, rss_bytes: 3 }),
+            server: None,
             client_cpu_cores: rate / 7.0,
             host: HostUse::default(),
             converged: rate > 90.0,

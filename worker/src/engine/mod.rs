@@ -4,24 +4,29 @@
 //! are the only words of it that reach an engine, as single arguments, never through a shell.
 
 mod launch;
+mod layout;
 mod ports;
 mod ready;
+mod settings;
 mod template;
+mod tfs;
+pub(crate) mod triton;
 
+pub use layout::Layout;
 pub use ports::{PortPair, PortPolicy, Ports, check_ports};
 
 pub(crate) use launch::{Census, Command, Process, start};
 
-use template::model_name;
-
-use crate::{lock::DeviceLock, process::Identity, sample::Idle};
+use crate::{inspector::Metadata, lock::DeviceLock, process::Identity, sample::Idle};
+use layout::Laid;
 use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
     engine::Protocol,
-    model::{Format, TensorSpec},
+    model::Format,
     task::Cell,
 };
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -38,6 +43,8 @@ pub struct EngineSpec {
     pub version: Option<String>,
     /// How it comes to serve.
     pub launch: Launch,
+    /// What its artifact must look like on disk.
+    pub layout: Layout,
     /// What clients speak to it.
     pub protocol: Protocol,
     /// Where it listens by default; a kind of device without ports is one that it cannot run on.
@@ -53,8 +60,8 @@ pub struct EngineSpec {
 pub enum Launch {
     /// A process of this machine, started for each deployment.
     ///
-    /// `args` and the values of `env` may hold `{model}` (path of the artifact), `{model_name}`, `{grpc_port}`,
-    /// `{http_port}`, `{settings}` (JSON), `{device}` (`cpu` or `cuda:0`) and `{signature}` (JSON of the inputs, their
+    /// `args` and the values of `env` may hold `{model}` (path of the artifact as [`Layout`] has it), `{model_name}`,
+    /// `{grpc_port}`, `{http_port}`, `{metrics_port}`, `{settings}` (JSON), `{device}` (`cpu` or `cuda:0`) and `{signature}` (JSON of the inputs, their
     /// batch axis -1). Each stays one argument whatever is put in.
     Process {
         /// The executable: a path, or a name on PATH.
@@ -90,9 +97,9 @@ impl EngineSpec {
     /// `invalid_argument`, naming what of the engine's configuration makes no sense.
     pub fn validate(&self) -> Result<(), Problem> {
         let field = format!("engines.{}", self.name);
-        if self.protocol != Protocol::KserveV2 {
+        if self.protocol == Protocol::MlmodelciPredict {
             let message = format!("this build does not drive {}", self.protocol.as_str());
-            return Err(Problem::invalid(field, message).with_hint("engines that speak kserve-v2 can be used"));
+            return Err(Problem::invalid(field, message).with_hint("engines that speak kserve-v2 or tfs can be used"));
         }
         match &self.launch {
             Launch::Process { args, env, .. } => {
@@ -103,6 +110,14 @@ impl EngineSpec {
             }
             Launch::Attach { .. } => Ok(()),
         }
+    }
+
+    /// Whether it takes these settings, as far as that can be said before it is launched.
+    ///
+    /// # Errors
+    /// `invalid_argument` naming the setting or value that it does not take, with what it takes.
+    pub fn check_settings(&self, settings: &BTreeMap<String, Value>) -> Result<(), Problem> {
+        self.layout.check_settings(&self.name, settings)
     }
 
     /// Whether it can serve on this kind of device.
@@ -122,6 +137,8 @@ pub(crate) struct Place {
     pub ports: PortPolicy,
     /// Where engines' logs go.
     pub logs: PathBuf,
+    /// Where what they are launched on is laid out.
+    pub run: PathBuf,
     /// Of the engines launched here.
     pub census: Census,
 }
@@ -141,8 +158,9 @@ pub(crate) struct Deployment {
     pub deploy_ms: Option<f64>,
     /// Whether it has answered a first call.
     pub served: bool,
-    /// The model's outputs as the server names them, once asked; empty where it does not say.
-    pub outputs: Option<Vec<TensorSpec>>,
+    pub protocol: Protocol,
+    /// What the server says of the model, once asked; empty where it does not say.
+    pub metadata: Option<Metadata>,
     /// The slot's GPU as it was before this was deployed.
     pub gpu_idle: Option<Idle>,
     process: Option<Running>,
@@ -154,6 +172,7 @@ struct Running {
     process: launch::Process,
     place: Arc<Place>,
     _ports: ports::Reserved,
+    _folder: Option<layout::Folder>,
 }
 
 impl Deployment {
@@ -171,13 +190,14 @@ impl Deployment {
         let (address, model, running) = match &spec.launch {
             Launch::Attach { address, model } => (address.clone(), model.clone(), None),
             Launch::Process { program, args, env } => {
-                let name = model_name(&cell.model.name);
                 let ports = ports::reserve(spec, place)?;
+                let Laid { model, name, args: more, folder } = lay_out(spec, cell, artifact, place).await?;
                 let values = template::Values {
-                    model: artifact,
+                    model: model.as_deref(),
                     model_name: &name,
                     grpc_port: ports.pair.grpc,
                     http_port: ports.pair.http,
+                    metrics_port: ports.pair.metrics,
                     settings: &cell.engine_settings,
                     device: &place.device,
                     inputs: &cell.inputs,
@@ -185,7 +205,7 @@ impl Deployment {
                 let command = Command {
                     what: format!("engine {}", spec.name),
                     program: program.clone(),
-                    args: values.expand_all(args)?,
+                    args: [values.expand_all(args)?, more].concat(),
                     env: environment(&values, env, &place.device)?,
                     cores: place.cores.clone(),
                     inherit: place.lock.fds(),
@@ -196,7 +216,7 @@ impl Deployment {
                 let process = start(command).await?;
                 note(&place.lock, process.identity());
                 let address = format!("127.0.0.1:{}", ports.pair.grpc);
-                (address, name, Some(Running { process, place: place.clone(), _ports: ports }))
+                (address, name, Some(Running { process, place: place.clone(), _ports: ports, _folder: folder }))
             }
         };
         let mut deployment = Self {
@@ -207,7 +227,8 @@ impl Deployment {
             launch: spec.launch.kind(),
             deploy_ms: None,
             served: running.is_none(),
-            outputs: None,
+            protocol: spec.protocol,
+            metadata: None,
             gpu_idle: None,
             process: running,
         };
@@ -223,7 +244,7 @@ impl Deployment {
     }
 
     async fn until_ready(&self, spec: &EngineSpec) -> Result<String, Problem> {
-        let ready = ready::wait(&self.address, &self.model, spec.ready_timeout);
+        let ready = ready::wait(spec.protocol, &self.address, &self.model, spec.ready_timeout);
         let Some(running) = &self.process else { return ready.await };
         tokio::select! {
             biased;
@@ -294,6 +315,15 @@ impl Drop for Running {
             tracing::warn!(%problem, "an engine that ended stays noted in its device's lock");
         }
     }
+}
+
+/// Off the runtime's threads: a large artifact may have to be copied.
+async fn lay_out(spec: &EngineSpec, cell: &Cell, artifact: Option<&Path>, place: &Place) -> Result<Laid, Problem> {
+    let folder = place.run.join(format!("{}-slot{}", spec.name, place.index));
+    let (layout, cell, artifact, device) =
+        (spec.layout.clone(), cell.clone(), artifact.map(Path::to_owned), place.device.kind);
+    let made = tokio::task::spawn_blocking(move || layout.lay_out(&cell, artifact.as_deref(), device, folder));
+    made.await.map_err(|e| Problem::new(Code::Internal, format!("laying the model out failed: {e}")))?
 }
 
 /// The note lets the next worker end an orphan; without it the inherited lock still does.

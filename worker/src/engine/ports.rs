@@ -26,6 +26,14 @@ pub struct PortPair {
     pub http: u16,
     /// gRPC; 0 for any free one.
     pub grpc: u16,
+    /// Metrics, where the engine has a port for them; 0 for any free one.
+    pub metrics: Option<u16>,
+}
+
+impl PortPair {
+    fn all(&self) -> impl Iterator<Item = u16> {
+        [self.http, self.grpc].into_iter().chain(self.metrics)
+    }
 }
 
 /// An engine's default ports by kind of device; none: it does not run there.
@@ -40,7 +48,7 @@ pub struct Ports {
 impl Ports {
     /// Those of a built-in engine.
     pub fn of(engine: &EngineInfo) -> Self {
-        let pair = |(http, grpc)| PortPair { http, grpc };
+        let pair = |(http, grpc)| PortPair { http, grpc, metrics: engine.metrics_port };
         Self { cpu: Some(pair(engine.cpu_ports)), gpu: engine.gpu_ports.map(pair) }
     }
 
@@ -66,7 +74,7 @@ pub enum PortPolicy {
 /// Ports that engines of this process have: a check by binding cannot see those that are not bound yet.
 static RESERVED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// A pair of ports kept for one deployment until dropped.
+/// The ports kept for one deployment until dropped.
 #[derive(Debug)]
 pub(super) struct Reserved {
     pub pair: PortPair,
@@ -75,8 +83,9 @@ pub(super) struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-        reserved.remove(&self.pair.http);
-        reserved.remove(&self.pair.grpc);
+        for port in self.pair.all() {
+            reserved.remove(&port);
+        }
     }
 }
 
@@ -93,13 +102,18 @@ pub(super) fn reserve(spec: &EngineSpec, place: &Place) -> Result<Reserved, Prob
         PortPolicy::Default if port == 0 => Ok(None),
         PortPolicy::Default => on_slot(port, place.index).map(Some),
     };
-    let (http, grpc) = (wanted(pair.http)?, wanted(pair.grpc)?);
     let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-    let http = take(&mut reserved, http, &spec.name)?;
-    let grpc = take(&mut reserved, grpc, &spec.name).inspect_err(|_| {
-        reserved.remove(&http);
-    })?;
-    Ok(Reserved { pair: PortPair { http, grpc } })
+    let mut taken = Vec::new();
+    for port in pair.all() {
+        match wanted(port).and_then(|port| take(&mut reserved, port, &spec.name)) {
+            Ok(port) => taken.push(port),
+            Err(problem) => {
+                reserved.retain(|port| !taken.contains(port));
+                return Err(problem);
+            }
+        }
+    }
+    Ok(Reserved { pair: PortPair { http: taken[0], grpc: taken[1], metrics: taken.get(2).copied() } })
 }
 
 /// Checks that the default ports of these engines are free on each of a worker's slots, before anything starts.
@@ -114,7 +128,7 @@ pub fn check_ports(engines: &[EngineSpec], slots: &[SlotOptions], policy: PortPo
     for engine in launched {
         for (index, slot) in (0..).zip(slots) {
             let Some(pair) = engine.ports.on(slot.device.kind) else { continue };
-            for port in [pair.http, pair.grpc].into_iter().filter(|port| *port != 0) {
+            for port in pair.all().filter(|port| *port != 0) {
                 let port = on_slot(port, index)?;
                 if !is_free(port) {
                     return Err(busy(port, &engine.name));
@@ -221,6 +235,6 @@ mod tests {
     }
 
     fn ports(http: u16, grpc: u16) -> Ports {
-        Ports { cpu: Some(PortPair { http, grpc }), gpu: None }
+        Ports { cpu: Some(PortPair { http, grpc, metrics: None }), gpu: None }
     }
 }

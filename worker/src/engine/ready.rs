@@ -1,8 +1,11 @@
-//! Readiness, asked of the engine itself: KServe ModelReady.
+//! Readiness, asked of the engine itself: KServe ModelReady, TensorFlow Serving GetModelStatus.
 
-use modelmeter_common::{Code, Problem};
-use modelmeter_proto::kserve::{
-    ModelReadyRequest, ServerMetadataRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
+use modelmeter_common::{Code, Problem, engine::Protocol};
+use modelmeter_proto::{
+    kserve::{ModelReadyRequest, ServerMetadataRequest, grpc_inference_service_client::GrpcInferenceServiceClient},
+    tensorflow::serving::{
+        GetModelStatusRequest, ModelSpec, model_service_client::ModelServiceClient, model_version_status::State,
+    },
 };
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -18,46 +21,91 @@ pub(super) fn uri(address: &str) -> Option<Uri> {
     (uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some() && uri.path() == "/").then_some(uri)
 }
 
+/// What a server answered.
+enum Answer {
+    /// Ready; its version.
+    Ready(String),
+    /// Not yet, in words.
+    NotYet(String),
+    /// Nothing listens there, or not in time.
+    Silence,
+    /// It gave the model up, with its reason.
+    GaveUp(String),
+}
+
 /// Waits until the server says that the model is ready; gives the server's version.
 ///
 /// # Errors
-/// `deadline_exceeded` with what it last answered; `unreachable` if nothing ever listened there.
-pub(super) async fn wait(address: &str, model: &str, deadline: Duration) -> Result<String, Problem> {
+/// `engine_failed` when the server says that it gave up; `deadline_exceeded` with what it last answered.
+pub(super) async fn wait(
+    protocol: Protocol,
+    address: &str,
+    model: &str,
+    deadline: Duration,
+) -> Result<String, Problem> {
     let uri = uri(address).ok_or_else(|| Problem::invalid("address", format!("'{address}' is not host:port")))?;
     let endpoint = Endpoint::from(uri).connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT);
     let mut last = format!("nothing listens at {address}");
     let poll = async {
         let mut pause = FIRST_PAUSE;
         loop {
-            match ask(&endpoint, model).await {
-                Ok(Some(version)) => return version,
-                Ok(None) => last = "it answers that the model is not ready".into(),
-                Err(Some(answer)) => last = format!("it answers: {answer}"),
-                Err(None) => {}
+            match ask(protocol, &endpoint, model).await {
+                Answer::Ready(version) => return Ok(version),
+                Answer::GaveUp(reason) => {
+                    let message = format!("the server at {address} gave model '{model}' up: {reason}");
+                    return Err(Problem::new(Code::EngineFailed, message));
+                }
+                Answer::NotYet(words) => last = format!("it answers: {words}"),
+                Answer::Silence => {}
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     };
     let answered = tokio::time::timeout(deadline, poll).await;
-    answered.map_err(|_| {
+    answered.unwrap_or_else(|_| {
         let message = format!("model '{model}' at {address} was not ready within {} s: {last}", deadline.as_secs_f64());
-        Problem::new(Code::DeadlineExceeded, message)
+        Err(Problem::new(Code::DeadlineExceeded, message))
     })
 }
 
-/// The server's version once the model is ready; `Err(None)`: no connection.
-async fn ask(endpoint: &Endpoint, model: &str) -> Result<Option<String>, Option<String>> {
-    let channel: Channel = endpoint.connect().await.map_err(|_| None)?;
+async fn ask(protocol: Protocol, endpoint: &Endpoint, model: &str) -> Answer {
+    let Ok(channel) = endpoint.connect().await else { return Answer::Silence };
+    let asked = match protocol {
+        Protocol::Tfs => ask_tfs(channel, model).await,
+        Protocol::KserveV2 | Protocol::MlmodelciPredict => ask_kserve(channel, model).await,
+    };
+    asked.unwrap_or_else(|status| Answer::NotYet(status.message().to_owned()))
+}
+
+async fn ask_kserve(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
     let mut client = GrpcInferenceServiceClient::new(channel);
     let request = ModelReadyRequest { name: model.to_owned(), version: String::new() };
-    let reply = client.model_ready(request).await.map_err(|status| Some(status.message().to_owned()))?;
-    if !reply.into_inner().ready {
-        return Ok(None);
+    if !client.model_ready(request).await?.into_inner().ready {
+        return Ok(Answer::NotYet("the model is not ready".into()));
     }
     // Metadata is optional: a server without it is simply of an unknown version.
     let metadata = client.server_metadata(ServerMetadataRequest {}).await.ok();
-    Ok(Some(metadata.map(|m| m.into_inner().version).filter(|v| !v.is_empty()).unwrap_or_else(|| "unknown".into())))
+    let version = metadata.map(|m| m.into_inner().version).filter(|v| !v.is_empty());
+    Ok(Answer::Ready(version.unwrap_or_else(|| UNKNOWN.into())))
+}
+
+/// What a server's version is where it does not say.
+const UNKNOWN: &str = "unknown";
+
+async fn ask_tfs(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
+    let spec = ModelSpec { name: model.to_owned(), ..ModelSpec::default() };
+    let request = GetModelStatusRequest { model_spec: Some(spec) };
+    let versions = ModelServiceClient::new(channel).get_model_status(request).await?.into_inner().model_version_status;
+    if versions.iter().any(|version| version.state() == State::Available) {
+        return Ok(Answer::Ready(UNKNOWN.into()));
+    }
+    let failed = versions.iter().find(|version| version.state() == State::End);
+    if let Some(status) = failed.and_then(|version| version.status.as_ref()).filter(|status| status.error_code != 0) {
+        return Ok(Answer::GaveUp(status.error_message.clone()));
+    }
+    let states: Vec<_> = versions.iter().map(|version| version.state().as_str_name()).collect();
+    Ok(Answer::NotYet(format!("the states of its versions are [{}]", states.join(", "))))
 }
 
 #[cfg(test)]
@@ -76,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_deadline_says_what_was_seen() {
-        let problem = wait("127.0.0.1:9", "m", Duration::from_millis(50)).await.unwrap_err();
+        let problem = wait(Protocol::KserveV2, "127.0.0.1:9", "m", Duration::from_millis(50)).await.unwrap_err();
         assert_eq!(problem.code, Code::DeadlineExceeded);
         assert!(problem.message.contains("nothing listens at 127.0.0.1:9"), "{problem}");
     }

@@ -8,7 +8,8 @@ use modelmeter_common::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path};
 
-const PLACEHOLDERS: [&str; 7] = ["model", "model_name", "grpc_port", "http_port", "settings", "device", "signature"];
+const PLACEHOLDERS: [&str; 8] =
+    ["model", "model_name", "grpc_port", "http_port", "metrics_port", "settings", "device", "signature"];
 /// The longest name that is handed to an engine.
 const MAX_NAME: usize = 128;
 
@@ -18,6 +19,7 @@ pub(super) struct Values<'a> {
     pub model_name: &'a str,
     pub grpc_port: u16,
     pub http_port: u16,
+    pub metrics_port: Option<u16>,
     pub settings: &'a BTreeMap<String, Value>,
     pub device: &'a Device,
     pub inputs: &'a [TensorShape],
@@ -50,6 +52,10 @@ impl Values<'_> {
             "model_name" => self.model_name.to_owned(),
             "grpc_port" => self.grpc_port.to_string(),
             "http_port" => self.http_port.to_string(),
+            "metrics_port" => {
+                let missing = || Problem::invalid("ports", "the engine has no metrics port");
+                self.metrics_port.ok_or_else(missing)?.to_string()
+            }
             "settings" => serde_json::to_string(self.settings).expect("JSON values are JSON"),
             // The engine sees the slot's GPU alone (CUDA_VISIBLE_DEVICES), which is then its first.
             "device" => match self.device.kind {
@@ -131,7 +137,8 @@ mod tests {
 
     fn values(settings: &BTreeMap<String, Value>) -> Values<'_> {
         let model = Some(Path::new("/cache/a.onnx"));
-        Values { model, model_name: "m", grpc_port: 8002, http_port: 8001, settings, device: &DEVICE, inputs: &[] }
+        let (grpc_port, http_port, metrics_port) = (8002, 8001, None);
+        Values { model, model_name: "m", grpc_port, http_port, metrics_port, settings, device: &DEVICE, inputs: &[] }
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn subject() -> Subject {
     Subject {
         model: "m".into(),
         version: String::new(),
+        signature: String::new(),
         inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![2, 3] }],
         outputs: Vec::new(),
         batch_size: 2,

@@ -1,9 +1,9 @@
 //! KServe v2 (Open Inference Protocol) over gRPC: TorchScript, ONNX and Triton speak it.
 
-use super::{Inspector, Subject, bad_response, data, grpc_frame};
+use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
 use bytes::Bytes;
 use modelmeter_common::{
-    Code, Problem,
+    Problem,
     model::{Datatype, Dim, TensorShape, TensorSpec},
 };
 use modelmeter_proto::kserve::{
@@ -13,65 +13,31 @@ use modelmeter_proto::kserve::{
 };
 use prost::Message;
 use std::time::Duration;
-use tonic::transport::Endpoint;
 
 /// The method that is profiled.
 pub const INFER_PATH: &str = "/inference.GRPCInferenceService/ModelInfer";
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a server says of itself and a model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Metadata {
-    /// The model's inputs.
-    pub inputs: Vec<TensorSpec>,
-    /// Its outputs.
-    pub outputs: Vec<TensorSpec>,
-    /// Its versions, as the server names them.
-    pub versions: Vec<String>,
-    /// The server's name, for example `triton`; empty if it does not say.
-    pub server_name: String,
-    /// The server's version; empty if it does not say.
-    pub server_version: String,
-}
-
 /// Asks a server (`host:port`) for a model's signature and for its own name.
 pub async fn metadata(endpoint: &str, model: &str) -> Result<Metadata, Problem> {
-    let unreachable = |e: tonic::transport::Error| {
-        Problem::new(Code::Unreachable, format!("no gRPC server at {endpoint}: {}", root_cause(&e)))
-            .with_field("endpoint")
-            .with_hint("host:port of the server's gRPC port, without http://")
-    };
-    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
-        .map_err(|_| Problem::invalid("endpoint", format!("'{endpoint}' is not host:port")))?
-        .connect_timeout(METADATA_TIMEOUT)
-        .timeout(METADATA_TIMEOUT);
-    let mut client = GrpcInferenceServiceClient::new(channel.connect().await.map_err(unreachable)?);
+    let mut client = GrpcInferenceServiceClient::new(super::channel(endpoint, METADATA_TIMEOUT).await?);
     let request = ModelMetadataRequest { name: model.to_owned(), version: String::new() };
-    let found = client.model_metadata(request).await.map_err(|s| refused(endpoint, model, &s))?.into_inner();
+    let found = client
+        .model_metadata(request)
+        .await
+        .map_err(|s| super::refused(endpoint, model, "KServe v2", &s))?
+        .into_inner();
     // Not every server answers this one; its name is not worth a failure.
     let server = client.server_metadata(ServerMetadataRequest {}).await.map(tonic::Response::into_inner);
     let server = server.unwrap_or_default();
     Ok(Metadata {
         inputs: found.inputs.iter().map(spec).collect::<Result<_, _>>()?,
         outputs: found.outputs.iter().map(spec).collect::<Result<_, _>>()?,
+        signature: String::new(),
         versions: found.versions,
         server_name: server.name,
         server_version: server.version,
     })
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), root_cause)
-}
-
-fn refused(endpoint: &str, model: &str, status: &tonic::Status) -> Problem {
-    let (code, hint) = match status.code() {
-        tonic::Code::NotFound | tonic::Code::InvalidArgument => (Code::NotFound, "name a model that the server has"),
-        tonic::Code::Unimplemented => (Code::InvalidArgument, "the server does not speak KServe v2 over gRPC"),
-        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => (Code::DeadlineExceeded, "is the server busy?"),
-        _ => (Code::Unreachable, "is this a gRPC port?"),
-    };
-    Problem::new(code, format!("{endpoint} gave no metadata of model '{model}': {}", status.message())).with_hint(hint)
 }
 
 fn spec(tensor: &TensorMetadata) -> Result<TensorSpec, Problem> {
@@ -101,37 +67,18 @@ impl KserveV2 {
             ..InferInputTensor::default()
         }
     }
+}
 
-    fn check_output(&self, output: &InferOutputTensor, raw: Option<&Bytes>) -> Result<(), Problem> {
-        let name = &output.name;
-        let dtype: Datatype =
-            output.datatype.parse().map_err(|p: Problem| bad_response(format!("output '{name}': {p}")))?;
-        if let Some(expected) = self.subject.outputs.iter().find(|o| o.name == *name) {
-            check_against(expected, dtype, &output.shape, self.subject.batch_size)?;
-        }
-        let elements = output.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?));
-        let elements = elements
-            .ok_or_else(|| bad_response(format!("output '{name}' has an impossible shape {:?}", output.shape)))?;
-        let contents;
-        let raw = match (raw, &output.contents) {
-            (Some(raw), _) => raw.as_ref(),
-            (None, Some(typed)) => {
-                contents = typed_bytes(dtype, typed);
-                contents.as_slice()
-            }
-            (None, None) => return Err(bad_response(format!("output '{name}' has no contents"))),
-        };
-        if let Some(size) = dtype.size()
-            && raw.len() as u64 != elements * size as u64
-        {
-            let want = elements * size as u64;
-            return Err(bad_response(format!("output '{name}' has {} bytes, its shape needs {want}", raw.len())));
-        }
-        match data::first_not_finite(dtype, raw) {
-            Some(at) => Err(bad_response(format!("output '{name}' is not finite at element {at}"))),
-            None => Ok(()),
-        }
-    }
+fn output(output: &InferOutputTensor, raw: Option<&Bytes>) -> Result<Output, Problem> {
+    let name = &output.name;
+    let dtype: Datatype =
+        output.datatype.parse().map_err(|p: Problem| bad_response(format!("output '{name}': {p}")))?;
+    let raw = match (raw, &output.contents) {
+        (Some(raw), _) => raw.clone(),
+        (None, Some(typed)) => typed_bytes(dtype, typed).into(),
+        (None, None) => return Err(bad_response(format!("output '{name}' has no contents"))),
+    };
+    Ok(Output { name: name.clone(), dtype, shape: output.shape.clone(), raw })
 }
 
 impl Inspector for KserveV2 {
@@ -157,38 +104,19 @@ impl Inspector for KserveV2 {
         self.subject.batch_size
     }
 
-    fn check(&self, message: &[u8]) -> Result<(), Problem> {
+    fn decode(&self, message: &[u8]) -> Result<Vec<Output>, Problem> {
         let response = ModelInferResponse::decode(message)
             .map_err(|e| bad_response(format!("the response is not a ModelInferResponse: {e}")))?;
-        if response.outputs.is_empty() {
-            return Err(bad_response("the response has no outputs"));
-        }
-        for expected in &self.subject.outputs {
-            if !response.outputs.iter().any(|o| o.name == expected.name) {
-                return Err(bad_response(format!("output '{}' is missing", expected.name)));
-            }
-        }
         let raw = &response.raw_output_contents;
         if !raw.is_empty() && raw.len() != response.outputs.len() {
             return Err(bad_response(format!("{} outputs with {} contents", response.outputs.len(), raw.len())));
         }
-        response.outputs.iter().enumerate().try_for_each(|(i, output)| self.check_output(output, raw.get(i)))
+        response.outputs.iter().enumerate().map(|(i, one)| output(one, raw.get(i))).collect()
     }
-}
 
-fn check_against(expected: &TensorSpec, dtype: Datatype, shape: &[i64], batch: u32) -> Result<(), Problem> {
-    let name = &expected.name;
-    if dtype != expected.dtype {
-        return Err(bad_response(format!("output '{name}' is {dtype}, not {}", expected.dtype)));
+    fn check(&self, message: &[u8]) -> Result<(), Problem> {
+        check_outputs(&self.subject, &self.decode(message)?)
     }
-    let fits = |(axis, (got, want)): (usize, (&i64, &Dim))| match want {
-        Dim::Fixed(want) => *got as u64 == *want,
-        Dim::Dynamic(_) => axis > 0 || *got == i64::from(batch),
-    };
-    if shape.len() != expected.shape.len() || !shape.iter().zip(&expected.shape).enumerate().all(fits) {
-        return Err(bad_response(format!("output '{name}' has shape {shape:?} for a batch of {batch}")));
-    }
-    Ok(())
 }
 
 /// Contents in typed fields as the bytes that the raw form has. Halves have no typed field.
@@ -205,7 +133,7 @@ fn typed_bytes(dtype: Datatype, c: &InferTensorContents) -> Vec<u8> {
         Datatype::Uint64 => c.uint64_contents.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Datatype::Fp32 => c.fp32_contents.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Datatype::Fp64 => c.fp64_contents.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Datatype::Bytes => c.bytes_contents.concat(),
+        Datatype::Bytes => super::prefixed(&c.bytes_contents),
         Datatype::Fp16 | Datatype::Bf16 => Vec::new(),
     }
 }
@@ -224,6 +152,7 @@ mod tests {
         KserveV2::new(Subject {
             model: "m".into(),
             version: String::new(),
+            signature: String::new(),
             inputs: vec![tensor],
             outputs: vec![output],
             batch_size: 2,

@@ -9,6 +9,7 @@ pub mod kserve_v2;
 mod pipe;
 mod process;
 mod registry;
+pub mod tfs;
 
 pub use registry::{Custom, DEFAULT, Maker, Program, find};
 
@@ -17,10 +18,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use modelmeter_common::{
     Code, Problem,
-    model::{TensorShape, TensorSpec},
+    engine::Protocol,
+    model::{Datatype, Dim, TensorShape, TensorSpec},
     testdata::DataSet,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tonic::transport::{Channel, Endpoint};
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
@@ -45,6 +48,8 @@ pub struct Subject {
     pub model: String,
     /// Its version as the server knows it; empty: the server's choice.
     pub version: String,
+    /// Of the signature to call, where the protocol has several; empty: the server's choice.
+    pub signature: String,
     /// What is sent, batch axis included.
     pub inputs: Vec<TensorShape>,
     /// What is expected back; empty: whatever comes.
@@ -70,6 +75,155 @@ impl Subject {
     }
 }
 
+/// What a server says of itself and a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata {
+    /// The model's inputs.
+    pub inputs: Vec<TensorSpec>,
+    /// Its outputs.
+    pub outputs: Vec<TensorSpec>,
+    /// The signature that these are of, where the protocol has several; else empty.
+    pub signature: String,
+    /// The model's versions, as the server names them.
+    pub versions: Vec<String>,
+    /// The server's name, for example `triton`; empty if it does not say.
+    pub server_name: String,
+    /// The server's version; empty if it does not say.
+    pub server_version: String,
+}
+
+/// Asks a server (`host:port`) for a model's signature and for its own name.
+///
+/// # Errors
+/// `unreachable`, `not_found` for a model that it does not have, `bad_response`; `invalid_argument` where it speaks
+/// another protocol.
+pub async fn metadata(protocol: Protocol, endpoint: &str, model: &str) -> Result<Metadata, Problem> {
+    match protocol {
+        Protocol::KserveV2 => kserve_v2::metadata(endpoint, model).await,
+        Protocol::Tfs => tfs::metadata(endpoint, model).await,
+        Protocol::MlmodelciPredict => Err(undriven(protocol)),
+    }
+}
+
+/// A protocol's own client.
+///
+/// # Errors
+/// `invalid_argument` for a protocol that this build does not drive.
+pub fn built_in(protocol: Protocol, subject: Subject) -> Result<Arc<dyn Inspector>, Problem> {
+    match protocol {
+        Protocol::KserveV2 => Ok(Arc::new(kserve_v2::KserveV2::new(subject))),
+        Protocol::Tfs => Ok(Arc::new(tfs::Tfs::new(subject))),
+        Protocol::MlmodelciPredict => Err(undriven(protocol)),
+    }
+}
+
+fn undriven(protocol: Protocol) -> Problem {
+    Problem::invalid("protocol", format!("this version does not speak {} yet", protocol.as_str()))
+        .with_hint("it speaks kserve-v2 and tfs")
+}
+
+/// A connection to a server of which nothing is known yet.
+async fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, Problem> {
+    let unreachable = |e: tonic::transport::Error| {
+        Problem::new(Code::Unreachable, format!("no gRPC server at {endpoint}: {}", root_cause(&e)))
+            .with_field("endpoint")
+            .with_hint("host:port of the server's gRPC port, without http://")
+    };
+    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+        .map_err(|_| Problem::invalid("endpoint", format!("'{endpoint}' is not host:port")))?;
+    channel.connect_timeout(timeout).timeout(timeout).connect().await.map_err(unreachable)
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
+}
+
+/// A server refused to tell of a model.
+fn refused(endpoint: &str, model: &str, protocol: &str, status: &tonic::Status) -> Problem {
+    let (code, hint) = match status.code() {
+        tonic::Code::NotFound | tonic::Code::InvalidArgument => {
+            (Code::NotFound, "name a model that the server has".to_owned())
+        }
+        tonic::Code::Unimplemented => {
+            (Code::InvalidArgument, format!("the server does not speak {protocol} over gRPC"))
+        }
+        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
+            (Code::DeadlineExceeded, "is the server busy?".into())
+        }
+        _ => (Code::Unreachable, "is this a gRPC port?".into()),
+    };
+    Problem::new(code, format!("{endpoint} gave no metadata of model '{model}': {}", status.message())).with_hint(hint)
+}
+
+/// An output of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// The element type.
+    pub dtype: Datatype,
+    /// Axis by axis, as the server says it.
+    pub shape: Vec<i64>,
+    /// Little-endian contents; strings with four bytes of length before each.
+    pub raw: Bytes,
+}
+
+/// Checks that each expected output is there, and each output against the signature and against itself: type, shape,
+/// size, finite values.
+fn check_outputs(subject: &Subject, outputs: &[Output]) -> Result<(), Problem> {
+    if outputs.is_empty() {
+        return Err(bad_response("the response has no outputs"));
+    }
+    if let Some(missing) = subject.outputs.iter().find(|expected| outputs.iter().all(|o| o.name != expected.name)) {
+        return Err(bad_response(format!("output '{}' is missing", missing.name)));
+    }
+    outputs.iter().try_for_each(|output| check_output(subject, output))
+}
+
+fn check_output(subject: &Subject, output: &Output) -> Result<(), Problem> {
+    let Output { name, dtype, shape, raw } = output;
+    if let Some(expected) = subject.outputs.iter().find(|expected| expected.name == *name) {
+        check_against(expected, *dtype, shape, subject.batch_size)?;
+    }
+    let elements =
+        elements(shape).ok_or_else(|| bad_response(format!("output '{name}' has an impossible shape {shape:?}")))?;
+    if let Some(size) = dtype.size()
+        && elements.checked_mul(size as u64) != Some(raw.len() as u64)
+    {
+        let message = format!("output '{name}' has {} bytes, its shape needs {elements} of {size}", raw.len());
+        return Err(bad_response(message));
+    }
+    match data::first_not_finite(*dtype, raw) {
+        Some(at) => Err(bad_response(format!("output '{name}' is not finite at element {at}"))),
+        None => Ok(()),
+    }
+}
+
+/// Strings as raw contents have them: four bytes of length before each.
+fn prefixed(strings: &[Bytes]) -> Vec<u8> {
+    strings.iter().flat_map(|text| [&(text.len() as u32).to_le_bytes()[..], text].concat()).collect()
+}
+
+/// How many elements a shape has; none for one that is impossible.
+fn elements(shape: &[i64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?))
+}
+
+fn check_against(expected: &TensorSpec, dtype: Datatype, shape: &[i64], batch: u32) -> Result<(), Problem> {
+    let name = &expected.name;
+    if dtype != expected.dtype {
+        return Err(bad_response(format!("output '{name}' is {dtype}, not {}", expected.dtype)));
+    }
+    let fits = |(axis, (got, want)): (usize, (&i64, &Dim))| match want {
+        Dim::Fixed(want) => *got as u64 == *want,
+        Dim::Dynamic(_) => axis > 0 || *got == i64::from(batch),
+    };
+    if shape.len() != expected.shape.len() || !shape.iter().zip(&expected.shape).enumerate().all(fits) {
+        return Err(bad_response(format!("output '{name}' has shape {shape:?} for a batch of {batch}")));
+    }
+    Ok(())
+}
+
 /// One protocol's client. The hooks have the names that users of MLModelCI's inspectors know.
 #[async_trait]
 pub trait Inspector: Send + Sync {
@@ -84,6 +238,14 @@ pub trait Inspector: Send + Sync {
 
     /// Items in a call.
     fn batch_size(&self) -> u32;
+
+    /// The outputs in a response's message (without the prefix).
+    ///
+    /// # Errors
+    /// `bad_response`; `invalid_argument` where it does not tell outputs apart.
+    fn decode(&self, _message: &[u8]) -> Result<Vec<Output>, Problem> {
+        Err(Problem::invalid("inspector", "this inspector does not tell the outputs of a response apart"))
+    }
 
     /// Checks a response's message (without the prefix) wholly: names, types, shapes, sizes, finite values.
     fn check(&self, message: &[u8]) -> Result<(), Problem>;
@@ -100,7 +262,7 @@ pub trait Inspector: Send + Sync {
 
     /// One call, untimed, checked: the endpoint is `host:port`.
     async fn infer(&self, endpoint: &str) -> Result<(), Problem> {
-        let timeout = std::time::Duration::from_secs(60);
+        let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
         let answer = crate::load::call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
         self.check(&answer.message)

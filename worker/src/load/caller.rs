@@ -233,6 +233,7 @@ mod tests {
         let subject = Subject {
             model: "m".into(),
             version: String::new(),
+            signature: String::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             batch_size: 1,

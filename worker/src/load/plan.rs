@@ -290,6 +290,7 @@ mod tests {
             send_lateness: None,
             gpu: None,
             engine_cpu: None,
+            server: None,
             client_cpu_cores: 0.0,
             host: Default::default(),
             converged: false,

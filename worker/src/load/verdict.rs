@@ -57,6 +57,7 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
         send_lateness: open.then_some(seen.sends.lateness),
         gpu: samples.gpu,
         engine_cpu: samples.engine_cpu,
+        server: None,
         client_cpu_cores: seen.client_cpu_cores,
         host: samples.host,
         converged: seen.converged,

@@ -132,8 +132,9 @@ fn engine(name: &str, launch: Launch) -> EngineSpec {
         name: name.into(),
         version: None,
         launch,
+        layout: Default::default(),
         protocol: Protocol::KserveV2,
-        ports: Ports { cpu: Some(PortPair { http: 0, grpc: 0 }), gpu: None },
+        ports: Ports { cpu: Some(PortPair { http: 0, grpc: 0, metrics: None }), gpu: None },
         formats: vec![Format::Onnx],
         ready_timeout: Duration::from_secs(60),
     }

@@ -119,7 +119,16 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         shape: input.shape.iter().map(length).collect(),
     });
     let (model, version, inputs) = (MODEL.to_owned(), String::new(), inputs.collect());
-    let subject = Subject { model, version, inputs, outputs: opened.outputs, batch_size: 1, seed: 0, data: None };
+    let subject = Subject {
+        model,
+        version,
+        signature: String::new(),
+        inputs,
+        outputs: opened.outputs,
+        batch_size: 1,
+        seed: 0,
+        data: None,
+    };
     Target::new(address, Arc::new(KserveV2::new(subject)))
 }
 

@@ -1,0 +1,224 @@
+//! `check`: whether engines give the same answers, so that what is compared is the same work.
+
+use super::{Context, print};
+use crate::{
+    args::CheckArgs,
+    embedded, engines, interrupt, job,
+    models::{self, Local},
+    report::{self, Align, Table},
+};
+use modelmeter_common::{Code, Problem, model::Datatype, request::Request, task::Cell};
+use modelmeter_coordinator::expand;
+use modelmeter_worker::{EngineSpec, Trial, inspector::Output, sample};
+use serde::Serialize;
+use std::{path::Path, time::Duration};
+
+/// A model's first call may compile it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One engine's answer beside the first one's.
+#[derive(Debug, Serialize)]
+struct Answer {
+    engine: String,
+    /// The format that it loaded.
+    artifact: Option<String>,
+    /// Over all elements of its first output.
+    std_dev: Option<f64>,
+    /// How far apart the items of the batch lie: the standard deviation over them, as a mean over an item's elements.
+    std_dev_between_items: Option<f64>,
+    /// The largest difference from the first engine's answer, in standard deviations of that.
+    max_deviation: Option<f64>,
+    agrees: bool,
+    error: Option<Problem>,
+}
+
+pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Problem> {
+    let home = &context.config.home;
+    embedded::writable(home)?;
+    let target = job::named(args.model.as_deref(), &args.artifacts)?;
+    let local = models::local(&target, home).await?.ok_or_else(|| {
+        Problem::invalid("model", "only files and built-in models can be checked").with_hint("name a file")
+    })?;
+    let specs = specs(context, &args, &local)?;
+    let cells = cells(&args, &local, &specs)?;
+    let (devices, _) = sample::devices();
+    let cpu = devices.into_iter().next().expect("the CPU is a device of every machine");
+    let trial = Trial::new(cpu, embedded::port_policy(args.ports), home, &embedded::lock_dir(&context.config))?;
+    let stop = interrupt::listen()?;
+    let tried = try_each(&trial, &specs, &cells, &local, args.seed);
+    let answers = tokio::select! {
+        answers = tried => answers,
+        () = stop.cancelled() => return Err(interrupt::interrupted()),
+    };
+    let answers = compare(answers, args.tolerance);
+    print(&if context.json { report::json(&answers) } else { table(&answers) });
+    Ok(if answers.iter().all(|answer| answer.agrees) { 0 } else { Code::EngineFailed.exit_code() })
+}
+
+/// The engines that were named, or each that can run here and loads the model.
+fn specs(context: &Context, args: &CheckArgs, local: &Local) -> Result<Vec<EngineSpec>, Problem> {
+    if args.engines != ["auto"] {
+        let spec = |name: &String| engines::specs(std::slice::from_ref(name), &context.config);
+        return Ok(args.engines.iter().map(spec).collect::<Result<Vec<_>, _>>()?.concat());
+    }
+    let mut specs = engines::specs(&[], &context.config)?;
+    let loads = |spec: &EngineSpec| local.model.artifacts.iter().any(|a| spec.formats.contains(&a.format));
+    specs.retain(|spec| spec.name != "null" && loads(spec));
+    Ok(specs)
+}
+
+/// One cell an engine, in the order of the engines.
+fn cells(args: &CheckArgs, local: &Local, specs: &[EngineSpec]) -> Result<Vec<Cell>, Problem> {
+    let mut request = Request {
+        model: local.model.id.to_string(),
+        engines: specs.iter().map(|spec| spec.name.clone()).collect(),
+        batch_sizes: vec![args.batch_size],
+        ..Request::default()
+    };
+    for (input, shape) in &args.shapes {
+        request.shapes.entry(input.clone()).or_default().push(shape.clone());
+    }
+    let cells = expand::cells(&request, &local.model, &[])?;
+    let of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
+    Ok(specs.iter().filter_map(of).collect())
+}
+
+async fn try_each(
+    trial: &Trial,
+    specs: &[EngineSpec],
+    cells: &[Cell],
+    local: &Local,
+    seed: u64,
+) -> Vec<(Cell, Result<Vec<Output>, Problem>)> {
+    let mut answers = Vec::new();
+    for (spec, cell) in specs.iter().zip(cells) {
+        eprintln!("trying {}", spec.name);
+        let file = local.files.iter().find(|(artifact, _)| Some(artifact) == cell.artifact.as_ref());
+        let path = file.map(|(_, path)| Path::new(path));
+        answers.push((cell.clone(), trial.call(spec, cell, path, seed, CALL_TIMEOUT).await));
+    }
+    answers
+}
+
+fn compare(answers: Vec<(Cell, Result<Vec<Output>, Problem>)>, tolerance: f64) -> Vec<Answer> {
+    let first = answers.first().and_then(|(_, answer)| answer.as_ref().ok()).cloned();
+    let one = |(cell, answer): (Cell, Result<Vec<Output>, Problem>)| {
+        let deviation = match (&first, &answer) {
+            (Some(first), Ok(outputs)) => deviation(first, outputs),
+            _ => None,
+        };
+        let output = answer.as_ref().ok().and_then(|outputs| outputs.first());
+        Answer {
+            engine: cell.engine,
+            artifact: cell.artifact.map(|artifact| artifact.format.to_string()),
+            std_dev: output.and_then(numbers).map(|values| std_dev(&values)),
+            std_dev_between_items: output.and_then(between_items),
+            max_deviation: deviation,
+            agrees: deviation.is_some_and(|deviation| deviation <= tolerance),
+            error: answer.err(),
+        }
+    };
+    answers.into_iter().map(one).collect()
+}
+
+/// The largest difference, over outputs of the same name, or else the same place. None where there is nothing to compare.
+fn deviation(first: &[Output], other: &[Output]) -> Option<f64> {
+    let pair = |(place, one): (usize, &Output)| {
+        let two = other.iter().find(|output| output.name == one.name).or_else(|| other.get(place))?;
+        let (a, b) = (numbers(one)?, numbers(two)?);
+        if one.shape != two.shape || a.len() != b.len() {
+            return None;
+        }
+        let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        // What does not vary must be the same.
+        Some(if largest == 0.0 { 0.0 } else { largest / std_dev(&a) })
+    };
+    let pairs: Option<Vec<f64>> = first.iter().enumerate().map(pair).collect();
+    pairs.filter(|_| first.len() == other.len())?.into_iter().reduce(f64::max)
+}
+
+fn between_items(output: &Output) -> Option<f64> {
+    let values = numbers(output)?;
+    let items = usize::try_from(*output.shape.first()?).ok().filter(|&items| items > 0)?;
+    let elements = values.len() / items;
+    let column = |at: usize| std_dev(&values.iter().skip(at).step_by(elements).copied().collect::<Vec<_>>());
+    (elements > 0).then(|| (0..elements).map(column).sum::<f64>() / elements as f64)
+}
+
+fn std_dev(values: &[f64]) -> f64 {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt()
+}
+
+/// The elements as numbers; none for strings and halves.
+fn numbers(output: &Output) -> Option<Vec<f64>> {
+    fn read<const N: usize>(raw: &[u8], one: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        raw.as_chunks::<N>().0.iter().copied().map(one).collect()
+    }
+    let raw = &output.raw;
+    Some(match output.dtype {
+        Datatype::Fp32 => read(raw, |b| f64::from(f32::from_le_bytes(b))),
+        Datatype::Fp64 => read(raw, f64::from_le_bytes),
+        Datatype::Int64 => read(raw, |b| i64::from_le_bytes(b) as f64),
+        Datatype::Uint64 => read(raw, |b| u64::from_le_bytes(b) as f64),
+        Datatype::Int32 => read(raw, |b| f64::from(i32::from_le_bytes(b))),
+        Datatype::Uint32 => read(raw, |b| f64::from(u32::from_le_bytes(b))),
+        Datatype::Int16 => read(raw, |b| f64::from(i16::from_le_bytes(b))),
+        Datatype::Uint16 => read(raw, |b| f64::from(u16::from_le_bytes(b))),
+        Datatype::Int8 => read(raw, |[b]| f64::from(b as i8)),
+        Datatype::Uint8 | Datatype::Bool => read(raw, |[b]| f64::from(b)),
+        Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => return None,
+    })
+}
+
+fn table(answers: &[Answer]) -> String {
+    let mut table = Table::default()
+        .column("engine", Align::Left)
+        .column("artifact", Align::Left)
+        .column("std dev", Align::Right)
+        .column("between items", Align::Right)
+        .column("max deviation", Align::Right)
+        .column("agrees", Align::Left);
+    let number = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.3e}"));
+    for answer in answers {
+        table.row(vec![
+            answer.engine.clone(),
+            answer.artifact.clone().unwrap_or_default(),
+            number(answer.std_dev),
+            number(answer.std_dev_between_items),
+            number(answer.max_deviation),
+            if answer.agrees { "yes" } else { "no" }.into(),
+        ]);
+    }
+    let errors = answers.iter().filter_map(|answer| Some((&answer.engine, answer.error.as_ref()?)));
+    let lines: String = errors.map(|(engine, error)| format!("{engine}: {error}\n")).collect();
+    format!(
+        "{table}\nmax deviation: the largest difference from the first engine, in standard deviations of its output\n{lines}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(name: &str, values: &[f32]) -> Output {
+        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Output { name: name.into(), dtype: Datatype::Fp32, shape: vec![2, values.len() as i64 / 2], raw: raw.into() }
+    }
+
+    #[test]
+    fn differences_are_counted_in_standard_deviations() {
+        let first = [output("logits", &[1.0, -1.0, 1.0, -1.0])];
+        assert_eq!(deviation(&first, &first), Some(0.0));
+        assert_eq!(deviation(&first, &[output("output", &[1.0, -1.0, 1.5, -1.0])]), Some(0.5));
+        assert_eq!(deviation(&first, &[output("logits", &[1.0, -1.0])]), None);
+        assert_eq!(deviation(&first, &[]), None);
+    }
+
+    #[test]
+    fn items_that_are_alike_are_seen() {
+        assert_eq!(between_items(&output("x", &[1.0, 2.0, 1.0, 2.0])), Some(0.0));
+        assert_eq!(between_items(&output("x", &[1.0, 2.0, 3.0, 4.0])), Some(1.0));
+    }
+}

@@ -1,0 +1,66 @@
+//! TensorFlow Serving as the worker is to launch it: `tensorflow_model_server`, as it is installed.
+
+use crate::engines::{Found, on_path};
+use modelmeter_common::{config::Config, engine};
+use modelmeter_serving::python;
+use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+const PROGRAM: &str = "tensorflow_model_server";
+/// The server links all of TensorFlow: from a cold disk it takes seconds to say its version.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A model that does not load is not tried again: it is reported at once.
+const ARGUMENTS: [&str; 5] = [
+    "--port={grpc_port}",
+    "--rest_api_port={http_port}",
+    "--model_name={model_name}",
+    "--model_base_path={model}",
+    "--max_num_load_retries=0",
+];
+
+/// Looks for the server; `found` is what is known without looking.
+pub fn look(found: Found, config: &Config) -> Found {
+    let configured = config.engine.tfs.server.clone();
+    let Some(program) = configured.or_else(|| on_path(PROGRAM)) else {
+        return Found {
+            reason: Some(format!("{PROGRAM} is not on PATH")),
+            hint: Some(format!(
+                "install TensorFlow Serving's {PROGRAM}, or name its path with MODELMETER_ENGINE_TFS_SERVER"
+            )),
+            ..found
+        };
+    };
+    match python::run(&program, &["--version"], PATIENCE) {
+        // "TensorFlow ModelServer: 2.19.1-rc0+…", and the library's version in the next line.
+        Ok(said) => {
+            let version = said.lines().find_map(|line| line.strip_prefix("TensorFlow ModelServer:"));
+            let version = Some(version.map_or_else(|| "unknown".into(), |v| v.trim().to_owned()));
+            Found { available: true, version, location: Some(program), ..found }
+        }
+        Err(why) => Found {
+            reason: Some(format!("{} {why}", program.display())),
+            hint: Some("name the path of one that runs with MODELMETER_ENGINE_TFS_SERVER".into()),
+            ..found
+        },
+    }
+}
+
+/// The engine, where [`look`] found it.
+pub fn spec(found: &Found, config: &Config) -> EngineSpec {
+    let info = engine::find("tfs").expect("it is in the table of engines");
+    EngineSpec {
+        name: info.name.to_owned(),
+        // No call of its API tells it.
+        version: found.version.clone(),
+        launch: Launch::Process {
+            program: found.location.clone().unwrap_or_else(|| PathBuf::from(PROGRAM)),
+            args: ARGUMENTS.map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+        },
+        layout: Layout::Tfs,
+        protocol: info.protocol,
+        ports: Ports::of(info),
+        formats: info.formats.to_vec(),
+        ready_timeout: config.engine.ready_timeout(),
+    }
+}

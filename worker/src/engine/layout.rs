@@ -1,0 +1,222 @@
+//! What an engine needs on disk before it is launched, made of the cached artifact and removed with the deployment.
+
+use super::{
+    settings::{Kind, Settings},
+    template, tfs, triton,
+};
+use modelmeter_common::{
+    Code, Problem,
+    device::DeviceKind,
+    model::{Format, TensorShape},
+    request::MAX_BATCH_SIZE,
+    task::Cell,
+    wire::sha256_hex,
+};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// How an engine wants its artifact.
+#[derive(Clone, Debug, Default)]
+pub enum Layout {
+    /// As it is: `{model}` is the artifact's file or directory.
+    #[default]
+    Plain,
+    /// `{model}` is a Triton model repository.
+    Triton(triton::Backends),
+    /// `{model}` is a folder of numbered versions, as TensorFlow Serving watches it.
+    Tfs,
+}
+
+/// What was laid out.
+#[derive(Debug)]
+pub(super) struct Laid {
+    /// What `{model}` stands for.
+    pub model: Option<PathBuf>,
+    /// The model's name in the server.
+    pub name: String,
+    /// Arguments after the engine's own.
+    pub args: Vec<String>,
+    /// Where it lies, if anything had to be made.
+    pub folder: Option<Folder>,
+}
+
+/// What a layout is made of.
+#[derive(Debug)]
+pub(super) struct Material<'a> {
+    pub engine: &'a str,
+    /// The artifact in the cache, and its format.
+    pub artifact: &'a Path,
+    pub format: Format,
+    pub model_name: &'a str,
+    pub inputs: &'a [TensorShape],
+    pub settings: &'a BTreeMap<String, Value>,
+    pub device: DeviceKind,
+    /// Where to make it; empty.
+    pub folder: &'a Path,
+}
+
+impl Layout {
+    /// Whether an engine of this layout takes these settings; what a plain one takes is its own to say.
+    pub(super) fn check_settings(&self, engine: &str, settings: &BTreeMap<String, Value>) -> Result<(), Problem> {
+        let known: &[_] = match self {
+            Self::Plain => return Ok(()),
+            Self::Triton(_) => &triton::SETTINGS,
+            Self::Tfs => &tfs::SETTINGS,
+        };
+        Settings::check(engine, settings, known).map(drop)
+    }
+
+    /// Makes what the engine needs in `folder`, which is emptied first.
+    ///
+    /// # Errors
+    /// `invalid_argument` for settings, or an artifact that cannot be laid out; `storage`.
+    pub(super) fn lay_out(
+        &self,
+        cell: &Cell,
+        artifact: Option<&Path>,
+        device: DeviceKind,
+        folder: PathBuf,
+    ) -> Result<Laid, Problem> {
+        let name = template::model_name(&cell.model.name);
+        if matches!(self, Self::Plain) {
+            return Ok(Laid { model: artifact.map(Path::to_owned), name, args: Vec::new(), folder: None });
+        }
+        let (Some(artifact), Some(about)) = (artifact, &cell.artifact) else {
+            return Err(Problem::invalid("model", format!("engine {} needs an artifact", cell.engine)));
+        };
+        let folder = Folder::make(folder)?;
+        let material = Material {
+            engine: &cell.engine,
+            artifact,
+            format: about.format,
+            model_name: &name,
+            inputs: &cell.inputs,
+            settings: &cell.engine_settings,
+            device,
+            folder: &folder.0,
+        };
+        let (name, args) = match self {
+            Self::Triton(backends) => (triton::lay_out(backends, &material)?, triton::flags(material.folder)),
+            Self::Tfs => (name.clone(), tfs::lay_out(&material)?),
+            Self::Plain => unreachable!("returned above"),
+        };
+        Ok(Laid { model: Some(folder.0.clone()), name, args, folder: Some(folder) })
+    }
+}
+
+/// The bounds of a batch's size, as a setting.
+pub(super) const BATCH: Kind = Kind::Count(1, MAX_BATCH_SIZE as u64);
+/// More threads or instances than this are a slip of the hand.
+pub(super) const COUNT: Kind = Kind::Count(1, 1024);
+/// Up to a second, in microseconds.
+pub(super) const DELAY_US: Kind = Kind::Count(0, 1_000_000);
+
+/// A folder that lasts as long as its deployment, and the shared memory that goes by its name.
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    /// An empty one. What a worker left that was killed is removed first.
+    fn make(path: PathBuf) -> Result<Self, Problem> {
+        let folder = Self(path);
+        folder.remove().and_then(|()| fs::create_dir_all(&folder.0)).map_err(|e| unwritable(&folder.0, &e))?;
+        Ok(folder)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        let prefix = shared_memory(&self.0);
+        let regions = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        for region in regions.filter(|region| region.file_name().to_string_lossy().starts_with(&prefix)) {
+            fs::remove_file(region.path())?;
+        }
+        match fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What stays is removed before the next deployment of this engine on this slot.
+        let _ = self.remove();
+    }
+}
+
+/// How the names of shared memory begin for what is deployed in a folder: an engine that is killed leaves it behind.
+pub(super) fn shared_memory(folder: &Path) -> String {
+    format!("modelmeter-{}-", &sha256_hex(folder.as_os_str().as_encoded_bytes())[..12])
+}
+
+/// Puts a file or a tree at `to`: hard links, which containers can mount and which cost nothing, or copies where the
+/// file system has none.
+pub(super) fn place(from: &Path, to: &Path) -> Result<(), Problem> {
+    fn link(from: &Path, to: &Path) -> io::Result<()> {
+        if !from.is_dir() {
+            return fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop));
+        }
+        fs::create_dir_all(to)?;
+        fs::read_dir(from)?.try_for_each(|entry| {
+            let entry = entry?;
+            link(&entry.path(), &to.join(entry.file_name()))
+        })
+    }
+    link(from, to).map_err(|e| unwritable(to, &e))
+}
+
+/// Writes a small file.
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Problem> {
+    fs::write(path, text).map_err(|e| unwritable(path, &e))
+}
+
+/// Makes a folder.
+pub(super) fn folder(path: &Path) -> Result<(), Problem> {
+    fs::create_dir_all(path).map_err(|e| unwritable(path, &e))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Problem {
+    Problem::new(Code::Storage, format!("cannot write {}: {error}", path.display()))
+        .with_field("home")
+        .with_hint("free some space, or choose another --home that you may write to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_goes_with_its_deployment_and_what_a_killed_worker_left_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("run/triton-slot0");
+        let region = Path::new("/dev/shm").join(format!("{}test", shared_memory(&path)));
+        let leave = || {
+            fs::write(path.join("leftover"), "").unwrap();
+            fs::write(&region, "").unwrap();
+        };
+        let folder = Folder::make(path.clone()).unwrap();
+        leave();
+        // As after a SIGKILL: nothing is dropped.
+        std::mem::forget(folder);
+        let folder = Folder::make(path.clone()).unwrap();
+        assert!(fs::read_dir(&path).unwrap().next().is_none() && !region.exists());
+        leave();
+        drop(folder);
+        assert!(!path.exists() && !region.exists());
+    }
+
+    #[test]
+    fn a_tree_is_placed_whole_and_costs_no_space() {
+        use std::os::unix::fs::MetadataExt;
+        let home = tempfile::tempdir().unwrap();
+        let (from, to) = (home.path().join("from"), home.path().join("to"));
+        fs::create_dir_all(from.join("a")).unwrap();
+        fs::write(from.join("a/b"), "weights").unwrap();
+        place(&from, &to).unwrap();
+        assert_eq!(fs::metadata(from.join("a/b")).unwrap().ino(), fs::metadata(to.join("a/b")).unwrap().ino());
+        assert_eq!(place(&home.path().join("none"), &home.path().join("x")).unwrap_err().code, Code::Storage);
+    }
+}

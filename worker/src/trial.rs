@@ -1,0 +1,72 @@
+//! An engine deployed for one call: what it answers, not how fast.
+
+use crate::{
+    EngineSpec,
+    engine::{Census, Deployment, Place, PortPolicy},
+    inspector::Output,
+    load,
+    lock::{Claim, DeviceLock},
+    session,
+};
+use modelmeter_common::{Problem, device::Device, task::Cell};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// What the trials' locks and folders go by.
+const NAME: &str = "trial";
+
+/// A device to try engines on, locked against workers while this lives.
+#[derive(Debug)]
+pub struct Trial {
+    place: Arc<Place>,
+}
+
+impl Trial {
+    /// Takes the device. `home` gets logs; `lock_dir` is the one of the machine's workers.
+    ///
+    /// # Errors
+    /// `busy` when a worker measures on the device; `storage`.
+    pub fn new(device: Device, ports: PortPolicy, home: &Path, lock_dir: &Path) -> Result<Self, Problem> {
+        let cores = crate::cpus::available_cores();
+        let claim = Claim::new(device.uuid.as_deref(), &cores, false);
+        let lock = DeviceLock::take(lock_dir, &claim, NAME, 0)?;
+        let [logs, run] = ["logs", "run"].map(|what| home.join(what).join(NAME));
+        let place = Place { index: 0, device, cores: None, lock, ports, logs, run, census: Census::default() };
+        Ok(Self { place: Arc::new(place) })
+    }
+
+    /// Deploys the engine on the artifact (a file or directory), makes the first call of this seed, and stops the engine.
+    ///
+    /// # Errors
+    /// As a deployment fails, with the engine's last lines; `bad_response` for an answer that is no result.
+    pub async fn call(
+        &self,
+        spec: &EngineSpec,
+        cell: &Cell,
+        artifact: Option<&Path>,
+        seed: u64,
+        timeout: Duration,
+    ) -> Result<Vec<Output>, Problem> {
+        let mut deployment = Deployment::new(spec, cell, artifact, &self.place).await?;
+        let answered = answer(&mut deployment, cell, seed, timeout, &self.place).await;
+        let answered = match answered {
+            Err(problem) => Err(deployment.explain(problem).await),
+            answered => answered,
+        };
+        deployment.stop().await;
+        answered
+    }
+}
+
+async fn answer(
+    deployment: &mut Deployment,
+    cell: &Cell,
+    seed: u64,
+    timeout: Duration,
+    place: &Arc<Place>,
+) -> Result<Vec<Output>, Problem> {
+    let target = session::target(deployment, cell, seed, None, None, place).await?;
+    let answer = load::call_once(&target.endpoint, &target.call, timeout, &CancellationToken::new()).await?;
+    target.inspector.check(&answer.message)?;
+    target.inspector.decode(&answer.message)
+}
