@@ -59,6 +59,21 @@ fn a_built_in_model_is_measured_and_can_be_seen_again() {
 }
 
 #[test]
+fn the_highest_rate_that_meets_an_sla_is_searched_for() {
+    let home = tempfile::tempdir().unwrap();
+    let args =
+        ["profile", "mlp", "--engines", "null", "--batch-sizes", "1", "--load", "sla-search", "--sla", "p95=100ms"];
+    let short = ["--min-duration", "100ms", "--max-duration", "1s", "--json"];
+    let profile = &json(&command(home.path(), &[&args[..], &short].concat()).output().unwrap())[0];
+    let (sla, points) = (&profile["sla"], profile["points"].as_array().unwrap());
+    let rate = |load: &Value| load["rate_per_s"].as_f64().unwrap();
+    assert!(sla["met"] == true && points.len() > 2, "{profile}");
+    let best = rate(&sla["best"]["load"]);
+    let highest = points.iter().map(|p| rate(&p["load"])).fold(0.0, f64::max);
+    assert!(best > 0.0 && best < highest, "it ends at a rate that is too much: {best} of {highest}");
+}
+
+#[test]
 fn a_dry_run_starts_no_engine() {
     let home = tempfile::tempdir().unwrap();
     let output =

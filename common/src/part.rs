@@ -120,6 +120,8 @@ pub struct Point {
     pub errors: u64,
     /// The failures, by kind.
     pub error_kinds: BTreeMap<String, u64>,
+    /// What was found in the answers that were checked.
+    pub answers: Answers,
     /// Successful calls a second, with its 95 % interval.
     pub requests_per_s: Option<Interval>,
     /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
@@ -162,6 +164,7 @@ impl Point {
             requests: 0,
             errors: 0,
             error_kinds: BTreeMap::new(),
+            answers: Answers::default(),
             requests_per_s: None,
             latency: Histogram::default(),
             percentiles: Vec::new(),
@@ -178,6 +181,15 @@ impl Point {
             unavailable: BTreeMap::new(),
         }
     }
+}
+
+/// Answers of successful calls that were checked wholly: a sample.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Answers {
+    /// How many were.
+    pub checked: u64,
+    /// Those of them that were wrong, by what was wrong: `shape`, `values`, `dtype` and the like.
+    pub wrong: BTreeMap<String, u64>,
 }
 
 /// A percentile of a point's latency.

@@ -5,7 +5,7 @@ use crate::{
     device::DeviceKind,
     load::{Arrivals, LoadPoint},
     model::{Format, ModelRef, TensorShape},
-    part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
+    part::{Answers, EngineCpu, GpuUse, HostUse, Reason, Warning},
     stats::Interval,
 };
 use serde::{Deserialize, Serialize};
@@ -165,6 +165,8 @@ pub struct ProfilePoint {
     pub requests: u64,
     pub errors: u64,
     pub error_kinds: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub answers: Answers,
     pub inferences: u64,
     pub requests_per_s: Option<f64>,
     pub throughput_inferences_per_s: Option<Interval>,

@@ -11,11 +11,7 @@ use modelmeter_common::{
         ProfileState, Repeat, ServerLatency, SlaResult, Summary,
     },
     request::RequestDoc,
-    stats::{
-        Histogram, Interval,
-        fold::fold_points,
-        percentile::{Sample, sla_met_by},
-    },
+    stats::{Histogram, Interval, fold::fold_points, percentile::Sample, sla::is_met},
     task::Task,
 };
 use std::collections::BTreeMap;
@@ -130,12 +126,9 @@ fn rate(point: &Point) -> f64 {
 
 /// Whether the SLA holds at 99 % confidence at some valid point, and the fastest such point.
 fn judge(sla: &Sla, points: &[Point]) -> SlaResult {
-    let limit_ns = (sla.latency_ms * NS_PER_MS) as u64;
     let meets = |point: &Point| {
         let sample = Sample { latency: &point.latency, failures: point.errors };
-        // The fewest effective samples that any percentile had: the claim is not surer than the run.
-        let had = point.percentiles.iter().map(|p| p.had).min().unwrap_or(0);
-        point.valid && sla_met_by(sla.percentile, limit_ns, sample, had)
+        point.valid && is_met(sla, sample, &point.percentiles)
     };
     let best = best(points.iter().filter(|point| meets(point)));
     SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met: best.is_some(), best: best.map(peak) }
@@ -225,6 +218,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
         requests: point.requests,
         errors: point.errors,
         error_kinds: point.error_kinds.clone(),
+        answers: point.answers.clone(),
         inferences,
         requests_per_s: point.requests_per_s.map(|r| r.value),
         throughput_inferences_per_s: point

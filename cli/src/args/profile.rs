@@ -27,7 +27,7 @@ pub enum LoadMode {
     Closed,
     /// Calls a second
     Open,
-    /// The highest rate that meets --sla
+    /// The highest rate of calls that meets --sla, at 99 % confidence
     SlaSearch,
 }
 

@@ -25,6 +25,7 @@ fn point(concurrency: u32, throughput: Interval, latency_ms: Latency) -> Profile
         requests: 2000,
         errors: 0,
         error_kinds: BTreeMap::new(),
+        answers: Default::default(),
         inferences: 2000,
         requests_per_s: Some(throughput.value),
         throughput_inferences_per_s: Some(throughput),

@@ -5,7 +5,7 @@ use super::{
     percentile::{PERCENTILES, Sample, percentile_of},
     special::t95,
 };
-use crate::part::{EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
+use crate::part::{Answers, EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Folds the repeats of one load point into one whose durations are theirs together. None of none.
@@ -35,7 +35,8 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         warmup_s: points.iter().map(|p| p.warmup_s).sum(),
         requests,
         errors,
-        error_kinds: error_kinds(points),
+        error_kinds: kinds(points, |p| &p.error_kinds),
+        answers: Answers { checked: total(points, |p| p.answers.checked), wrong: kinds(points, |p| &p.answers.wrong) },
         duration_s: points.iter().map(|p| p.duration_s).sum(),
         requests_per_s: fold_throughput(points),
         percentiles,
@@ -95,9 +96,9 @@ fn merged_some(points: &[&Point], of: impl Fn(&Point) -> Option<&Histogram>) -> 
     Some(merged(some))
 }
 
-fn error_kinds(points: &[&Point]) -> BTreeMap<String, u64> {
+fn kinds(points: &[&Point], of: impl Fn(&Point) -> &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let mut kinds = BTreeMap::new();
-    for (kind, n) in points.iter().flat_map(|p| &p.error_kinds) {
+    for (kind, n) in points.iter().flat_map(|p| of(p)) {
         *kinds.entry(kind.clone()).or_insert(0) += n;
     }
     kinds
@@ -200,6 +201,7 @@ mod tests {
             requests: 1001,
             errors: 1,
             error_kinds: BTreeMap::from([("timeout".into(), 1)]),
+            answers: Answers { checked: 10, wrong: BTreeMap::from([("shape".into(), 2)]) },
             requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
             latency,
             percentiles,
@@ -235,6 +237,7 @@ mod tests {
             assert_eq!(format!("{:?}", fold_points(&order).unwrap()), format!("{first:?}"));
         }
         assert_eq!((first.requests, first.errors, first.error_kinds["timeout"]), (3003, 3, 3));
+        assert_eq!((first.answers.checked, first.answers.wrong["shape"]), (30, 6));
         assert_eq!(first.latency.len(), 3000);
         assert_eq!(first.warnings.len(), 1);
         assert!(first.converged && first.valid);

@@ -5,6 +5,7 @@ pub mod fold;
 mod histogram;
 pub mod percentile;
 pub mod series;
+pub mod sla;
 mod special;
 pub mod stop;
 pub mod warmup;

@@ -1,4 +1,4 @@
-//! Percentiles with distribution-free 95 % intervals, and the one-sided claim that an SLA is met.
+//! Percentiles with distribution-free 95 % intervals.
 //!
 //! An interval's ends are order statistics: the ranks come from the binomial law of how many samples lie
 //! below the true percentile (H. A. David and H. N. Nagaraja, "Order Statistics", 7.1). Autocorrelated
@@ -28,8 +28,6 @@ const MANY_CALLS: u64 = 8;
 const TAIL: f64 = 0.025;
 /// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/5.
 const PER_BATCH: f64 = 2.0 / 3.0;
-/// Probability that a claim of a met SLA is wrong.
-const SLA_ERROR: f64 = 0.01;
 /// Two-sided 95 % of the normal law.
 const Z95: f64 = 1.959_963_984_540_054;
 
@@ -49,7 +47,7 @@ pub struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.latency.len() + self.failures
     }
 }
@@ -151,33 +149,6 @@ pub fn rank(q: f64, n: u64) -> u64 {
     ((q / 100.0 * n as f64 - 1e-9).ceil() as u64).clamp(1, n.max(1))
 }
 
-/// Whether n independent requests of which `over` took longer than the limit show, at 99 % confidence,
-/// that the share over it is below 1 − q/100.
-pub fn sla_met(q: f64, n: u64, over: u64) -> bool {
-    n > 0 && binomial_cdf(over, n, 1.0 - q / 100.0) <= SLA_ERROR
-}
-
-/// The fewest requests that can show it with this many over the limit.
-pub fn sla_needs(q: f64, over: u64) -> u64 {
-    let (mut low, mut high) = (over, over + 1);
-    while !sla_met(q, high, over) {
-        (low, high) = (high, high * 2);
-    }
-    while high - low > 1 {
-        let mid = low + (high - low) / 2;
-        if sla_met(q, mid, over) { high = mid } else { low = mid }
-    }
-    high
-}
-
-/// The claim for a sample of which `had` are effective: failures are over the limit.
-pub fn sla_met_by(q: f64, limit_ns: u64, total: Sample, had: u64) -> bool {
-    let n = total.len();
-    let over = n - total.latency.count_up_to(limit_ns);
-    let effective_over = (over as f64 * had as f64 / n.max(1) as f64).ceil() as u64;
-    sla_met(q, had.min(n), effective_over)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,20 +182,6 @@ mod tests {
     }
 
     #[test]
-    fn the_sla_table() {
-        let table = [
-            (90.0, [44, 64, 81, 197]),
-            (95.0, [90, 130, 165, 398]),
-            (99.0, [459, 662, 838, 2010]),
-            (99.9, [4603, 6636, 8403, 20140]),
-        ];
-        for (q, needs) in table {
-            assert_eq!([0, 1, 2, 10].map(|over| sla_needs(q, over)), needs, "p{q}");
-            assert!(sla_met(q, needs[1], 1) && !sla_met(q, needs[1] - 1, 1));
-        }
-    }
-
-    #[test]
     fn at_the_fewest_samples_the_interval_is_all_of_them() {
         for q in PERCENTILES {
             let n = needed(q);
@@ -241,8 +198,6 @@ mod tests {
         let total = Sample { latency: &h, failures: 100 };
         assert!((percentile_of(50.0, total, 1000).ms.unwrap().value - 500.0).abs() < 1.0);
         assert_eq!(percentile_of(95.0, total, 1000).ms, None);
-        assert!(!sla_met_by(95.0, 10_000_000_000, total, 1000));
-        assert!(sla_met_by(80.0, 10_000_000_000, total, 1000));
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Batch {
         self.duration_ns += other.duration_ns;
     }
 
-    fn sample(&self) -> Sample<'_> {
+    pub(super) fn sample(&self) -> Sample<'_> {
         Sample { latency: &self.latency, failures: self.failures }
     }
 }

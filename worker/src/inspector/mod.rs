@@ -194,7 +194,7 @@ fn check_output(subject: &Subject, output: &Output) -> Result<(), Problem> {
         return Err(bad_response(message));
     }
     match data::first_not_finite(*dtype, raw) {
-        Some(at) => Err(bad_response(format!("output '{name}' is not finite at element {at}"))),
+        Some(at) => Err(bad_response(format!("output '{name}' is not finite at element {at}")).with_field("values")),
         None => Ok(()),
     }
 }
@@ -212,14 +212,15 @@ fn elements(shape: &[i64]) -> Option<u64> {
 fn check_against(expected: &TensorSpec, dtype: Datatype, shape: &[i64], batch: u32) -> Result<(), Problem> {
     let name = &expected.name;
     if dtype != expected.dtype {
-        return Err(bad_response(format!("output '{name}' is {dtype}, not {}", expected.dtype)));
+        return Err(bad_response(format!("output '{name}' is {dtype}, not {}", expected.dtype)).with_field("dtype"));
     }
     let fits = |(axis, (got, want)): (usize, (&i64, &Dim))| match want {
         Dim::Fixed(want) => *got as u64 == *want,
         Dim::Dynamic(_) => axis > 0 || *got == i64::from(batch),
     };
     if shape.len() != expected.shape.len() || !shape.iter().zip(&expected.shape).enumerate().all(fits) {
-        return Err(bad_response(format!("output '{name}' has shape {shape:?} for a batch of {batch}")));
+        let message = format!("output '{name}' has shape {shape:?} for a batch of {batch}");
+        return Err(bad_response(message).with_field("shape"));
     }
     Ok(())
 }

@@ -287,7 +287,7 @@ impl Client {
         let stream = conn.send(token, frame, keep);
         self.flights[token] = Some(Flight { link: index, stream, times });
         self.in_flight += 1;
-        self.recorder.sent(times);
+        self.recorder.sent(times, self.in_flight);
     }
 
     fn flush(&mut self) {
@@ -388,7 +388,7 @@ impl Client {
             match result {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(failure) => return self.hang_up(index, failure, &failure.name()),
+                Err(failure) => return self.hang_up(index, failure, &failure.words()),
             }
         }
         if let Link::Up(conn) = &self.places[index].link {

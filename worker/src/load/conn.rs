@@ -400,7 +400,9 @@ impl Conn {
             message.extend_from_slice(&data[n..]);
         }
         stream.received += data.len() as u64;
-        if stream.received > MAX_RESPONSE {
+        let is_grpc = stream.received >= 5 && stream.head.http_status == Some(200);
+        let announced = if is_grpc { u64::from(be32(&stream.prefix[1..])) } else { 0 };
+        if announced.max(stream.received) > MAX_RESPONSE {
             self.reset(id);
             self.finish(id, Some(Failure::TooLarge), done);
         } else if end {

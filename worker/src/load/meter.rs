@@ -13,7 +13,7 @@ use super::{
 use crate::sample::{Probes, Running, Samples};
 use modelmeter_common::{
     Code, Problem,
-    load::{LoadPoint, Sla},
+    load::LoadPoint,
     part::{Percentile, Point},
     stats::{
         Interval,
@@ -325,7 +325,8 @@ impl<'a> Meter<'a> {
     fn look(&mut self) -> Next {
         let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         if self.last_seen.elapsed() > patience {
-            self.gone = Some(format!("nothing was answered for {} s", patience.as_secs_f64()));
+            let silent = || format!("nothing was answered for {} s", patience.as_secs_f64());
+            self.gone = Some(self.down.take().unwrap_or_else(silent));
             return Next::End;
         }
         Next::Go
@@ -356,20 +357,27 @@ impl<'a> Meter<'a> {
         let elapsed = self.begun.elapsed();
         let look = self.stop.look(elapsed, &self.series);
         if look == Look::Open {
-            return elapsed >= self.stop.min && self.is_hopeless();
+            self.converged = elapsed >= self.stop.min && self.misses_sla();
+            return self.converged || elapsed >= self.stop.min && self.is_hopeless();
         }
-        self.converged = self.stop.is_met(&self.series) && !self.lacks_percentiles();
-        let may_yet = |sla: &Sla| search::is_open(sla, &self.series);
-        look == Look::Late || self.is_hopeless() || self.converged && !self.rules.sla.as_ref().is_some_and(may_yet)
+        self.converged = self.is_converged();
+        look == Look::Late || self.is_hopeless() || self.converged
     }
 
     fn is_hopeless(&self) -> bool {
         self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
     }
 
-    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
-    fn lacks_percentiles(&self) -> bool {
-        !self.earlier.is_zero() && revisit::lacks_percentiles(&self.series.percentiles())
+    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet. And what
+    /// is asked of a search's load is whether the SLA is met.
+    fn is_converged(&self) -> bool {
+        let lacks = !self.earlier.is_zero() && revisit::lacks_percentiles(&self.series.percentiles());
+        let is_precise = self.stop.is_met(&self.series) && !lacks;
+        self.rules.sla.as_ref().map_or(is_precise, |sla| search::is_decided(sla, &self.series, is_precise))
+    }
+
+    fn misses_sla(&self) -> bool {
+        self.rules.sla.as_ref().is_some_and(|sla| search::is_decided(sla, &self.series, false))
     }
 
     /// Ends the client, takes in what is left, and says what was seen.

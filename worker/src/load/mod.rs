@@ -32,9 +32,7 @@ mod sys;
 mod verdict;
 
 #[cfg(test)]
-mod mock;
-#[cfg(test)]
-mod tests;
+mod simulated;
 
 pub use caller::{Caller, Ended};
 pub use meter::measure;
@@ -80,7 +78,7 @@ pub struct Rules {
     pub seed: u64,
     /// What a budget leaves for the point, warm-up included.
     pub slice: Option<Slice>,
-    /// The point goes on while it is open whether it meets this.
+    /// The point ends when it has shown whether it meets this, whatever the precision.
     pub sla: Option<Sla>,
 }
 

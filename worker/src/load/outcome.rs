@@ -71,6 +71,15 @@ impl Failure {
             Self::InFlightLimit => "in_flight_limit".into(),
         }
     }
+
+    /// What it means where the system has no words for it.
+    pub fn words(self) -> String {
+        match self {
+            Self::Protocol => "what it says is not HTTP/2".into(),
+            Self::Reset => "it closed the connection".into(),
+            other => other.name(),
+        }
+    }
 }
 
 impl From<&std::io::Error> for Failure {

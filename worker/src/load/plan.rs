@@ -224,11 +224,7 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::{
-        load::Arrivals,
-        part::Percentile,
-        stats::{Histogram, Interval},
-    };
+    use modelmeter_common::{load::Arrivals, part::Percentile, stats::Interval};
 
     #[test]
     fn the_reference_comes_first_and_nothing_twice() {
@@ -263,40 +259,13 @@ mod tests {
             let value = 1.0 / self.call_s;
             let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6 };
             Ok(Point {
-                load,
                 requests_per_s: Some(Interval { value, ci95: [value * 0.9, value * 1.1] }),
                 percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10 }],
-                ..blank()
+                ..Point::blank(load, 1)
             })
         }
         fn goes_on(&self) -> bool {
             true
-        }
-    }
-
-    fn blank() -> Point {
-        Point {
-            load: LoadPoint::Closed { concurrency: 1 },
-            batch_size: 1,
-            warmup_s: 0.0,
-            duration_s: 1.0,
-            requests: 10,
-            errors: 0,
-            error_kinds: Default::default(),
-            requests_per_s: None,
-            latency: Histogram::default(),
-            percentiles: Vec::new(),
-            service: None,
-            send_lateness: None,
-            gpu: None,
-            engine_cpu: None,
-            server: None,
-            client_cpu_cores: 0.0,
-            host: Default::default(),
-            converged: false,
-            valid: true,
-            warnings: Vec::new(),
-            unavailable: Default::default(),
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Sends {
     pub sends: u64,
     pub late: u64,
     pub limit_hits: u64,
+    /// Calls in flight at once, warm-up included.
+    pub most_in_flight: usize,
 }
 
 /// One call's times.
@@ -86,8 +88,9 @@ impl Recorder {
         self.counted
     }
 
-    /// A call is sent.
-    pub fn sent(&mut self, times: Times) {
+    /// A call is sent, and is one of so many in flight.
+    pub fn sent(&mut self, times: Times, in_flight: usize) {
+        self.sends.most_in_flight = self.sends.most_in_flight.max(in_flight);
         if self.open && self.phase > 0 && times.scheduled_ns >= self.from_ns {
             let lateness = times.sent_ns.saturating_sub(times.scheduled_ns);
             self.sends.lateness.record(lateness);

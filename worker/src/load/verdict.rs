@@ -8,9 +8,14 @@ use super::{
 };
 use crate::sample::Samples;
 use modelmeter_common::{
-    load::LoadPoint,
-    part::{Point, Reason, Warning},
-    stats::fold::{percentile_path, percentile_reason},
+    Problem,
+    load::{LoadPoint, Sla},
+    part::{Answers, Point, Reason, Warning},
+    stats::{
+        fold::{percentile_path, percentile_reason},
+        percentile::Sample,
+        sla,
+    },
 };
 use std::collections::BTreeMap;
 
@@ -50,6 +55,7 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
         requests: total.latency.len() + total.failures,
         errors: total.failures,
         error_kinds: kinds(&seen.errors),
+        answers: Answers { checked: seen.checked, wrong: wrong_kinds(&seen.bad_answers) },
         requests_per_s: seen.throughput,
         latency: total.latency.clone(),
         percentiles: seen.percentiles,
@@ -69,6 +75,16 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
 
 fn kinds(errors: &BTreeMap<Failure, u64>) -> BTreeMap<String, u64> {
     errors.iter().map(|(failure, n)| (failure.name(), *n)).collect()
+}
+
+/// What was wrong, by what it is about.
+fn wrong_kinds(problems: &[Problem]) -> BTreeMap<String, u64> {
+    let mut kinds = BTreeMap::new();
+    for problem in problems {
+        let kind = problem.field.as_deref().unwrap_or(problem.code.as_str());
+        *kinds.entry(kind.to_owned()).or_insert(0) += 1;
+    }
+    kinds
 }
 
 fn warn(warnings: &mut Vec<Warning>, code: &str, message: String) {
@@ -110,6 +126,16 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
         );
         warn(warnings, "in_flight_limit", message);
     }
+    if let LoadPoint::Closed { concurrency } = seen.load
+        && (1..concurrency as usize).contains(&seen.sends.most_in_flight)
+    {
+        let message = format!(
+            "never more than {} of {concurrency} calls were in flight: the server takes few at a time on a connection (its \
+             MAX_CONCURRENT_STREAMS); raise that, or lower --concurrency",
+            seen.sends.most_in_flight
+        );
+        warn(warnings, "too_few_in_flight", message);
+    }
     if seen.series.total().latency.is_empty() {
         warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
     }
@@ -131,7 +157,15 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "drifting", message);
     }
-    if !seen.converged {
+    let total = Sample { latency: &seen.series.total().latency, failures: seen.series.total().failures };
+    let is_open = |sla: &&Sla| !seen.converged && !sla::is_met(sla, total, &seen.percentiles);
+    if let Some(sla) = rules.sla.as_ref().filter(is_open) {
+        let message = format!(
+            "whether p{} stays under {} ms is still open: it counts as missed; raise --max-duration",
+            sla.percentile, sla.latency_ms
+        );
+        warn(warnings, "sla_open", message);
+    } else if !seen.converged {
         let asked = rules.stop.precision * 100.0;
         let message = match worst(seen) {
             Some((name, width)) => format!(

@@ -155,6 +155,7 @@ fn point() -> Point {
         requests: 1_000_000,
         errors: 3,
         error_kinds: [("UNAVAILABLE: a.b $c".to_owned(), 3)].into(),
+        answers: Default::default(),
         requests_per_s: Some(interval(199.999_999_999_999_97)),
         latency: histogram(),
         percentiles: vec![
@@ -281,6 +282,7 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
         requests: 3,
         errors: 0,
         error_kinds: BTreeMap::new(),
+        answers: Default::default(),
         inferences: 24,
         requests_per_s: Some(2.0 / 3.0),
         throughput_inferences_per_s: Some(interval(17.1)),

@@ -1,0 +1,98 @@
+//! The claim that a run meets an SLA, and when a run that goes on has shown that it does not.
+//!
+//! A percentile stays under a limit where at most its share of the requests takes longer. How many of so many
+//! independent requests do follows the binomial law; autocorrelated ones count for the effective number that the
+//! nearest percentile of the run had ([`super::percentile`]). Failures take longer than any limit.
+
+use super::{batch::spread, percentile::Sample, series::Series, special::binomial_cdf};
+use crate::{load::Sla, part::Percentile};
+
+/// Probability that a claim is wrong.
+const ERROR: f64 = 0.01;
+
+/// Whether this sample shows, at 99 % confidence, that the SLA is met.
+pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
+    let distance = |p: &&Percentile| (p.q - sla.percentile).abs();
+    let nearest = percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let n = total.len();
+    let had = nearest.map_or(0, |p| p.had).min(n);
+    // An effective number far below the actual one is itself a guess, and a claim needs it whole: of queues near their
+    // capacity, half of it keeps what is promised (simulated in the worker's search tests).
+    let had = if had < n / 2 { had / 2 } else { had };
+    let over = (over(sla, total) as f64 * had as f64 / n.max(1) as f64).ceil() as u64;
+    shows(sla.percentile, had, over)
+}
+
+/// Whether a run so far has more requests over the limit than the SLA allows, by twice the 95 % interval of their number:
+/// more of it would not show that the SLA is met.
+pub fn is_missed(sla: &Sla, series: &Series) -> bool {
+    let allowed = 1.0 - sla.percentile / 100.0;
+    let total = series.total().sample();
+    let (n, over_limit) = (total.len() as f64, over(sla, total) as f64);
+    let residual = |b: Sample| over(sla, b) as f64 - over_limit / n * b.len() as f64;
+    let residuals: Vec<f64> = series.batches().iter().map(|b| residual(b.sample())).collect();
+    spread(&residuals).is_some_and(|s| over_limit - allowed * n > 2.0 * s.half_width())
+}
+
+/// Requests that took longer than the limit.
+fn over(sla: &Sla, sample: Sample) -> u64 {
+    sample.len() - sample.latency.count_up_to((sla.latency_ms * 1e6) as u64)
+}
+
+/// Whether n independent requests, `over` of which took longer than the limit, show that it holds for the percentile.
+fn shows(q: f64, n: u64, over: u64) -> bool {
+    n > 0 && binomial_cdf(over, n, 1.0 - q / 100.0) <= ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{Histogram, series::Batch};
+
+    #[test]
+    fn the_fewest_requests_for_a_met_sla() {
+        let table = [
+            (90.0, [44, 64, 81, 197]),
+            (95.0, [90, 130, 165, 398]),
+            (99.0, [459, 662, 838, 2010]),
+            (99.9, [4603, 6636, 8403, 20140]),
+        ];
+        for (q, needs) in table {
+            for (over, n) in [0, 1, 2, 10].into_iter().zip(needs) {
+                assert!(shows(q, n, over) && !shows(q, n - 1, over), "p{q}, {over} of {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_needs_effective_requests_and_counts_failures() {
+        let mut latency = Histogram::default();
+        (0..400).for_each(|i| latency.record(if i < 8 { 60_000_000 } else { 20_000_000 }));
+        let met = |latency_ms, failures, had| {
+            let p = Percentile { q: 95.0, ms: None, needs: 72, had };
+            is_met(&Sla { percentile: 95.0, latency_ms }, Sample { latency: &latency, failures }, &[p])
+        };
+        assert!(met(50.0, 0, 400) && met(100.0, 0, 180) && !met(100.0, 0, 178));
+        assert!(!met(50.0, 0, 100), "2 of 100 are over the limit");
+        assert!(!met(50.0, 20, 420), "failures are");
+        assert!(!met(100.0, 0, 0));
+    }
+
+    #[test]
+    fn a_miss_shows_in_a_run_that_goes_on() {
+        let sla = Sla { percentile: 95.0, latency_ms: 50.0 };
+        // Batches of 100 requests, this many of them over the limit.
+        let missed = |over: &dyn Fn(u64) -> u64| {
+            let mut series = Series::default();
+            for b in 0..20 {
+                let mut batch = Batch { duration_ns: 1_000_000_000, ..Batch::default() };
+                (0..100).for_each(|i| batch.latency.record(if i < over(b) { 60_000_000 } else { 20_000_000 }));
+                series.push(&batch);
+            }
+            is_missed(&sla, &series)
+        };
+        assert!(missed(&|b| 8 + b % 3) && missed(&|b| 80 + b % 3));
+        assert!(!missed(&|b| 4 + b % 3) && !missed(&|b| if b == 7 { 100 } else { 1 }) && !missed(&|_| 0));
+        assert!(!is_missed(&sla, &Series::default()));
+    }
+}

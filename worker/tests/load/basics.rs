@@ -1,0 +1,154 @@
+//! What a point is besides its percentiles: calls in flight, rates, limits, budgets, visits, cost.
+
+use super::{
+    closed, laws,
+    laws::{constant, ms},
+    mock::{Mock, Reply, response},
+    rules, run, run_target, target, target_at, turn, value_ms,
+};
+use modelmeter_common::{
+    Code,
+    load::{Arrivals, LoadPoint, Stop},
+};
+use modelmeter_worker::{
+    load::{Bench, Measure, Rules, Slice, call_once, first_inference, measure},
+    sample::Probes,
+};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+fn slice(share_ms: u64, end_ms: u64) -> Slice {
+    Slice { share: Instant::now() + ms(share_ms), end: Instant::now() + ms(end_ms) }
+}
+
+#[tokio::test]
+async fn a_closed_loop_keeps_exactly_so_many_in_flight_and_says_what_its_figures_are_worth() {
+    let _turn = turn().await;
+    let mock = Mock::start(laws::log_normal(ms(10), 0.3, 1));
+    let point = run(&mock, closed(8), &rules(1000)).await.unwrap();
+    assert_eq!(mock.most_in_flight(), 8);
+    assert!(point.requests > 300 && point.errors == 0 && point.valid, "{point:?}");
+    let rate = point.requests_per_s.unwrap();
+    assert!((rate.value * point.duration_s / point.requests as f64 - 1.0).abs() < 1e-9);
+    assert!(rate.ci95[0] > 0.0 && rate.ci95[0] < rate.value && rate.value < rate.ci95[1]);
+    assert!(point.unavailable.contains_key("latency_ms.p99_9") && point.unavailable.contains_key("gpu"));
+}
+
+#[tokio::test]
+async fn an_open_loop_keeps_its_schedule() {
+    let _turn = turn().await;
+    let mock = Mock::start(laws::log_normal(ms(5), 0.1, 1));
+    let load = LoadPoint::Open { rate_per_s: 400.0, arrivals: Arrivals::Poisson };
+    let point = run(&mock, load, &rules(1500)).await.unwrap();
+    assert!((point.requests as f64 / 600.0 - 1.0).abs() < 0.2, "{}", point.requests);
+    let (service, lateness) = (point.service.as_ref().unwrap(), point.send_lateness.as_ref().unwrap());
+    assert_eq!(service.len(), point.requests);
+    assert!(lateness.percentile_ns(50.0) < 500_000, "{} ns", lateness.percentile_ns(50.0));
+}
+
+#[tokio::test]
+async fn an_open_loop_says_when_the_limit_in_flight_was_hit() {
+    let _turn = turn().await;
+    let mut tight = rules(1000);
+    tight.stop.max_in_flight = 2;
+    let mock = Mock::start(constant(ms(50)));
+    let load = LoadPoint::Open { rate_per_s: 200.0, arrivals: Arrivals::Constant };
+    let point = run(&mock, load, &tight).await.unwrap();
+    assert!(!point.valid && point.error_kinds["in_flight_limit"] > 50, "{:?}", point.error_kinds);
+    assert_eq!(mock.most_in_flight(), 2);
+    assert!(point.warnings.iter().any(|w| w.code == "in_flight_limit"));
+}
+
+#[tokio::test]
+async fn cancelling_ends_at_once() {
+    let _turn = turn().await;
+    let mock = Mock::start(|_, _| Reply::Never);
+    let cancel = CancellationToken::new();
+    let (target, token) = (target(&mock), cancel.clone());
+    let measuring =
+        tokio::spawn(async move { measure(&target, closed(2), &rules(20_000), &Probes::default(), &token).await });
+    let begun = Instant::now();
+    while mock.most_in_flight() < 2 && begun.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(ms(1)).await;
+    }
+    let cancelled = Instant::now();
+    cancel.cancel();
+    assert_eq!(measuring.await.unwrap().unwrap_err().code, Code::Cancelled);
+    assert!(cancelled.elapsed() < ms(200));
+}
+
+#[tokio::test]
+async fn large_requests_go_through_flow_control_and_batches_are_exact() {
+    let _turn = turn().await;
+    let mock = Mock::start(constant(Duration::ZERO));
+    let target = target_at(mock.endpoint(), 3 << 18);
+    let mut fixed = rules(20_000);
+    fixed.batches = Some(7);
+    let point = run_target(&target, closed(3), &fixed).await.unwrap();
+    assert_eq!((point.requests, point.errors, point.converged), (7, 0, true));
+    // Smaller ones are calls that were cut off when the seventh ended.
+    let whole = target.call.frames.iter().map(|f| f.len()).collect::<BTreeSet<_>>();
+    assert_eq!(mock.body_sizes().last(), whole.last());
+    let (limit, cancel) = (Duration::from_secs(5), CancellationToken::new());
+    let first = first_inference(&target, limit, &cancel).await.unwrap();
+    assert!(first.latency_ms > 0.0 && first.latency_ms < 5000.0);
+    let answer = call_once(&mock.endpoint(), &target.call, limit, &cancel).await.unwrap();
+    assert_eq!(answer.message, response(&[1], &[1.0])[5..]);
+}
+
+#[tokio::test]
+async fn slow_calls_take_more_of_the_budget_until_they_carry_a_median() {
+    let _turn = turn().await;
+    let mock = Mock::start(constant(ms(60)));
+    let mut slow = rules(60_000);
+    slow.slice = Some(slice(300, 8_000));
+    let begun = Instant::now();
+    let point = run(&mock, closed(1), &slow).await.unwrap();
+    assert!(point.percentiles[0].ms.is_some() && point.requests_per_s.is_some(), "{:?}", point.percentiles);
+    assert!(point.requests >= 8 && begun.elapsed() < Duration::from_secs(7), "{} calls", point.requests);
+    // What the budget cannot bear ends with it.
+    slow.slice = Some(slice(150, 150));
+    let point = run(&mock, closed(1), &slow).await.unwrap();
+    assert!(point.percentiles[0].ms.is_none() && point.unavailable.contains_key("latency_ms.p50"));
+    let stuck = Mock::start(constant(ms(450)));
+    slow.slice = Some(slice(200, 200));
+    let problem = run(&stuck, closed(1), &slow).await.unwrap_err();
+    assert_eq!((problem.code, problem.hint.as_deref()), (Code::DeadlineExceeded, Some("raise --budget")));
+}
+
+#[tokio::test]
+async fn a_second_visit_goes_on_with_the_first() {
+    let _turn = turn().await;
+    let mock = Mock::start(laws::log_normal(ms(4), 0.3, 1));
+    let rules = Rules { stop: Stop { min_duration_ms: 200, precision: 1e-4, ..Stop::default() }, ..rules(0) };
+    let mut bench = Bench::new(target(&mock), rules, Probes::default(), CancellationToken::new());
+    let first = bench.measure(closed(1), Some(slice(700, 700))).await.unwrap();
+    bench.measure(closed(2), Some(slice(400, 400))).await.unwrap();
+    let both = bench.measure(closed(1), Some(slice(700, 700))).await.unwrap();
+    assert!(both.requests > first.requests * 3 / 2, "{} of {}", first.requests, both.requests);
+    assert!(both.duration_s > first.duration_s * 1.5 && both.warmup_s > first.warmup_s);
+    assert_eq!(both.latency.len() + both.errors, both.requests);
+    let (one, two) = (first.requests_per_s.unwrap(), both.requests_per_s.unwrap());
+    assert!((two.value / one.value - 1.0).abs() < 0.3 && two.ci95[0] < two.value, "{one:?} {two:?}");
+    assert!((two.value * both.duration_s / both.requests as f64 - 1.0).abs() < 1e-6);
+}
+
+#[tokio::test]
+async fn the_client_itself_costs_little() {
+    let _turn = turn().await;
+    let answer = response(&[1], &[1.0]);
+    let mock = Mock::start(move |_, _| Reply::Body(answer.clone()));
+    for concurrency in [1, 32] {
+        let point = run(&mock, closed(concurrency), &rules(1000)).await.unwrap();
+        let (rate, cpu) = (point.requests_per_s.unwrap().value, point.client_cpu_cores);
+        let cpu_us = cpu / rate * 1e6;
+        let p50_us = value_ms(&point, 50.0) * 1e3;
+        println!("{concurrency} in flight: {rate:.0}/s, p50 {p50_us:.1} us, {cpu_us:.2} us of CPU");
+        assert!(mock.seen().len() as u64 >= point.requests && point.errors == 0);
+        // perf_analyzer needs about 27 at 32 in flight.
+        assert!(cpu_us < if concurrency == 1 { 100.0 } else { 27.0 }, "{cpu_us} us of CPU a request");
+    }
+}

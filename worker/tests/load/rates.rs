@@ -1,0 +1,68 @@
+//! A sweep and an SLA search in real time: the whole plan against servers whose peak and highest rate are known.
+
+use super::{
+    laws,
+    laws::ms,
+    mock::{Mock, Reply},
+    rules, target, turn,
+};
+use modelmeter_common::{
+    load::{Arrivals, Load, LoadPoint, Sla, Stop},
+    part::Point,
+};
+use modelmeter_worker::{
+    load::{Bench, Rules, run_plan, search::meets},
+    sample::Probes,
+};
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+async fn plan(mock: &Mock, load: Load, sla: Option<Sla>) -> Vec<Point> {
+    let stop = Stop { min_duration_ms: 300, max_duration_ms: 1500, ..Stop::default() };
+    let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
+    let mut bench = Bench::new(target(mock), rules, Probes::default(), CancellationToken::new());
+    run_plan(&load, sla.as_ref(), None, &mut bench).await.unwrap()
+}
+
+/// So many calls at once take 20 ms; with more, each takes longer by more than their share.
+fn thrashing(best: usize) -> impl FnMut(usize, Instant) -> Reply + Send {
+    let mut ends: Vec<Instant> = Vec::new();
+    move |_, at| {
+        ends.retain(|end| *end > at);
+        let in_flight = ends.len() + 1;
+        let service = ms(20).mul_f64((in_flight as f64 / best as f64).powf(1.7).max(1.0));
+        ends.push(at + service);
+        Reply::After(service)
+    }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
+    let _turn = turn().await;
+    let mock = Mock::start(thrashing(6));
+    let points = plan(&mock, Load::default(), None).await;
+    let rate = |p: &Point| p.requests_per_s.filter(|_| p.valid).map_or(0.0, |r| r.value);
+    let found: Vec<_> = points.iter().map(|p| format!("{}: {:.1}/s", p.load, rate(p))).collect();
+    let peak = points.iter().map(rate).fold(0.0, f64::max);
+    println!("{found:?}");
+    assert!((peak / 300.0 - 1.0).abs() < 0.03, "{found:?}");
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn the_search_finds_the_highest_rate_that_meets_the_sla() {
+    let _turn = turn().await;
+    let mock = Mock::start(laws::serial(ms(5)));
+    let sla = Sla { percentile: 90.0, latency_ms: 30.0 };
+    let points = plan(&mock, Load::SlaSearch { arrivals: Arrivals::Constant }, Some(sla.clone())).await;
+    let rate = |p: &Point| match p.load {
+        LoadPoint::Open { rate_per_s, .. } => rate_per_s,
+        LoadPoint::Closed { .. } => unreachable!("a search's points are open loops"),
+    };
+    let found: Vec<_> = points.iter().map(|p| (rate(p), meets(&sla, p))).collect();
+    let best = points.iter().filter(|p| meets(&sla, p)).map(rate).fold(0.0, f64::max);
+    println!("{found:?}");
+    // Calls at equal distances wait for nothing below 200 a second, and ever longer above.
+    assert!((best / 200.0 - 1.0).abs() < 0.03, "{found:?}");
+}

@@ -1,0 +1,233 @@
+//! What the meter says is what the server's own record of the very run says: to 1 %, from the median to p99.9.
+
+use super::{
+    closed, laws,
+    laws::{Stalls, ms},
+    mock::{Mock, Reply, Seen},
+    rules, run_target, target, turn,
+};
+use modelmeter_common::{
+    load::{Arrivals, LoadPoint},
+    part::Point,
+    stats::percentile::{PERCENTILES, rank},
+};
+use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
+use modelmeter_worker::{
+    inspector::grpc_frame,
+    load::{Target, schedule::Pacer},
+};
+use std::time::{Duration, Instant};
+
+/// As far as a figure may be from the record.
+const TOLERANCE: f64 = 0.01;
+/// Of a service: long enough that what client, loopback and mock cost is well below the tolerance.
+const SERVICE: Duration = ms(40);
+const IN_FLIGHT: usize = 16;
+const SEED: u64 = 5;
+/// More requests than a run makes.
+const NUMBERED: usize = 10_000;
+
+/// Requests that carry their number.
+fn numbered(mock: &Mock) -> Target {
+    let mut target = target(mock);
+    let input = InferInputTensor { name: "x".into(), datatype: "FP32".into(), shape: vec![1, 1], ..Default::default() };
+    let request = |id: usize| ModelInferRequest {
+        model_name: "m".into(),
+        id: id.to_string(),
+        inputs: vec![input.clone()],
+        raw_input_contents: vec![vec![0; 4].into()],
+        ..Default::default()
+    };
+    target.call.frames = (0..NUMBERED).map(|id| grpc_frame(&request(id)).unwrap()).collect();
+    target
+}
+
+/// The percentile by the server's record, in ms; none among failures, which rank slower than every success.
+fn true_percentile(sorted_ms: &[f64], q: f64) -> Option<f64> {
+    Some(sorted_ms[rank(q, sorted_ms.len() as u64) as usize - 1]).filter(|ms| ms.is_finite())
+}
+
+/// The meter's percentile of all its calls, in ms.
+fn measured(point: &Point, q: f64) -> Option<f64> {
+    let rank = rank(q, point.requests);
+    (rank <= point.latency.len()).then(|| point.latency.rank_ns(rank) as f64 / 1e6)
+}
+
+/// Compares each percentile with that of these latencies, in ms.
+fn agrees(point: &Point, mut ms: Vec<f64>) -> Result<(), String> {
+    ms.sort_by(f64::total_cmp);
+    for (q, carried) in PERCENTILES.iter().zip(&point.percentiles) {
+        let (got, want) = (measured(point, *q), true_percentile(&ms, *q));
+        let fits = match (got, want) {
+            (Some(got), Some(want)) => (got / want - 1.0).abs() < TOLERANCE,
+            (got, want) => got == want,
+        };
+        if !fits {
+            return Err(format!("p{q} is {got:?} ms, by the record {want:?} ms of {}", ms.len()));
+        }
+        // What the document shows is that very value, or none.
+        assert!(carried.ms.is_none_or(|shown| Some(shown.value) == got), "{carried:?} and {got:?}");
+    }
+    Ok(())
+}
+
+fn latency_ms(ok: bool, from: Instant, end: Instant) -> f64 {
+    if ok { (end - from).as_secs_f64() * 1e3 } else { f64::INFINITY }
+}
+
+/// In a closed loop the calls measured are the last ones that were answered. The client may have left before it read
+/// the very last: at most one for each in flight.
+fn closed_agrees(point: &Point, seen: &[Seen]) -> Result<(), String> {
+    let n = point.requests as usize;
+    let of = |unread: usize| {
+        let end = seen.len() - unread;
+        let ms = seen[end - n..end].iter().map(|s| latency_ms(s.ok, s.start, s.end)).collect::<Vec<f64>>();
+        let failed = ms.iter().filter(|ms| ms.is_infinite()).count() as u64;
+        if failed == point.errors { agrees(point, ms) } else { Err(format!("{failed} failed")) }
+    };
+    let first = of(0);
+    if first.is_err() && (1..=IN_FLIGHT).any(|unread| of(unread).is_ok()) { Ok(()) } else { first }
+}
+
+/// In an open loop they are the last ones that were scheduled, and count from then. The schedule follows from the seed;
+/// when it began, from the call that came with the least delay.
+fn open_agrees(point: &Point, seen: &[Seen], load: LoadPoint) -> Result<(), String> {
+    let mut seen = seen.to_vec();
+    seen.sort_by_key(|s| s.id);
+    assert!(seen.iter().enumerate().all(|(i, s)| s.id == i), "each scheduled call came once");
+    let mut pacer = Pacer::new(load, SEED);
+    let due: Vec<Duration> = seen
+        .iter()
+        .map(|_| Duration::from_nanos(pacer.take_due(u64::MAX, 0).expect("a schedule does not end")))
+        .collect();
+    let begun = seen.iter().zip(&due).map(|(s, &due)| s.start - due).min().expect("calls came");
+    let first = seen.len() - point.requests as usize;
+    let ms = seen.iter().zip(&due).skip(first).map(|(s, &due)| latency_ms(s.ok, begun + due, s.end));
+    agrees(point, ms.collect())
+}
+
+async fn check(load: LoadPoint, run_ms: u64, law: impl FnMut(usize, Instant) -> Reply + Send + 'static) -> Point {
+    let mock = Mock::start(law);
+    let mut rules = rules(run_ms);
+    (rules.seed, rules.stop.timeout_ms) = (SEED, 5_000);
+    let point = run_target(&numbered(&mock), load, &rules).await.unwrap();
+    let agreement = match load {
+        LoadPoint::Closed { .. } => closed_agrees(&point, &mock.seen()),
+        LoadPoint::Open { .. } => open_agrees(&point, &mock.seen(), load),
+    };
+    agreement.unwrap_or_else(|e| panic!("{load}: {e}"));
+    point
+}
+
+/// The same law under both loops.
+async fn check_both<L>(law: impl Fn() -> L) -> [Point; 2]
+where
+    L: FnMut(usize, Instant) -> Reply + Send + 'static,
+{
+    let _turn = turn().await;
+    let closed = check(closed(IN_FLIGHT as u32), 2000, law()).await;
+    [closed, check(poisson(800.0), 2000, law()).await]
+}
+
+const fn poisson(rate_per_s: f64) -> LoadPoint {
+    LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn constant() {
+    for point in check_both(|| laws::constant(SERVICE)).await {
+        assert!((measured(&point, 50.0).unwrap() / 40.0 - 1.0).abs() < TOLERANCE, "the law's own value");
+    }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn bimodal() {
+    for point in check_both(|| laws::bimodal(SERVICE, ms(120), 0.07, 1)).await {
+        assert!(measured(&point, 90.0).unwrap() < 45.0 && measured(&point, 95.0).unwrap() > 115.0);
+    }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn log_normal() {
+    check_both(|| laws::log_normal(SERVICE, 0.4, 1)).await;
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn the_whole_server_freezes() {
+    for point in check_both(|| laws::freezes(Stalls::every(ms(500), ms(150)), SERVICE)).await {
+        assert!(measured(&point, 99.9).unwrap() > 180.0, "the stall shows");
+    }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn some_requests_are_held() {
+    let [_, open] = check_both(|| laws::held_lanes(Stalls::every(ms(400), ms(120)), SERVICE)).await;
+    assert!(measured(&open, 99.0).unwrap() > 120.0);
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn the_server_browns_out() {
+    let [_, open] = check_both(|| laws::brown_outs(Stalls::every(ms(300), ms(60)), SERVICE, 4)).await;
+    assert!(measured(&open, 90.0).unwrap() > 155.0 && measured(&open, 50.0).unwrap() < 45.0);
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn errors_come_in_bursts() {
+    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(10)), SERVICE)).await {
+        assert!(point.errors > 0 && point.error_kinds["grpc_unavailable"] == point.errors);
+        assert_eq!(measured(&point, 99.9), None, "it falls among the failures");
+    }
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn a_serial_queue_shows_in_the_latency_not_in_the_pace() {
+    let _turn = turn().await;
+    let closed = check(closed(4), 2000, laws::serial(ms(20))).await;
+    assert!((measured(&closed, 50.0).unwrap() / 80.0 - 1.0).abs() < TOLERANCE);
+    // At nine tenths of what it bears, most calls wait.
+    let open = check(poisson(45.0), 4000, laws::serial(ms(20))).await;
+    assert!(measured(&open, 90.0).unwrap() > 50.0, "{:?}", measured(&open, 90.0));
+}
+
+/// Kolmogorov and Smirnov: the distance of these gaps, in units of their mean, from the exponential law, as a share of
+/// what a true sample exceeds once in a hundred times.
+fn distance_from_poisson(mut gaps: Vec<f64>) -> f64 {
+    gaps.sort_by(f64::total_cmp);
+    let n = gaps.len() as f64;
+    let off = gaps.iter().enumerate().map(|(i, gap)| {
+        let law = 1.0 - (-gap).exp();
+        (law - i as f64 / n).abs().max((law - (i + 1) as f64 / n).abs())
+    });
+    off.fold(0.0, f64::max) / (1.628 / n.sqrt())
+}
+
+#[tokio::test]
+#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
+async fn arrivals_at_the_server_are_poisson() {
+    let _turn = turn().await;
+    let rate_per_s = 400.0;
+    for arrivals in [Arrivals::Poisson, Arrivals::Constant] {
+        let mock = Mock::start(laws::constant(ms(5)));
+        let load = LoadPoint::Open { rate_per_s, arrivals };
+        run_target(&numbered(&mock), load, &rules(2500)).await.unwrap();
+        let mut seen = mock.seen();
+        seen.sort_by_key(|s| s.id);
+        let gaps = |times: Vec<f64>| times.windows(2).map(|w| (w[1] - w[0]) * rate_per_s).collect::<Vec<f64>>();
+        let at_server = gaps(seen.iter().map(|s| (s.start - seen[0].start).as_secs_f64()).collect());
+        let mut pacer = Pacer::new(load, 1);
+        let due = seen.iter().map(|_| pacer.take_due(u64::MAX, 0).unwrap() as f64 / 1e9);
+        let [by_schedule, at_server] = [gaps(due.collect()), at_server].map(distance_from_poisson);
+        assert!(seen.len() > 900, "{}", seen.len());
+        // Equal gaps are what a test of this kind must refuse.
+        let (is_poisson, found) = (arrivals == Arrivals::Poisson, format!("{by_schedule}, {at_server}"));
+        assert!((by_schedule < 1.0) == is_poisson && (at_server < 1.0) == is_poisson, "{arrivals:?}: {found}");
+    }
+}
