@@ -41,7 +41,6 @@ fn unknown_engine_device_and_model() {
     refused(home, &["profile", "resnet5"], "no model 'resnet5'", "did you mean 'resnet50'");
     refused(home, &["profile", "nowhere/m.onnx"], "nowhere/m.onnx", "path");
     refused(home, &["profile"], "no model", "resnet50");
-    refused(home, &["profile", "mlp", "--engines", "triton"], "triton", "--endpoint");
     refused(home, &["profile", "mlp", "--set", "rten.thread=2"], "thread", "threads");
 }
 

@@ -216,19 +216,17 @@ async fn a_wiped_node_gets_its_queues_again(node: &mut Node) -> Result<()> {
     let publisher = broker.clone();
     let name = queue.clone();
     let published = tokio::spawn(async move {
-        // The consumer declares the queue again once it is back; until then there is none.
-        eventually("the queue is there again", Duration::from_secs(30), || async {
-            match publisher.publish(&name, "after", b"after").await {
-                Err(BrokerError::NoQueue(_)) => None,
-                outcome => Some(outcome),
-            }
+        // The consumer declares the queue again once it is back; what was not confirmed until then is for its sender to
+        // send again.
+        eventually("a publish is confirmed again", Duration::from_secs(60), || async {
+            publisher.publish(&name, "after", b"after").await.ok()
         })
         .await
     });
     let delivery = conformance::expect(&mut consumer).await;
     assert_eq!(delivery.body, b"after");
     assert!(delivery.ack().await?);
-    published.await???;
+    published.await??;
     broker.close().await;
     Ok(())
 }
