@@ -406,7 +406,10 @@ impl<'a> Meter<'a> {
             warmup: self.warmup_time,
             drifting: self.drifting,
             client_awake_cores: self.awake_ns as f64 / self.series.total().duration_ns.max(1) as f64,
-            client_cpu_cores: self.cpu_ns as f64 / self.series.total().duration_ns.max(1) as f64,
+            client_cpu_cores: match self.series.total().duration_ns {
+                0 => 0.0,
+                duration => self.cpu_ns as f64 / duration as f64,
+            },
             series: self.series,
             throughput,
             percentiles,
