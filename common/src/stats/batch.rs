@@ -3,8 +3,8 @@
 //! Batch sums are taken for a first-order autoregressive process whose correlation is not known, as in A. Zellner and
 //! G. C. Tiao, "Bayesian analysis of the regression model with autocorrelated errors", JASA 59 (1964): the variance
 //! is its posterior mean over the correlations from 0 up, under Jeffreys' prior (1 − ρ²)^−½ (G. E. P. Box and G. M.
-//! Jenkins, "Time Series Analysis", A7.4) and some weight on independence. So a handful of batches, which cannot tell their correlation, get a wide
-//! interval, and many that are independent lose little.
+//! Jenkins, "Time Series Analysis", A7.4) and some weight on independence. So a handful of batches, which cannot tell
+//! their correlation, get a wide interval, and many that are independent lose little.
 //!
 //! How many degrees of freedom that variance has is a matter of how many batches it comes from: those of a sum of
 //! squares whose terms vary as these do (F. E. Satterthwaite, "An approximate distribution of estimates of variance

@@ -405,11 +405,8 @@ impl<'a> Meter<'a> {
             load: self.load,
             warmup: self.warmup_time,
             drifting: self.drifting,
-            client_awake_cores: self.awake_ns as f64 / self.series.total().duration_ns.max(1) as f64,
-            client_cpu_cores: match self.series.total().duration_ns {
-                0 => 0.0,
-                duration => self.cpu_ns as f64 / duration as f64,
-            },
+            client_awake_cores: self.cores(self.awake_ns),
+            client_cpu_cores: self.cores(self.cpu_ns),
             series: self.series,
             throughput,
             percentiles,
@@ -421,6 +418,12 @@ impl<'a> Meter<'a> {
             checked,
             bad_answers,
         })
+    }
+
+    /// CPU time as a mean over the measured time; 0 where that is.
+    fn cores(&self, ns: u64) -> f64 {
+        let measured_ns = self.series.total().duration_ns;
+        if measured_ns == 0 { 0.0 } else { ns as f64 / measured_ns as f64 }
     }
 
     async fn checked(&mut self) -> (u64, Vec<Problem>) {
