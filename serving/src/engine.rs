@@ -109,7 +109,7 @@ fn spawn<B: Backend + 'static>(backends: Vec<B>) -> Result<mpsc::Sender<Job>, Pr
         let jobs = jobs.clone();
         std::thread::Builder::new()
             .name(format!("infer-{number}"))
-            .spawn(move || run(backend, &jobs))
+            .spawn(move || backend.occupy(|backend| run(backend, &jobs)))
             .map_err(|error| Problem::new(Code::EngineFailed, format!("cannot start a thread: {error}")))?;
     }
     Ok(sender)

@@ -28,6 +28,8 @@ const MANY_CALLS: u64 = 8;
 const TAIL: f64 = 0.025;
 /// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/5.
 const PER_BATCH: f64 = 2.0 / 3.0;
+/// Effective samples beyond a percentile from which on its own batches are enough to tell how many there are.
+const WELL_SEEN: f64 = 10.0;
 /// Two-sided 95 % of the normal law.
 const Z95: f64 = 1.959_963_984_540_054;
 
@@ -52,42 +54,44 @@ impl Sample<'_> {
     }
 }
 
-/// Effective number of samples for the share that is at most `value_ns`, at most the actual number.
-pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> u64 {
+/// Effective number of samples for the share that is at most `value_ns`, at most the actual number. None where they all
+/// are, or none is: that says nothing of how they depend on each other.
+pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<u64> {
     let n = total.len() as f64;
     let p = total.latency.count_up_to(value_ns) as f64 / n;
-    // What the whole mass lies on one side of carries no information on its spread.
     if !(p > 0.0 && p < 1.0) {
-        return total.len();
+        return None;
     }
     let residual = |b: &Sample| b.latency.count_up_to(value_ns) as f64 - p * b.len() as f64;
     let residuals: Vec<f64> = batches.iter().filter(|b| b.len() > 0).map(residual).collect();
-    let Some(spread) = spread(&residuals) else {
-        return total.len();
-    };
-    let excess = (spread.half_width() / Z95).powi(2) / (n * p * (1.0 - p));
+    let excess = (spread(&residuals)?.half_width() / Z95).powi(2) / (n * p * (1.0 - p));
     let by_batches = PER_BATCH * residuals.len() as f64 / inflation(&residuals);
-    (n / excess.max(1.0)).max(by_batches) as u64
+    Some((n / excess.max(1.0)).max(by_batches) as u64)
 }
 
 /// The percentiles of a run from its total and its batches, in the order of [`PERCENTILES`].
 pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
-    let mut most = total.len();
+    let mut before = total.len();
     PERCENTILES
         .iter()
         .map(|&q| {
-            let found = percentile(q, total, batches, most);
-            most = found.had;
+            let found = percentile(q, total, batches, before);
+            before = found.had;
             found
         })
         .collect()
 }
 
-/// One of them, of at most this effective number: how calls depend on each other shows less and less towards the
-/// tail, where there are fewer of them, so a percentile never counts more than a more central one.
-fn percentile(q: f64, total: Sample, batches: &[Sample], most: u64) -> Percentile {
+/// One of them, after a more central one that had this effective number: how calls depend on each other shows less and
+/// less towards the tail, where there are fewer of them. So a tail that was hardly seen counts no more than what lies
+/// before it.
+fn percentile(q: f64, total: Sample, batches: &[Sample], before: u64) -> Percentile {
     let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
-    let had = if total.len() == 0 { 0 } else { effective(value, total, batches).min(most) };
+    let had = match effective(value, total, batches) {
+        Some(own) if own as f64 * (1.0 - q / 100.0) >= WELL_SEEN => own,
+        Some(own) => own.min(before),
+        None => before,
+    };
     let found = percentile_of(q, total, had);
     if q == MEDIAN && found.ms.is_none() && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
@@ -221,7 +225,7 @@ mod tests {
             sum
         });
         let samples: Vec<_> = batches.iter().map(|latency| Sample { latency, failures: 0 }).collect();
-        let had = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples);
+        let had = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples).unwrap();
         assert!(had < 40, "{had} of 2000: each batch is all fast or all slow");
     }
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::part::Percentile;
 
 /// At this many batches neighbours are joined in pairs, so that memory does not grow with the run.
-const MOST: usize = 32;
+const MOST: usize = 64;
 /// Bounds of the stretches that are asked for.
 const SHORTEST_NS: u64 = 10_000_000;
 const LONGEST_NS: u64 = 250_000_000;

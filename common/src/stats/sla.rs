@@ -16,11 +16,13 @@ pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
     let nearest = percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
     let n = total.len();
     let had = nearest.map_or(0, |p| p.had).min(n);
-    // An effective number far below the actual one is itself a guess, and a claim needs it whole: of queues near their
-    // capacity, half of it keeps what is promised (simulated in the worker's search tests).
-    let had = if had < n / 2 { had / 2 } else { had };
     let over = (over(sla, total) as f64 * had as f64 / n.max(1) as f64).ceil() as u64;
     shows(sla.percentile, had, over)
+}
+
+/// Whether the SLA holds of this very sample, whatever that shows.
+pub fn holds(sla: &Sla, total: Sample) -> bool {
+    over(sla, total) as f64 <= (1.0 - sla.percentile / 100.0) * total.len() as f64
 }
 
 /// Whether a run so far has more requests over the limit than the SLA allows, by twice the 95 % interval of their number:

@@ -17,6 +17,14 @@ pub trait Backend: Send {
     /// # Errors
     /// `invalid_argument` for values that the model cannot take, `engine_failed` for what the engine says.
     fn infer(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Problem>;
+
+    /// Does its life's work on the thread that suits it best: the caller's, or one of its own.
+    fn occupy(self, work: impl FnOnce(Self) + Send)
+    where
+        Self: Sized,
+    {
+        work(self);
+    }
 }
 
 /// That an engine has each element type in a signature.

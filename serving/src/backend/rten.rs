@@ -24,6 +24,7 @@ pub struct Rten {
     outputs: Vec<NodeId>,
     types: Vec<Datatype>,
     options: RunOptions,
+    pool: Arc<ThreadPool>,
     scratch: Vec<Vec<u64>>,
 }
 
@@ -40,13 +41,17 @@ pub fn load(path: &Path, opened: &Opened, settings: &Settings) -> Result<Vec<Rte
         ids.map_err(|error| failed("rten cannot find a tensor", error))
     };
     let (inputs, outputs) = (nodes(&opened.inputs)?, nodes(&opened.outputs)?);
-    let instance = |_| Rten {
-        model: model.clone(),
-        inputs: inputs.clone(),
-        outputs: outputs.clone(),
-        types: opened.outputs.iter().map(|output| output.dtype).collect(),
-        options: RunOptions::default().with_thread_pool(Some(Arc::new(ThreadPool::with_num_threads(settings.threads)))),
-        scratch: vec![Vec::new(); inputs.len()],
+    let instance = |_| {
+        let pool = Arc::new(ThreadPool::with_num_threads(settings.threads));
+        Rten {
+            model: model.clone(),
+            inputs: inputs.clone(),
+            outputs: outputs.clone(),
+            types: opened.outputs.iter().map(|output| output.dtype).collect(),
+            options: RunOptions::default().with_thread_pool(Some(pool.clone())),
+            pool,
+            scratch: vec![Vec::new(); inputs.len()],
+        }
     };
     Ok((0..settings.instances).map(instance).collect())
 }
@@ -68,6 +73,12 @@ fn read(path: &Path, settings: &Settings) -> Result<Model, Problem> {
 }
 
 impl Backend for Rten {
+    /// A member of the pool need not hand each request over to it.
+    fn occupy(self, work: impl FnOnce(Self) + Send) {
+        let pool = self.pool.clone();
+        pool.run(|| work(self));
+    }
+
     fn infer(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Problem> {
         let values = inputs.iter().zip(&mut self.scratch).zip(&self.inputs);
         let values: Result<Vec<_>, Problem> =

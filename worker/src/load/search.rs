@@ -27,6 +27,15 @@ pub struct Search {
     points: usize,
 }
 
+/// What a point says of its rate.
+enum Says {
+    /// That it meets the SLA, at 99 % confidence.
+    Meets,
+    /// Its calls meet the SLA, but are too few to say so.
+    TooLittle,
+    Misses,
+}
+
 impl Search {
     /// Nothing tried yet.
     pub fn new(sla: Sla, arrivals: Arrivals) -> Self {
@@ -56,16 +65,25 @@ impl Search {
 
     /// Notes a result.
     pub fn tried(&mut self, point: &Point) {
-        self.note(point.load, meets(&self.sla, point));
+        let total = Sample { latency: &point.latency, failures: point.errors };
+        let says = match meets(&self.sla, point) {
+            true => Says::Meets,
+            false if point.valid && sla::holds(&self.sla, total) => Says::TooLittle,
+            false => Says::Misses,
+        };
+        self.note(point.load, says);
     }
 
-    fn note(&mut self, load: LoadPoint, met: bool) {
+    fn note(&mut self, load: LoadPoint, says: Says) {
         let LoadPoint::Open { rate_per_s, .. } = load else { return };
         self.points += 1;
-        if met {
-            self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s)));
-        } else {
-            self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));
+        match says {
+            Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
+            // A higher rate has more calls to show it with.
+            Says::TooLittle if self.meets.is_none() && self.misses.is_none() => self.start = rate_per_s * 2.0,
+            Says::TooLittle | Says::Misses => {
+                self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));
+            }
         }
     }
 
@@ -100,10 +118,22 @@ mod tests {
         search.start = start;
         while let Some(load) = search.propose() {
             let LoadPoint::Open { rate_per_s, .. } = load else { unreachable!() };
-            search.note(load, rate_per_s <= capacity);
+            search.note(load, if rate_per_s <= capacity { Says::Meets } else { Says::Misses });
             assert!(search.expected_left() >= 1);
         }
         (search.meets, search.points)
+    }
+
+    #[test]
+    fn goes_up_where_too_few_calls_come_to_say_anything() {
+        let mut search = Search::new(Sla { percentile: 95.0, latency_ms: 50.0 }, Arrivals::Poisson);
+        let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson };
+        search.start = 3.0;
+        search.note(load(3.0), Says::TooLittle);
+        assert_eq!(search.propose(), Some(load(6.0)));
+        search.note(load(6.0), Says::Meets);
+        search.note(load(12.0), Says::TooLittle);
+        assert_eq!(search.propose(), Some(load((6.0f64 * 12.0).sqrt())), "it is not claimed");
     }
 
     #[test]

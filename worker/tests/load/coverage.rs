@@ -18,7 +18,6 @@ async fn point(seed: u64) -> Point {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn intervals_hold_the_laws_own_values() {
     let _turn = turn().await;
     let mut points = Vec::new();

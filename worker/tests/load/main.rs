@@ -9,6 +9,8 @@ mod coverage;
 mod ends;
 mod laws;
 mod mock;
+mod prompt;
+mod quiet;
 mod rates;
 mod raw;
 mod truth;

@@ -3,8 +3,10 @@
 use super::{
     laws,
     laws::ms,
-    mock::{Mock, Reply},
-    rules, target, turn,
+    mock::Reply,
+    prompt::Prompt,
+    quiet::quietly,
+    rules, target_at, turn,
 };
 use modelmeter_common::{
     load::{Arrivals, Load, LoadPoint, Sla, Stop},
@@ -17,11 +19,11 @@ use modelmeter_worker::{
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-async fn plan(mock: &Mock, load: Load, sla: Option<Sla>) -> Vec<Point> {
+async fn plan(server: &Prompt, load: &Load, sla: Option<Sla>) -> Vec<Point> {
     let stop = Stop { min_duration_ms: 300, max_duration_ms: 1500, ..Stop::default() };
     let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
-    let mut bench = Bench::new(target(mock), rules, Probes::default(), CancellationToken::new());
-    run_plan(&load, sla.as_ref(), None, &mut bench).await.unwrap()
+    let mut bench = Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
+    run_plan(load, sla.as_ref(), None, &mut bench).await.unwrap()
 }
 
 /// So many calls at once take 20 ms; with more, each takes longer by more than their share.
@@ -37,11 +39,9 @@ fn thrashing(best: usize) -> impl FnMut(usize, Instant) -> Reply + Send {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
     let _turn = turn().await;
-    let mock = Mock::start(thrashing(6));
-    let points = plan(&mock, Load::default(), None).await;
+    let points = quietly(async || plan(&Prompt::start(thrashing(6)), &Load::default(), None).await).await;
     let rate = |p: &Point| p.requests_per_s.filter(|_| p.valid).map_or(0.0, |r| r.value);
     let found: Vec<_> = points.iter().map(|p| format!("{}: {:.1}/s", p.load, rate(p))).collect();
     let peak = points.iter().map(rate).fold(0.0, f64::max);
@@ -50,12 +50,11 @@ async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn the_search_finds_the_highest_rate_that_meets_the_sla() {
     let _turn = turn().await;
-    let mock = Mock::start(laws::serial(ms(5)));
     let sla = Sla { percentile: 90.0, latency_ms: 30.0 };
-    let points = plan(&mock, Load::SlaSearch { arrivals: Arrivals::Constant }, Some(sla.clone())).await;
+    let load = Load::SlaSearch { arrivals: Arrivals::Constant };
+    let points = quietly(async || plan(&Prompt::start(laws::serial(ms(5))), &load, Some(sla.clone())).await).await;
     let rate = |p: &Point| match p.load {
         LoadPoint::Open { rate_per_s, .. } => rate_per_s,
         LoadPoint::Closed { .. } => unreachable!("a search's points are open loops"),

@@ -13,7 +13,8 @@ use std::{
 pub const HEADERS: u8 = 1;
 pub const SETTINGS: u8 = 4;
 pub const GOAWAY: u8 = 7;
-const DATA: u8 = 0;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const DATA: u8 = 0;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PREFACE: usize = 24;
@@ -108,4 +109,10 @@ pub fn answer(stream: u32) -> Vec<u8> {
     let trailers = b"\0\x0bgrpc-status\x010";
     let end = frame(HEADERS, END_HEADERS | END_STREAM, stream, trailers);
     [head(stream), data(stream, &response(&[1], &[1.0])), end].concat()
+}
+
+/// A whole answer that is nothing but a gRPC status, of two digits.
+pub fn failure(stream: u32, status: u32) -> Vec<u8> {
+    let block = [b"\x88\0\x0bgrpc-status\x02", status.to_string().as_bytes()].concat();
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
 }

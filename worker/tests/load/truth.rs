@@ -3,8 +3,10 @@
 use super::{
     closed, laws,
     laws::{Stalls, ms},
-    mock::{Mock, Reply, Seen},
-    rules, run_target, target, turn,
+    mock::{Reply, Seen},
+    prompt::Prompt,
+    quiet::quietly,
+    rules, run_target, target_at, turn,
 };
 use modelmeter_common::{
     load::{Arrivals, LoadPoint},
@@ -28,8 +30,8 @@ const SEED: u64 = 5;
 const NUMBERED: usize = 10_000;
 
 /// Requests that carry their number.
-fn numbered(mock: &Mock) -> Target {
-    let mut target = target(mock);
+fn numbered(server: &Prompt) -> Target {
+    let mut target = target_at(server.address.to_string(), 16);
     let input = InferInputTensor { name: "x".into(), datatype: "FP32".into(), shape: vec![1, 1], ..Default::default() };
     let request = |id: usize| ModelInferRequest {
         model_name: "m".into(),
@@ -106,14 +108,21 @@ fn open_agrees(point: &Point, seen: &[Seen], load: LoadPoint) -> Result<(), Stri
     agrees(point, ms.collect())
 }
 
-async fn check(load: LoadPoint, run_ms: u64, law: impl FnMut(usize, Instant) -> Reply + Send + 'static) -> Point {
-    let mock = Mock::start(law);
+async fn check<L>(load: LoadPoint, run_ms: u64, law: impl Fn() -> L) -> Point
+where
+    L: FnMut(usize, Instant) -> Reply + Send + 'static,
+{
     let mut rules = rules(run_ms);
     (rules.seed, rules.stop.timeout_ms) = (SEED, 5_000);
-    let point = run_target(&numbered(&mock), load, &rules).await.unwrap();
+    let run = async || {
+        let server = Prompt::start(law());
+        let point = run_target(&numbered(&server), load, &rules).await.unwrap();
+        (point, server.seen())
+    };
+    let (point, seen) = quietly(run).await;
     let agreement = match load {
-        LoadPoint::Closed { .. } => closed_agrees(&point, &mock.seen()),
-        LoadPoint::Open { .. } => open_agrees(&point, &mock.seen(), load),
+        LoadPoint::Closed { .. } => closed_agrees(&point, &seen),
+        LoadPoint::Open { .. } => open_agrees(&point, &seen, load),
     };
     agreement.unwrap_or_else(|e| panic!("{load}: {e}"));
     point
@@ -125,8 +134,7 @@ where
     L: FnMut(usize, Instant) -> Reply + Send + 'static,
 {
     let _turn = turn().await;
-    let closed = check(closed(IN_FLIGHT as u32), 2000, law()).await;
-    [closed, check(poisson(800.0), 2000, law()).await]
+    [check(closed(IN_FLIGHT as u32), 2000, &law).await, check(poisson(800.0), 2000, &law).await]
 }
 
 const fn poisson(rate_per_s: f64) -> LoadPoint {
@@ -134,7 +142,6 @@ const fn poisson(rate_per_s: f64) -> LoadPoint {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn constant() {
     for point in check_both(|| laws::constant(SERVICE)).await {
         assert!((measured(&point, 50.0).unwrap() / 40.0 - 1.0).abs() < TOLERANCE, "the law's own value");
@@ -142,7 +149,6 @@ async fn constant() {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn bimodal() {
     for point in check_both(|| laws::bimodal(SERVICE, ms(120), 0.07, 1)).await {
         assert!(measured(&point, 90.0).unwrap() < 45.0 && measured(&point, 95.0).unwrap() > 115.0);
@@ -150,13 +156,11 @@ async fn bimodal() {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn log_normal() {
     check_both(|| laws::log_normal(SERVICE, 0.4, 1)).await;
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn the_whole_server_freezes() {
     for point in check_both(|| laws::freezes(Stalls::every(ms(500), ms(150)), SERVICE)).await {
         assert!(measured(&point, 99.9).unwrap() > 180.0, "the stall shows");
@@ -164,21 +168,18 @@ async fn the_whole_server_freezes() {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn some_requests_are_held() {
     let [_, open] = check_both(|| laws::held_lanes(Stalls::every(ms(400), ms(120)), SERVICE)).await;
     assert!(measured(&open, 99.0).unwrap() > 120.0);
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn the_server_browns_out() {
     let [_, open] = check_both(|| laws::brown_outs(Stalls::every(ms(300), ms(60)), SERVICE, 4)).await;
     assert!(measured(&open, 90.0).unwrap() > 155.0 && measured(&open, 50.0).unwrap() < 45.0);
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn errors_come_in_bursts() {
     for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(10)), SERVICE)).await {
         assert!(point.errors > 0 && point.error_kinds["grpc_unavailable"] == point.errors);
@@ -187,13 +188,12 @@ async fn errors_come_in_bursts() {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn a_serial_queue_shows_in_the_latency_not_in_the_pace() {
     let _turn = turn().await;
-    let closed = check(closed(4), 2000, laws::serial(ms(20))).await;
+    let closed = check(closed(4), 2000, || laws::serial(ms(20))).await;
     assert!((measured(&closed, 50.0).unwrap() / 80.0 - 1.0).abs() < TOLERANCE);
     // At nine tenths of what it bears, most calls wait.
-    let open = check(poisson(45.0), 4000, laws::serial(ms(20))).await;
+    let open = check(poisson(45.0), 4000, || laws::serial(ms(20))).await;
     assert!(measured(&open, 90.0).unwrap() > 50.0, "{:?}", measured(&open, 90.0));
 }
 
@@ -210,15 +210,17 @@ fn distance_from_poisson(mut gaps: Vec<f64>) -> f64 {
 }
 
 #[tokio::test]
-#[ignore = "compares two clocks to a percent, with no other load on the cores: cargo test --release -p modelmeter-worker --test load -- --ignored"]
 async fn arrivals_at_the_server_are_poisson() {
     let _turn = turn().await;
     let rate_per_s = 400.0;
     for arrivals in [Arrivals::Poisson, Arrivals::Constant] {
-        let mock = Mock::start(laws::constant(ms(5)));
         let load = LoadPoint::Open { rate_per_s, arrivals };
-        run_target(&numbered(&mock), load, &rules(2500)).await.unwrap();
-        let mut seen = mock.seen();
+        let run = async || {
+            let server = Prompt::start(laws::constant(ms(5)));
+            run_target(&numbered(&server), load, &rules(2500)).await.unwrap();
+            server.seen()
+        };
+        let mut seen = quietly(run).await;
         seen.sort_by_key(|s| s.id);
         let gaps = |times: Vec<f64>| times.windows(2).map(|w| (w[1] - w[0]) * rate_per_s).collect::<Vec<f64>>();
         let at_server = gaps(seen.iter().map(|s| (s.start - seen[0].start).as_secs_f64()).collect());
