@@ -242,9 +242,9 @@ def run(options):
 
     # A message is immutable to Python; only a model that changes its own input writes there, and nobody else reads it.
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
-    if "threads" in settings:
-        torch.set_num_threads(settings["threads"])
     instances = settings.get("instances", 1)
+    # Left to itself torch may take a single thread, with which it leaves oneDNN aside for many a convolution.
+    torch.set_num_threads(settings.get("threads", max(1, len(os.sched_getaffinity(0)) // instances)))
     device = read_device(torch, options.device)
     model = Model(torch, options.model, device, signature, instances)
     pool = ThreadPoolExecutor(instances) if instances > 1 or device.type != "cpu" else None

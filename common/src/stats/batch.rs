@@ -18,6 +18,9 @@ const STEP: f64 = 0.05;
 /// ...up to this many. What is correlated more strongly has hardly been seen twice.
 const STEPS: u32 = 17;
 
+/// Of the degrees of freedom by the kurtosis of a few batches, which is mostly lower than that of many.
+const SEEN: f64 = 0.7;
+
 /// How uncertain a sum is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
@@ -51,7 +54,7 @@ pub fn spread(residuals: &[f64]) -> Option<Spread> {
     let weight: f64 = given.iter().map(|(weight, _)| weight).sum();
     let mean: f64 = given.iter().map(|(weight, variance)| weight * variance).sum::<f64>() / weight;
     let kurtosis: f64 = scaled.iter().map(|r| r.powi(4)).sum::<f64>() / n;
-    let df = (2.0 * n / (kurtosis - 1.0).max(1e-9)).clamp(1.0, n - 1.0);
+    let df = (SEEN * 2.0 * n / (kurtosis - 1.0).max(1e-9)).clamp(1.0, n - 1.0);
     Some(Spread { variance: mean * squares / n, df })
 }
 
