@@ -59,8 +59,6 @@ fn a_built_in_model_is_measured_and_can_be_seen_again() {
 }
 
 #[test]
-#[ignore = "does not hold yet: the claim counts fewer effective calls than a short run makes, so each rate stays open: \
-            cargo test --release -p modelmeter --test embedded -- --ignored"]
 fn the_highest_rate_that_meets_an_sla_is_searched_for() {
     let home = tempfile::tempdir().unwrap();
     let args =

@@ -1,8 +1,8 @@
 //! The claim that a run meets an SLA, and when a run that goes on has shown that it does not.
 //!
 //! A percentile stays under a limit where at most its share of the requests takes longer. How many of so many
-//! independent requests do follows the binomial law; autocorrelated ones count for the effective number that the
-//! nearest percentile of the run had ([`super::percentile`]). Failures take longer than any limit.
+//! independent requests do follows the binomial law; autocorrelated ones count for the effective number of the run's
+//! percentile that is nearest to the limit ([`super::percentile`]). Failures take longer than any limit.
 
 use super::{batch::spread, percentile::Sample, series::Series, special::binomial_cdf};
 use crate::{load::Sla, part::Percentile};
@@ -12,11 +12,12 @@ const ERROR: f64 = 0.01;
 
 /// Whether this sample shows, at 99 % confidence, that the SLA is met.
 pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
-    let distance = |p: &&Percentile| (p.q - sla.percentile).abs();
+    let (n, over) = (total.len(), over(sla, total) as f64);
+    let within = 100.0 * (1.0 - over / n.max(1) as f64);
+    let distance = |p: &&Percentile| (p.q - within).abs();
     let nearest = percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
-    let n = total.len();
     let had = nearest.map_or(0, |p| p.had).min(n);
-    let over = (over(sla, total) as f64 * had as f64 / n.max(1) as f64).ceil() as u64;
+    let over = (over * had as f64 / n.max(1) as f64).ceil() as u64;
     shows(sla.percentile, had, over)
 }
 
