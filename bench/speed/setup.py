@@ -50,5 +50,5 @@ def link(lib, name):
 
 def build():
     """Our binaries, in the one profile."""
-    for package in (["-p", "modelmeter", "--bins"], ["-p", "modelmeter-worker", "--examples"]):
-        subprocess.run(["cargo", "build", "--release", "-q", *package], cwd=ROOT, check=True, stdout=sys.stderr)
+    command = ["cargo", "build", "--release", "-q", "--workspace", "--bins", "--examples"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
