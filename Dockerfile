@@ -2,10 +2,7 @@
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin modelmeter \
-    && install -D target/release/modelmeter /out/modelmeter
+RUN cargo build --release --locked --bin modelmeter
 
 FROM debian:bookworm-slim
 RUN apt-get update \
@@ -15,7 +12,7 @@ RUN apt-get update \
     && ln -s "$(find / -xdev -name 'libonnxruntime.so.*' -print -quit)" /usr/local/lib/libonnxruntime.so \
     && useradd --create-home --uid 10001 modelmeter \
     && install -d -o modelmeter /var/lib/modelmeter
-COPY --from=build /out/modelmeter /usr/local/bin/modelmeter
+COPY --from=build /src/target/release/modelmeter /usr/local/bin/modelmeter
 ENV MODELMETER_HOME=/var/lib/modelmeter \
     ORT_DYLIB_PATH=/usr/local/lib/libonnxruntime.so
 USER modelmeter

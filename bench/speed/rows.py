@@ -181,19 +181,20 @@ def steady(repeats):
 
 
 def real_triton(repeats):
-    print("a real Triton 2.51, Python backend: by its own statistics")
+    print("a real Triton 2.51, Python backend; perf_analyzer by Triton's statistics and the kernel, modelmeter by what it says itself")
     runs = {(name, c): [] for name in ("perf_analyzer", "modelmeter") for c in (1, 32)}
     with Triton() as triton:
         for _ in range(repeats):
             for c in (1, 32):
                 run = perf_analyzer(triton, "--sync", "--concurrency-range", c, "-p", 1500, "-s", 90, "-r", 10)
                 runs["perf_analyzer", c].append(sums(run.steady()) | {"p50": float(run.row["p50 latency"])})
-            run = modelmeter(triton, "--concurrency", "32", "--min-duration", "3s", "--max-duration", "3s")
-            halves = {1: run.slices[: len(run.slices) // 2], 32: run.slices[len(run.slices) // 2:]}
-            for c, point in zip((1, 32), run.points):
-                p50 = point["latency_ms"]["p50"]["value"] * 1e3
-                slices = [s for s in halves[c] if s["requests"] > 0]
-                runs["modelmeter", c].append(sums(slices) | {"p50": p50, "rate": point["requests_per_s"]})
+            for c in (1, 32):
+                rules = ["--min-duration", "3s", "--max-duration", "3s"]
+                run = modelmeter(triton, "--concurrency", c, *rules, slices=False)
+                point = run.points[-1]
+                rate, p50 = point["requests_per_s"], point["latency_ms"]["p50"]["value"] * 1e3
+                cpu_us = point["client_cpu_cores"] / rate * 1e6
+                runs["modelmeter", c].append({"rate": rate, "cpu_us": cpu_us, "p50": p50})
     for (name, c), each in runs.items():
         line(f"{name}, {c} in flight, calls/s", [r["rate"] for r in each], digits=0)
         line(f"{name}, {c} in flight, p50", [r["p50"] for r in each], " µs")

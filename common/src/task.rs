@@ -83,6 +83,8 @@ pub struct Assignment {
     pub task_id: TaskId,
     /// The attempt granted.
     pub attempt: u32,
+    /// Which repeat of the cell, from 0: each has arrivals of its own.
+    pub repeat: u32,
     /// The cell.
     pub cell: Cell,
     /// What to measure.

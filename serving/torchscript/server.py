@@ -219,6 +219,17 @@ def version_of(torch):
     return f"torch {torch.__version__}" + (f" (CUDA {torch.version.cuda})" if torch.version.cuda else "")
 
 
+def cores():
+    """The physical cores of the host, but no more than this process may run on: what onnx and rten take too."""
+    usable = len(os.sched_getaffinity(0))
+    try:
+        with open("/proc/cpuinfo") as info:
+            fields = [line.split(":")[1].strip() for line in info if line.startswith(("physical id", "core id"))]
+    except OSError:
+        return usable
+    return min(usable, len(set(zip(fields[::2], fields[1::2]))) or usable)
+
+
 def say(line):
     print(f"torchscript: {line}", file=sys.stderr, flush=True)
 
@@ -244,7 +255,7 @@ def run(options):
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
     instances = settings.get("instances", 1)
     # Left to itself torch may take a single thread, with which it leaves oneDNN aside for many a convolution.
-    torch.set_num_threads(settings.get("threads", max(1, len(os.sched_getaffinity(0)) // instances)))
+    torch.set_num_threads(settings.get("threads", cores()))
     device = read_device(torch, options.device)
     model = Model(torch, options.model, device, signature, instances)
     pool = ThreadPoolExecutor(instances) if instances > 1 or device.type != "cpu" else None

@@ -12,11 +12,11 @@ use crate::process::{self, Identity};
 use modelmeter_common::{Code, Problem};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Seek, Write},
     os::{
         fd::{AsRawFd, RawFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -144,7 +144,13 @@ impl DeviceLock {
 }
 
 fn create_folder(folder: &Path) -> Result<PathBuf, Problem> {
-    fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(|e| {
+    let create = || {
+        fs::create_dir_all(folder)?;
+        // Others lock the same devices. Not ours to open where somebody else made it.
+        let _ = fs::set_permissions(folder, Permissions::from_mode(0o1777));
+        folder.canonicalize()
+    };
+    create().map_err(|e| {
         Problem::new(Code::Storage, format!("cannot use the lock folder {}: {e}", folder.display()))
             .with_field("lock_dir")
             .with_hint("name a folder that you may write to, the same for all workers of this machine")
@@ -178,6 +184,7 @@ fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
     let file = options.open(path).map_err(storage)?;
+    let _ = file.set_permissions(Permissions::from_mode(0o666));
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
         if try_flock(&file, shared).map_err(storage)? {

@@ -57,7 +57,7 @@ pub(crate) async fn measure(
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
-        let points = points(context, target, probes, statistics, &assignment.plan, attempt);
+        let points = points(context, target, probes, statistics, assignment, attempt);
         Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
     };
     let measured = measured.await;
@@ -304,12 +304,14 @@ async fn points(
     target: Target,
     probes: Probes,
     statistics: Option<Statistics>,
-    plan: &Plan,
+    assignment: &Assignment,
     attempt: &Attempt,
 ) -> Result<Vec<Point>, Problem> {
+    let plan = &assignment.plan;
     // An SLA only steers what searches for it.
     let sla = plan.sla.clone().filter(|_| matches!(plan.load, Load::SlaSearch { .. }));
-    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed: plan.seed, slice: None, sla };
+    let seed = plan.seed ^ u64::from(assignment.repeat) << 32;
+    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla };
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
     let mut told = Told { bench, attempt, statistics, server: Vec::new() };

@@ -2,7 +2,7 @@
 
 use super::{
     number::{NONE, number},
-    profiles::{ended, point_of},
+    profiles::{ended, load, point_of},
 };
 use crate::job::settings_text;
 use modelmeter_common::{
@@ -25,6 +25,7 @@ pub fn footer(group: &[&Profile]) -> String {
     add(&mut lines, group.iter().filter_map(|p| server(p)).collect());
     gpu(group, &mut lines);
     failures(group, &mut lines);
+    spoiled(group, &mut lines);
     warnings(group, &mut lines);
     let id = group[0].request_id;
     lines.push(format!("kept in the hub; to see it again: modelmeter results --request {id}"));
@@ -114,11 +115,34 @@ fn failures(group: &[&Profile], lines: &mut Vec<String>) {
     add(lines, failed);
 }
 
-/// Each warning once, with the number of points that it is about.
+/// Warnings that make a point invalid.
+const SPOILS: [&str; 8] = [
+    "errors",
+    "server_gone",
+    "bad_response",
+    "sends_late",
+    "in_flight_limit",
+    "too_few_in_flight",
+    "nothing_measured",
+    "not_certified",
+];
+
+/// What each point that does not stand met.
+fn spoiled(group: &[&Profile], lines: &mut Vec<String>) {
+    let told = |p: &Profile, point: &ProfilePoint| {
+        let why = point.warnings.iter().filter(|w| SPOILS.contains(&w.code.as_str())).map(|w| w.message.as_str());
+        format!("invalid: {}, {}: {}", name(p), load(point.load), why.collect::<Vec<_>>().join("; "))
+    };
+    let points = group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));
+    add(lines, points.collect());
+}
+
+/// Each other warning once, with the number of points that it is about.
 fn warnings(group: &[&Profile], lines: &mut Vec<String>) {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut total: BTreeMap<&str, usize> = BTreeMap::new();
-    for warning in group.iter().flat_map(|p| &p.points).flat_map(|point| &point.warnings) {
+    let all = group.iter().flat_map(|p| &p.points).flat_map(|point| &point.warnings);
+    for warning in all.filter(|warning| !SPOILS.contains(&warning.code.as_str())) {
         *counts.entry((&warning.code, &warning.message)).or_default() += 1;
         *total.entry(&warning.code).or_default() += 1;
     }

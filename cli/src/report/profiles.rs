@@ -177,7 +177,7 @@ pub fn ended(p: &Profile) -> &'static str {
 fn latency(p: &Profile) -> [String; 3] {
     let point = p.reference.as_ref().and_then(|reference| point_of(p, reference.load));
     let value = |interval: Option<Interval>| or_none(interval.map(|i| i.value), number);
-    match point {
+    match point.filter(|point| point.valid) {
         Some(point) => {
             let ms = &point.latency_ms;
             [or_none(ms.p50, number::interval), value(ms.p95), value(ms.p99)]

@@ -2,7 +2,7 @@
 
 use super::{
     Histogram, Interval,
-    percentile::{PERCENTILES, Sample, percentile_of},
+    percentile::{MEDIAN, PERCENTILES, Sample, percentile_of, rank},
     special::t95,
 };
 use crate::part::{Answers, EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
@@ -112,6 +112,15 @@ fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64
     let had = alone.iter().map(|p| p.had).sum();
     let pooled = percentile_of(q, Sample { latency, failures }, had);
     let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.ms).collect();
+    let pooled = match pooled.ms {
+        // Each repeat has its median by other means, few as its calls are worth.
+        None if q == MEDIAN && !repeats.is_empty() && repeats.len() == points.len() => {
+            let value = latency.rank_ns(rank(q, latency.len() + failures)) as f64 / 1e6;
+            let mean = |end: usize| repeats.iter().map(|i| i.ci95[end]).sum::<f64>() / repeats.len() as f64;
+            Percentile { ms: Some(Interval { value, ci95: [mean(0).min(value), mean(1).max(value)] }), ..pooled }
+        }
+        _ => pooled,
+    };
     Percentile { ms: pooled.ms.map(|ms| widen(ms, &repeats)), ..pooled }
 }
 

@@ -23,6 +23,8 @@ pub struct Batch {
     pub failures: u64,
     /// From the end of the batch before to the end of this one.
     pub duration_ns: u64,
+    /// Successes that ended here but were scheduled before the run: they belong to its throughput, not to its latencies.
+    pub carried: u64,
 }
 
 impl Batch {
@@ -30,6 +32,7 @@ impl Batch {
         self.latency.merge(&other.latency);
         self.failures += other.failures;
         self.duration_ns += other.duration_ns;
+        self.carried += other.carried;
     }
 
     pub(super) fn sample(&self) -> Sample<'_> {
@@ -50,11 +53,11 @@ pub struct Series {
 impl Series {
     /// Adds the next stretch.
     pub fn push(&mut self, next: &Batch) {
-        if next.duration_ns == 0 && next.latency.is_empty() && next.failures == 0 {
+        if next.duration_ns == 0 && next.latency.is_empty() && next.failures == 0 && next.carried == 0 {
             return;
         }
         self.total.add(next);
-        self.in_time += next.latency.len();
+        self.in_time += next.latency.len() + next.carried;
         match self.batches.last_mut() {
             Some(last) if last.duration_ns < self.width_ns => last.add(next),
             _ => self.batches.push(next.clone()),
@@ -67,7 +70,7 @@ impl Series {
 
     /// Adds calls that ended after the run: they belong to its latencies, not to its throughput.
     pub fn push_late(&mut self, late: &Batch) {
-        let late = Batch { duration_ns: 0, ..late.clone() };
+        let late = Batch { duration_ns: 0, carried: 0, ..late.clone() };
         self.total.add(&late);
         match self.batches.last_mut() {
             Some(last) => last.add(&late),
@@ -129,10 +132,10 @@ impl Series {
             return None;
         }
         // Late successes are in the last batch's histogram: leave them out of its count.
-        let late = self.total.latency.len() - self.in_time;
+        let late = self.total.latency.len() + self.total.carried - self.in_time;
         let counts = self.batches.iter().enumerate().map(|(i, b)| {
             let late = if i + 1 == self.batches.len() { late } else { 0 };
-            (b.latency.len() - late.min(b.latency.len())) as f64
+            (b.latency.len() - late.min(b.latency.len()) + b.carried) as f64
         });
         let rate = self.in_time as f64 / duration;
         let residuals: Vec<f64> = counts.zip(&self.batches).map(|(n, b)| n - rate * b.duration_ns as f64).collect();
@@ -167,6 +170,14 @@ mod tests {
         assert_eq!(series.batches().iter().map(|b| b.latency.len()).sum::<u64>(), 30_000);
         let constant = series.throughput().unwrap();
         assert!((constant.value - 1000.0).abs() < 1e-6 && constant.relative_half_width() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_under_way_before_counts_for_throughput_alone() {
+        let mut series = Series::default();
+        (0..20).for_each(|_| series.push(&Batch { carried: 50, ..batch(50, 2_000_000) }));
+        assert_eq!(series.throughput().unwrap().value, 1000.0);
+        assert_eq!(series.requests(), 1000);
     }
 
     #[test]

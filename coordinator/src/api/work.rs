@@ -114,6 +114,7 @@ impl WorkApi {
             request_id: task.request_id,
             task_id: task.id,
             attempt: task.attempt,
+            repeat: task.repeat,
             cell: task.cell.clone(),
             plan,
         };

@@ -361,18 +361,21 @@ impl<'a> Meter<'a> {
             return self.converged || elapsed >= self.stop.min && self.is_hopeless();
         }
         self.converged = self.is_converged();
-        look == Look::Late || self.is_hopeless() || self.converged
+        look == Look::Late || self.is_hopeless() || self.converged && !self.lacks_percentiles()
     }
 
     fn is_hopeless(&self) -> bool {
         self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
     }
 
-    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet. And what
-    /// is asked of a search's load is whether the SLA is met.
+    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
+    fn lacks_percentiles(&self) -> bool {
+        !self.earlier.is_zero() && revisit::lacks_percentiles(&self.series.percentiles())
+    }
+
+    /// What is asked of a search's load is whether the SLA is met.
     fn is_converged(&self) -> bool {
-        let lacks = !self.earlier.is_zero() && revisit::lacks_percentiles(&self.series.percentiles());
-        let is_precise = self.stop.is_met(&self.series) && !lacks;
+        let is_precise = self.stop.is_met(&self.series);
         self.rules.sla.as_ref().map_or(is_precise, |sla| search::is_decided(sla, &self.series, is_precise))
     }
 

@@ -216,6 +216,8 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
             point => point?,
         };
         search.tried(&point);
+        // What was spoiled is measured again, and does not stand.
+        points.pop_if(|earlier| earlier.load == load);
         points.push(point);
     }
     Ok(points)

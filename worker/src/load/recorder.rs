@@ -17,8 +17,6 @@ pub(super) struct Window {
     pub phase: u32,
     /// Its calls ended after the run: they count for latency alone.
     pub late: bool,
-    /// When it ended.
-    pub end_ns: u64,
     /// CPU time of the loop's thread in it.
     pub cpu_ns: u64,
     /// Of that, what went into waiting awake.
@@ -53,7 +51,7 @@ pub(super) struct Recorder {
     begin_cpu_ns: u64,
     last_end_ns: u64,
     phase: u32,
-    /// Open loop: calls scheduled before this belong to the phase before.
+    /// Open loop: the latencies of calls scheduled before this belong to the phase before.
     from_ns: u64,
     counted: u64,
     sends: Sends,
@@ -103,6 +101,7 @@ impl Recorder {
     pub fn ended(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
         self.last_end_ns = now;
         if self.open && times.scheduled_ns < self.from_ns {
+            self.window.batch.carried += u64::from(result.is_ok());
             return;
         }
         self.counted += 1;
@@ -138,7 +137,6 @@ impl Recorder {
         window.batch.duration_ns = self.last_end_ns - self.begin_ns;
         window.phase = self.phase;
         window.late = late;
-        window.end_ns = self.last_end_ns;
         window.cpu_ns = cpu_ns - self.begin_cpu_ns;
         (self.begin_ns, self.begin_cpu_ns) = (self.last_end_ns, cpu_ns);
         window

@@ -24,6 +24,8 @@ pub struct Search {
     start: f64,
     meets: Option<f64>,
     misses: Option<f64>,
+    /// A rate that was spoiled the first time.
+    again: Option<f64>,
     points: usize,
 }
 
@@ -33,13 +35,15 @@ enum Says {
     Meets,
     /// Its calls meet the SLA, but are too few to say so.
     TooLittle,
+    /// Its calls meet the SLA, but something else was wrong.
+    Nothing,
     Misses,
 }
 
 impl Search {
     /// Nothing tried yet.
     pub fn new(sla: Sla, arrivals: Arrivals) -> Self {
-        Self { sla, arrivals, start: 1.0, meets: None, misses: None, points: 0 }
+        Self { sla, arrivals, start: 1.0, meets: None, misses: None, again: None, points: 0 }
     }
 
     /// Takes the order of the rates from a closed loop with one in flight.
@@ -51,8 +55,10 @@ impl Search {
 
     /// The next load; none when the search is over.
     pub fn propose(&self) -> Option<LoadPoint> {
+        let open = |rate: &f64| self.misses.is_none_or(|misses| *rate < misses) && self.meets.is_none_or(|m| *rate > m);
         let rate_per_s = match (self.meets, self.misses) {
             _ if self.points >= MOST => return None,
+            _ if self.again.filter(open).is_some() => self.again.filter(open)?,
             (None, None) => self.start,
             (Some(meets), None) => meets * 2.0,
             // Below a hundredth of the start it is not the load that makes it miss.
@@ -68,8 +74,9 @@ impl Search {
         let total = Sample { latency: &point.latency, failures: point.errors };
         let says = match meets(&self.sla, point) {
             true => Says::Meets,
-            false if point.valid && sla::holds(&self.sla, total) => Says::TooLittle,
-            false => Says::Misses,
+            false if !sla::holds(&self.sla, total) => Says::Misses,
+            false if !point.valid => Says::Nothing,
+            false => Says::TooLittle,
         };
         self.note(point.load, says);
     }
@@ -81,7 +88,9 @@ impl Search {
             Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
             // A higher rate has more calls to show it with.
             Says::TooLittle if self.meets.is_none() && self.misses.is_none() => self.start = rate_per_s * 2.0,
-            Says::TooLittle | Says::Misses => {
+            // Once more: that was not the server.
+            Says::Nothing if self.again != Some(rate_per_s) => self.again = Some(rate_per_s),
+            Says::TooLittle | Says::Nothing | Says::Misses => {
                 self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));
             }
         }
@@ -134,6 +143,23 @@ mod tests {
         search.note(load(6.0), Says::Meets);
         search.note(load(12.0), Says::TooLittle);
         assert_eq!(search.propose(), Some(load((6.0f64 * 12.0).sqrt())), "it is not claimed");
+    }
+
+    #[test]
+    fn a_rate_that_was_spoiled_is_tried_once_more() {
+        let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson };
+        let spoiled = || {
+            let mut search = Search::new(Sla { percentile: 95.0, latency_ms: 50.0 }, Arrivals::Poisson);
+            search.note(load(1.0), Says::Meets);
+            search.note(load(2.0), Says::Nothing);
+            assert_eq!(search.propose(), Some(load(2.0)));
+            search
+        };
+        let (mut bad, mut good) = (spoiled(), spoiled());
+        bad.note(load(2.0), Says::Nothing);
+        assert_eq!(bad.propose(), Some(load(2f64.sqrt())));
+        good.note(load(2.0), Says::Meets);
+        assert_eq!(good.propose(), Some(load(4.0)));
     }
 
     #[test]

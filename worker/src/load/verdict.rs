@@ -98,7 +98,8 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
     if failures as f64 > MAX_ERRORS * requests as f64 {
         let share = 100.0 * failures as f64 / requests as f64;
         let listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}", f.name())).collect();
-        let words = seen.errors.keys().find_map(|f| seen.words.get(f)).map(|w| format!(" ({w})")).unwrap_or_default();
+        let most = seen.errors.iter().max_by_key(|(_, n)| **n).and_then(|(f, _)| seen.words.get(f));
+        let words = most.map(|w| format!(" ({w})")).unwrap_or_default();
         let listed = listed.join(", ");
         let message = format!("{share:.1} % of the calls failed: {listed}{words}; lower the load or mend the server");
         warn(warnings, "errors", message);
@@ -168,6 +169,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
     } else if !seen.converged {
         let asked = rules.stop.precision * 100.0;
         let message = match worst(seen) {
+            Some((_, width)) if width <= rules.stop.precision => {
+                format!("too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration")
+            }
             Some((name, width)) => format!(
                 "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
                 width * 100.0

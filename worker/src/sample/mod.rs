@@ -228,8 +228,11 @@ impl Drop for Running {
     }
 }
 
+/// Cores of the host, those that this process may not run on included, as its CPU time is all of theirs.
 fn cores() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64)
+    // SAFETY: only reads.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    online.max(1) as f64
 }
 
 #[cfg(test)]

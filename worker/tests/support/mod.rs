@@ -154,6 +154,7 @@ pub fn assignment(number: u128, engine: &str, batches: u64) -> Assignment {
         request_id: RequestId(uuid::Uuid::from_u128(1)),
         task_id: TaskId(uuid::Uuid::from_u128(1000 + number)),
         attempt: 0,
+        repeat: 0,
         cell: Cell {
             model: ModelRef { name: MODEL.into(), version: "1".into() },
             artifact: None,
