@@ -1,10 +1,11 @@
 //! Compiles the .proto files with protox (no protoc) and keeps the descriptor set for reflection.
 use prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "control.proto",
     "inspector.proto",
     "kserve_v2.proto",
+    "mlmodelci.proto",
     "onnx.proto",
     "tensorflow.proto",
     "tensorflow_serving.proto",
@@ -17,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".inference")
+        .bytes(".InferRequest")
         .bytes(".modelmeter.inspector")
         .bytes(".onnx")
         .bytes(".tensorflow")

@@ -27,7 +27,14 @@ pub fn engine(name: &str, custom: &CustomEngine) -> Result<EngineSpec, Problem> 
     if engine::find(name).is_some() {
         return Err(Problem::invalid(field, format!("'{name}' is a built-in engine")).with_hint("choose another name"));
     }
-    let (program, args) = command(&custom.command, &field)?;
+    let env = custom.env.clone();
+    let launch = match custom.docker.clone() {
+        Some(container) => Launch::Docker { container, args: custom.command.clone(), env },
+        None => {
+            let (program, args) = command(&custom.command, &field)?;
+            Launch::Process { program, args, env }
+        }
+    };
     let ports = PortPair { http: custom.http_port, grpc: custom.grpc_port, metrics: None };
     let on = |kind: &str| custom.devices.iter().any(|device| device == kind).then_some(ports);
     if let Some(other) = custom.devices.iter().find(|device| !matches!(device.as_str(), "cpu" | "gpu")) {
@@ -37,7 +44,7 @@ pub fn engine(name: &str, custom: &CustomEngine) -> Result<EngineSpec, Problem> 
     let spec = EngineSpec {
         name: name.to_owned(),
         version: custom.version.clone(),
-        launch: Launch::Process { program, args, env: custom.env.clone() },
+        launch,
         layout: Layout::Plain,
         protocol: custom.protocol,
         ports: Ports { cpu: on("cpu"), gpu: on("gpu") },
@@ -143,6 +150,12 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.ready_timeout.as_secs(), spec.formats.len()), ("mine", 5, 1));
         let Launch::Process { program, args, env } = spec.launch else { panic!("not a process") };
         assert_eq!((program.as_path(), args.len(), env["THREADS"].as_str()), (Path::new("sh"), 2, "1"));
+        let boxed =
+            "[engines.mine]\nprotocol = 'mlmodelci-predict'\n[engines.mine.docker]\nimage = 'a:1'\ngrpc_port = 8001";
+        let Launch::Docker { container, args, .. } = engine_of(boxed).unwrap().launch else {
+            panic!("not a container")
+        };
+        assert_eq!((container.image.as_str(), container.grpc_port, args.len()), ("a:1", Some(8001), 0));
     }
 
     #[test]
@@ -151,6 +164,7 @@ mod tests {
             ("[engines.onnx]\ncommand = ['sh']", "engines.onnx", "built-in"),
             ("[engines.'a b']\ncommand = ['sh']", "engines.a b", "not a name"),
             ("[engines.x]\ncommand = []", "engines.x.command", "empty"),
+            ("[engines.x.docker]\npull = 'never'", "engines.x.docker.image", "not set"),
             ("[engines.x]\ncommand = ['no-such-program']", "engines.x.command", "no-such-program"),
             ("[engines.x]\ncommand = ['sh', '{port}']", "engines.x", "{port}"),
             ("[engines.x]\ncommand = ['sh']\ndevices = ['tpu']", "engines.x.devices", "tpu"),

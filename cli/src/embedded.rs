@@ -5,7 +5,7 @@ use modelmeter_common::{
     Code, Problem,
     broker::{Broker, memory::MemoryBroker},
     config::{self, Config, Ports},
-    device::{Device, DeviceKind, selects},
+    device::{Device, DeviceKind},
 };
 use modelmeter_coordinator as coordinator;
 use modelmeter_worker::{self as worker, inspector::Custom};
@@ -85,7 +85,7 @@ impl Embedded {
     pub async fn add_worker(
         &mut self,
         config: &Config,
-        devices: &[String],
+        slots: Vec<worker::SlotOptions>,
         engines: Vec<worker::EngineSpec>,
         inspectors: BTreeMap<String, Custom>,
     ) -> Result<(), Problem> {
@@ -93,7 +93,7 @@ impl Embedded {
             name: WORKER.into(),
             broker: self.broker.clone(),
             coordinators: vec![self.address.clone()],
-            slots: slots(devices, &engines),
+            slots,
             engines,
             inspectors,
             home: config.home.clone(),
@@ -124,13 +124,22 @@ impl Embedded {
 }
 
 /// A slot for the CPU, and one for each GPU asked for that some engine can run on.
-fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::SlotOptions> {
+pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::SlotOptions> {
     let (devices, _) = worker::sample::devices();
-    let wanted =
-        |device: &Device| device.kind == DeviceKind::Cpu || words.iter().any(|word| selects(word, &device.class));
+    let wanted = |device: &Device| device.kind == DeviceKind::Cpu || words.iter().any(|word| device.is_meant(word));
     let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
     let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
     chosen.map(|device| worker::SlotOptions { device, cores: None }).collect()
+}
+
+/// Device words of a request, one that names a single device of this machine as its class.
+pub fn classes(words: &[String]) -> Vec<String> {
+    let (devices, _) = worker::sample::devices();
+    let class = |word: &String| {
+        let named = devices.iter().find(|device| device.is_named(word));
+        named.map_or_else(|| word.clone(), |device| device.class.clone())
+    };
+    words.iter().map(class).collect()
 }
 
 /// Where device locks lie.

@@ -4,10 +4,11 @@ use crate::{custom, tfs, torchscript, triton};
 use modelmeter_common::{
     Code, Problem, VERSION,
     config::{Config, CustomEngine},
+    container::Container,
     engine::{self, EngineInfo, Protocol},
 };
 use modelmeter_serving::onnxruntime;
-use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
+use modelmeter_worker::{EngineSpec, Launch, Layout, Ports, docker_version};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,8 @@ pub struct Found {
     pub formats: Vec<&'static str>,
     /// Whether it can run here, now.
     pub available: bool,
+    /// How it is launched here: `process` or `docker`.
+    pub launch: &'static str,
     /// Whether it can use a GPU, where there is one.
     pub gpu: bool,
     /// Its version, where known.
@@ -50,15 +53,18 @@ pub fn survey(config: &Config) -> Vec<Found> {
 }
 
 fn look_at_custom(name: &str, engine: &CustomEngine) -> Found {
-    let problem = custom::engine(name, engine).err();
+    let image = engine.docker.as_ref().map(|container| &container.image);
+    let daemon = || if image.is_some() { docker_version().map(drop) } else { Ok(()) };
+    let problem = custom::engine(name, engine).map(drop).and_then(|()| daemon()).err();
     Found {
         name: name.to_owned(),
         title: "defined in the configuration",
         formats: engine.formats.iter().map(|format| format.as_str()).collect(),
         available: problem.is_none(),
+        launch: if image.is_some() { "docker" } else { "process" },
         gpu: engine.devices.iter().any(|device| device == "gpu"),
         version: engine.version.clone(),
-        location: engine.command.first().map(PathBuf::from),
+        location: image.or(engine.command.first()).map(PathBuf::from),
         reason: problem.as_ref().map(ToString::to_string),
         hint: problem.and_then(|problem| problem.hint),
     }
@@ -70,12 +76,20 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
         title: info.title,
         formats: info.formats.iter().map(|format| format.as_str()).collect(),
         available: false,
+        launch: "process",
         gpu: false,
         version: None,
         location: None,
         reason: None,
         hint: None,
     };
+    if let Some(container) = container(info.name, config) {
+        let found = Found { launch: "docker", location: Some(container.image.clone().into()), ..found };
+        return match docker_version() {
+            Ok(_) => Found { available: true, ..found },
+            Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
+        };
+    }
     match info.name {
         "onnx" => match onnxruntime::locate(config.engine.onnx.library.as_deref()) {
             Ok(located) => {
@@ -95,6 +109,17 @@ fn look(info: &EngineInfo, config: &Config) -> Found {
                 Err(problem) => Found { reason: Some(problem.message), hint: problem.hint, ..found },
             }
         }
+    }
+}
+
+/// The image that the configuration gives an engine to be served from.
+fn container<'a>(engine: &str, config: &'a Config) -> Option<&'a Container> {
+    match engine {
+        "onnx" => config.engine.onnx.docker.as_ref(),
+        "rten" => config.engine.rten.docker.as_ref(),
+        "triton" => config.engine.triton.docker.as_ref(),
+        "tfs" => config.engine.tfs.docker.as_ref(),
+        _ => None,
     }
 }
 
@@ -144,13 +169,22 @@ fn spec(found: &Found, program: &Path, config: &Config) -> EngineSpec {
         .chain(["--grpc-port", "{grpc_port}", "--http-port", "{http_port}", "--settings", "{settings}"])
         .map(str::to_owned)
         .collect();
-    if let (true, Some(library)) = (info.name == "onnx", &found.location) {
-        args.extend(["--onnxruntime".to_owned(), library.display().to_string()]);
-    }
+    let env = BTreeMap::new();
+    let launch = match (container(info.name, config), info.name, &found.location) {
+        (Some(container), ..) => {
+            args.extend(["--host", "0.0.0.0"].map(str::to_owned));
+            Launch::Docker { container: container.clone(), args, env }
+        }
+        (None, "onnx", Some(library)) => {
+            args.extend(["--onnxruntime".to_owned(), library.display().to_string()]);
+            Launch::Process { program: program.to_owned(), args, env }
+        }
+        _ => Launch::Process { program: program.to_owned(), args, env },
+    };
     EngineSpec {
         name: info.name.to_owned(),
         version: None,
-        launch: Launch::Process { program: program.to_owned(), args, env: BTreeMap::new() },
+        launch,
         layout: Layout::Plain,
         protocol: info.protocol,
         // The built-in servers run models on the CPU: on a GPU slot they would measure the wrong device.
@@ -161,10 +195,10 @@ fn spec(found: &Found, program: &Path, config: &Config) -> EngineSpec {
 }
 
 /// A server that already runs, as an engine.
-pub fn endpoint(address: &str, model: &str, protocol: Protocol, version: Option<String>) -> EngineSpec {
+pub fn endpoint(address: &str, model: &str, protocol: Protocol) -> EngineSpec {
     EngineSpec {
         name: ENDPOINT.into(),
-        version,
+        version: None,
         launch: Launch::Attach { address: address.into(), model: model.into() },
         layout: Layout::Plain,
         protocol,

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Listens from now on; the token is cancelled by the first signal. Engines die with the process by themselves, so
-/// that the second one may end it without further ado.
+/// that the second one may end it without further ado; one in a container is left to the next worker.
 pub fn listen() -> Result<CancellationToken, Problem> {
     let failed = |e: std::io::Error| Problem::new(Code::Internal, format!("cannot listen to signals: {e}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

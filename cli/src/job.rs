@@ -37,6 +37,8 @@ pub enum Target {
         model: String,
         /// What it speaks.
         protocol: Protocol,
+        /// The model's inputs, where it does not tell them itself.
+        inputs: Vec<TensorSpec>,
     },
 }
 
@@ -115,19 +117,16 @@ fn read(path: &Path) -> Result<Request, Problem> {
 fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
     let name = args.model.as_ref().or(args.model_name.as_ref());
     if let Some(address) = &args.endpoint {
-        if !args.artifacts.paths().is_empty() || !args.artifacts.inputs.is_empty() {
-            return Err(Problem::invalid(
-                "endpoint",
-                "a server that already runs has its model and says what it takes",
-            )
-            .with_hint("leave the model's files and --input out"));
+        if !args.artifacts.paths().is_empty() {
+            return Err(Problem::invalid("endpoint", "a server that already runs has its model")
+                .with_hint("leave the model's files out"));
         }
         let model = args.model_name.as_ref().or(args.model.as_ref()).ok_or_else(|| {
             Problem::invalid("model", "an endpoint needs the name of the model that it serves")
                 .with_hint("add --model NAME")
         })?;
-        let protocol = protocol(args.protocol.as_deref())?;
-        return Ok(Target::Endpoint { address: address.clone(), model: model.clone(), protocol });
+        let (address, model, inputs) = (address.clone(), model.clone(), args.artifacts.inputs.clone());
+        return Ok(Target::Endpoint { address, model, protocol: protocol(args.protocol.as_deref())?, inputs });
     }
     named(name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty())), &args.artifacts)
 }
@@ -159,13 +158,13 @@ pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Pro
 }
 
 fn protocol(given: Option<&str>) -> Result<Protocol, Problem> {
-    const KNOWN: [Protocol; 2] = [Protocol::KserveV2, Protocol::Tfs];
+    const KNOWN: [Protocol; 3] = [Protocol::KserveV2, Protocol::Tfs, Protocol::MlmodelciPredict];
     let given = given.unwrap_or(Protocol::KserveV2.as_str());
     KNOWN.into_iter().find(|known| known.as_str() == given).ok_or_else(|| {
         let names = KNOWN.map(Protocol::as_str);
         let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
         Problem::invalid("protocol", format!("unknown protocol '{given}'"))
-            .with_hint(format!("{meant}this version speaks {}", names.join(" and ")))
+            .with_hint(format!("{meant}this version speaks {}", names.join(", ")))
     })
 }
 
@@ -415,6 +414,15 @@ mod tests {
             assert_eq!(job_of(line, true).unwrap_err().code, Code::InvalidArgument, "{line}");
         }
         assert_eq!(job_of("--endpoint h:1 --model m", false).unwrap_err().field.as_deref(), Some("endpoint"));
+    }
+
+    #[test]
+    fn an_endpoint_has_its_protocol_and_inputs_that_it_does_not_tell() {
+        let job = job("--endpoint h:1 --model m --protocol mlmodelci-predict --input x:fp32:3,4");
+        let Target::Endpoint { protocol, inputs, .. } = job.target else { panic!("not an endpoint") };
+        assert_eq!((protocol, inputs[0].name.as_str()), (Protocol::MlmodelciPredict, "x"));
+        let near = job_of("--endpoint h:1 --model m --protocol kserve", true).unwrap_err();
+        assert!(near.hint.unwrap().contains("did you mean 'kserve-v2'"));
     }
 
     #[test]

@@ -14,8 +14,14 @@ use modelmeter_common::{
 };
 use modelmeter_serving::reference;
 use modelmeter_worker::inspector;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{net::TcpStream, time::timeout};
 
+/// For a server to be there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Characters of an artifact's sha256 that make a version.
 const VERSION_LENGTH: usize = 12;
 
@@ -48,7 +54,13 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
             files(&Files { paths: vec![(Some(Format::Onnx), path)], ..Files::default() }).await.map(Some)
         }
         Target::Name(_) => Ok(None),
-        Target::Endpoint { address, model, protocol } => endpoint(address, model, *protocol).await.map(Some),
+        Target::Endpoint { address, model, protocol, inputs } => {
+            let (inputs, outputs) = match protocol {
+                Protocol::MlmodelciPredict => (stated(address, inputs).await?, Vec::new()),
+                Protocol::KserveV2 | Protocol::Tfs => told(address, model, *protocol, inputs).await?,
+            };
+            Ok(Some(endpoint(address, model, inputs, outputs)))
+        }
     }
 }
 
@@ -171,7 +183,18 @@ fn version(artifacts: &[ArtifactRef]) -> String {
     whole.chars().take(VERSION_LENGTH).collect()
 }
 
-async fn endpoint(address: &str, name: &str, protocol: Protocol) -> Result<Local, Problem> {
+/// The signature of a model at an endpoint, as its server tells it.
+async fn told(
+    address: &str,
+    name: &str,
+    protocol: Protocol,
+    stated: &[TensorSpec],
+) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
+    if !stated.is_empty() {
+        return Err(
+            Problem::invalid("input", "the server tells the model's inputs itself").with_hint("leave --input out")
+        );
+    }
     let metadata = inspector::metadata(protocol, address, name).await.map_err(|problem| Problem {
         field: problem.field.or_else(|| Some("endpoint".into())),
         hint: problem
@@ -181,17 +204,33 @@ async fn endpoint(address: &str, name: &str, protocol: Protocol) -> Result<Local
         code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
         message: problem.message,
     })?;
-    let version = signature_version(address, &metadata.inputs, &metadata.outputs);
-    let id = ModelRef { name: name.to_owned(), version };
-    let model = Model {
-        schema_version: SCHEMA_VERSION,
-        id,
-        created_at: Timestamp::now(),
-        artifacts: Vec::new(),
-        inputs: metadata.inputs,
-        outputs: metadata.outputs,
+    Ok((metadata.inputs, metadata.outputs))
+}
+
+/// The inputs as the user states them, of a server that does not; that it is there at all is seen.
+async fn stated(address: &str, inputs: &[TensorSpec]) -> Result<Vec<TensorSpec>, Problem> {
+    if inputs.is_empty() {
+        return Err(Problem::invalid("input", "the server does not tell the model's input")
+            .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"));
+    }
+    let unreachable = |why: String| {
+        Problem::new(Code::Unreachable, format!("no server at {address}: {why}"))
+            .with_field("endpoint")
+            .with_hint("host:port of the server's gRPC port, without http://")
     };
-    Ok(Local { model, files: Vec::new() })
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(inputs.to_vec()),
+        Ok(Err(e)) => Err(unreachable(e.to_string())),
+        Err(_) => Err(unreachable(format!("it does not answer within {} s", CONNECT_TIMEOUT.as_secs()))),
+    }
+}
+
+fn endpoint(address: &str, name: &str, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> Local {
+    let version = signature_version(address, &inputs, &outputs);
+    let id = ModelRef { name: name.to_owned(), version };
+    let (schema_version, created_at) = (SCHEMA_VERSION, Timestamp::now());
+    let model = Model { schema_version, id, created_at, artifacts: Vec::new(), inputs, outputs };
+    Local { model, files: Vec::new() }
 }
 
 /// A server does not show its weights: where it is and what it takes tell its models apart.

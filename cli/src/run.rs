@@ -15,13 +15,14 @@ use modelmeter_common::{
     Code, Problem, RequestId,
     config::{Config, Ports},
     device::CPU_CLASS,
+    engine,
     profile::Profile,
     request::{Request, RequestState},
     status::{Dryrun, Status},
 };
 use modelmeter_coordinator::{expand, pool::Pool};
-use modelmeter_worker::{EngineSpec, inspector, sample};
-use std::{net::TcpListener, time::Duration};
+use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, inspector, sample};
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -139,14 +140,19 @@ async fn prepare_embedded(config: &Config, mut job: Job, progress: &Progress) ->
         job.inspectors.extend(custom::inspectors(config)?);
         inspector::find(name, &job.request.load, &job.inspectors)?;
     }
+    // Words may name one device of this machine; its class is what a request asks for.
+    let slots = embedded::slots(&job.request.devices, &engines);
+    check_devices(&job.request, &engines, &slots)?;
+    job.request.devices = embedded::classes(&job.request.devices);
     let local = models::local(&job.target, &config.home).await?;
     data::check(&mut job.request, local.as_ref().map(|local| &local.model))?;
     check_settings(&job.request, &engines)?;
-    check_cells(&job.request, local.as_ref(), &engines)?;
-    free_ports(&engines, config.worker.ports)?;
+    check_cells(&job.request, local.as_ref(), &engines, &slots)?;
+    // Better said now than by each cell.
+    worker::check_ports(&engines, &slots, embedded::port_policy(config.worker.ports))?;
     no_gpu_note(&job.request, progress);
     let mut embedded = Embedded::start(&config.home).await?;
-    match into_embedded(&mut embedded, config, job, local, engines).await {
+    match into_embedded(&mut embedded, config, job, local, engines, slots).await {
         Ok((client, request)) => Ok(Place { client, embedded: Some(embedded), request }),
         Err(problem) => {
             embedded.stop().await;
@@ -161,12 +167,13 @@ async fn into_embedded(
     job: Job,
     local: Option<Local>,
     engines: Vec<EngineSpec>,
+    slots: Vec<SlotOptions>,
 ) -> Result<(Client, Request), Problem> {
     let mut client = embedded.client().await?;
     let mut request = job.request;
     request.model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
     data::store(&mut request, local.as_ref(), &config.home, &mut client).await?;
-    embedded.add_worker(config, &request.devices, engines, job.inspectors).await?;
+    embedded.add_worker(config, slots, engines, job.inspectors).await?;
     // There is no other worker to wait for.
     Ok((client, Request { no_wait: true, ..request }))
 }
@@ -174,8 +181,8 @@ async fn into_embedded(
 /// The engines that the worker in this process is given. One that cannot run here fails its own cells only, unless
 /// there is no other.
 fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<EngineSpec>, Problem> {
-    if let Target::Endpoint { address, model, protocol } = &job.target {
-        return Ok(vec![engines::endpoint(address, model, *protocol, None)]);
+    if let Target::Endpoint { address, model, protocol, .. } = &job.target {
+        return Ok(vec![engines::endpoint(address, model, *protocol)]);
     }
     if job.request.engines == ["auto"] {
         return engines::specs(&[], config);
@@ -218,8 +225,22 @@ fn check_settings(request: &Request, engines: &[EngineSpec]) -> Result<(), Probl
     Ok(())
 }
 
+/// An engine of the configuration that no slot can run would be unknown to the coordinator, which is told what slots offer.
+fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions]) -> Result<(), Problem> {
+    let is_asked = |spec: &EngineSpec| request.engines.contains(&spec.name) && engine::find(&spec.name).is_none();
+    let is_stranded = |spec: &EngineSpec| !slots.iter().any(|slot| spec.runs_on(slot.device.kind));
+    let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
+    let message = format!("engine {} runs on GPUs alone: {} means none here", spec.name, request.devices.join(", "));
+    Err(Problem::invalid("devices", message).with_hint("--devices gpu, where there is one; see `modelmeter engines`"))
+}
+
 /// Expands the request for a model that is at hand, so that what is wrong with it is said before anything starts.
-fn check_cells(request: &Request, local: Option<&Local>, engines: &[EngineSpec]) -> Result<(), Problem> {
+fn check_cells(
+    request: &Request,
+    local: Option<&Local>,
+    engines: &[EngineSpec],
+    slots: &[SlotOptions],
+) -> Result<(), Problem> {
     let Some(Local { model, .. }) = local else { return Ok(()) };
     let mut request = Request { model: model.id.to_string(), ..request.clone() };
     if request.engines == ["auto"] {
@@ -236,35 +257,15 @@ fn check_cells(request: &Request, local: Option<&Local>, engines: &[EngineSpec])
         request.engine_settings.retain(|engine, _| request.engines.contains(engine));
     }
     // The engines of the configuration are known by being on offer.
-    let on_offer = |class: &String| Pool {
-        id: class.clone(),
-        class: class.clone(),
+    let on_offer = |class: &str| Pool {
+        id: class.to_owned(),
+        class: class.to_owned(),
         engines: engines.iter().map(|spec| spec.name.clone()).collect(),
         slots: 1,
     };
-    let pools: Vec<Pool> = request.devices.iter().filter(|word| *word == CPU_CLASS).map(on_offer).collect();
+    let classes = slots.iter().map(|slot| slot.device.class.as_str()).chain([CPU_CLASS]);
+    let pools: Vec<Pool> = classes.collect::<BTreeSet<_>>().into_iter().map(on_offer).collect();
     expand::cells(&request, model, &pools).map(|_| ())
-}
-
-/// The documented ports of these engines must be free: better said now than by each cell.
-fn free_ports(engines: &[EngineSpec], ports: Ports) -> Result<(), Problem> {
-    if ports == Ports::Auto {
-        return Ok(());
-    }
-    for spec in engines {
-        let Some(pair) = spec.ports.cpu else { continue };
-        for port in [pair.grpc, pair.http].into_iter().chain(pair.metrics).filter(|port| *port != 0) {
-            if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
-                return Err(Problem::new(
-                    Code::Busy,
-                    format!("port {port} of engine '{}' cannot be used: {e}", spec.name),
-                )
-                .with_field("ports")
-                .with_hint("stop what holds it, or let engines take free ports: --ports auto"));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn no_gpu_note(request: &Request, progress: &Progress) {

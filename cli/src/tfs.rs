@@ -48,15 +48,22 @@ pub fn look(found: Found, config: &Config) -> Found {
 /// The engine, where [`look`] found it.
 pub fn spec(found: &Found, config: &Config) -> EngineSpec {
     let info = engine::find("tfs").expect("it is in the table of engines");
+    let (args, env) = (ARGUMENTS.map(str::to_owned).to_vec(), BTreeMap::new());
+    let launch = match config.engine.tfs.docker.clone() {
+        Some(mut container) => {
+            // The image's own entry point gives the server arguments of its own.
+            container.entrypoint.get_or_insert_with(|| vec![PROGRAM.to_owned()]);
+            Launch::Docker { container, args, env }
+        }
+        None => {
+            Launch::Process { program: found.location.clone().unwrap_or_else(|| PathBuf::from(PROGRAM)), args, env }
+        }
+    };
     EngineSpec {
         name: info.name.to_owned(),
         // No call of its API tells it.
         version: found.version.clone(),
-        launch: Launch::Process {
-            program: found.location.clone().unwrap_or_else(|| PathBuf::from(PROGRAM)),
-            args: ARGUMENTS.map(str::to_owned).to_vec(),
-            env: BTreeMap::new(),
-        },
+        launch,
         layout: Layout::Tfs,
         protocol: info.protocol,
         ports: Ports::of(info),

@@ -76,6 +76,7 @@ mod tests {
             title: "",
             formats: Vec::new(),
             available: true,
+            launch: "process",
             gpu: false,
             version: None,
             location: Some("/opt/venv/bin/python".into()),

@@ -16,19 +16,20 @@ const PROGRAM: &str = "tritonserver";
 const INSTALL: &str = "install Triton and name its path with MODELMETER_ENGINE_TRITON_SERVER, or pip install \
                        nvidia-pytriton and name that Python with MODELMETER_ENGINE_TRITON_PYTHON";
 
-/// It listens on loopback alone. It ends when a model does not load, and waits no longer for the last calls at its end
-/// than a worker waits for it.
-const ARGUMENTS: [&str; 9] = [
+/// Here it listens on loopback alone.
+const LOOPBACK: [&str; 3] = ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"];
+/// It ends when a model does not load, and waits no longer for the last calls at its end than a worker waits for it.
+const ARGUMENTS: [&str; 6] = [
     "--model-repository={model}",
-    "--grpc-address=127.0.0.1",
-    "--http-address=127.0.0.1",
-    "--metrics-address=127.0.0.1",
     "--grpc-port={grpc_port}",
     "--http-port={http_port}",
     "--metrics-port={metrics_port}",
     "--exit-on-error=true",
     "--exit-timeout-secs=2",
 ];
+
+/// What NVIDIA's image has for our formats.
+const IMAGE_BACKENDS: [&str; 3] = ["onnxruntime", "python", "tensorflow"];
 
 /// Asks a Python for the package and for what the package's Python backend needs of it.
 const QUESTION: &str = r"
@@ -134,8 +135,24 @@ const STUB: &str = "triton_python_backend_stub";
 /// `not_installed` when it is gone, `storage` when the package's backend cannot be set up below the home.
 pub fn spec(config: &Config) -> Result<EngineSpec, Problem> {
     let info = engine::find("triton").expect("it is in the table of engines");
+    let spec = |launch, backends| EngineSpec {
+        name: info.name.to_owned(),
+        version: None,
+        launch,
+        layout: Layout::Triton(backends),
+        protocol: info.protocol,
+        ports: Ports::of(info),
+        formats: info.formats.to_vec(),
+        ready_timeout: config.engine.ready_timeout(),
+    };
+    if let Some(container) = config.engine.triton.docker.clone() {
+        let args = std::iter::once(PROGRAM).chain(ARGUMENTS).map(str::to_owned).collect();
+        let backends = IMAGE_BACKENDS.map(str::to_owned).into();
+        return Ok(spec(Launch::Docker { container, args, env: BTreeMap::new() }, backends));
+    }
     let located = locate(config).map_err(|why| Problem::new(Code::NotInstalled, why).with_hint(INSTALL))?;
-    let (mut args, mut env) = (ARGUMENTS.map(str::to_owned).to_vec(), BTreeMap::new());
+    let args = ARGUMENTS.iter().chain(&LOOPBACK).map(|&arg| arg.to_owned());
+    let (mut args, mut env) = (args.collect::<Vec<_>>(), BTreeMap::new());
     let mut backends = located.backends;
     if let (Some(package), Some(folder)) = (&located.package, &mut backends) {
         *folder = package_backends(package, folder, &config.home.join("cache")).map_err(|e| {
@@ -145,16 +162,8 @@ pub fn spec(config: &Config) -> Result<EngineSpec, Problem> {
         env = environment(package);
     }
     args.extend(backends.as_ref().map(|folder| format!("--backend-directory={}", folder.display())));
-    Ok(EngineSpec {
-        name: info.name.to_owned(),
-        version: None,
-        launch: Launch::Process { program: located.program, args, env },
-        layout: Layout::Triton(backends.as_deref().map(names).unwrap_or_default()),
-        protocol: info.protocol,
-        ports: Ports::of(info),
-        formats: info.formats.to_vec(),
-        ready_timeout: config.engine.ready_timeout(),
-    })
+    let launch = Launch::Process { program: located.program, args, env };
+    Ok(spec(launch, backends.as_deref().map(names).unwrap_or_default()))
 }
 
 /// The backends in a folder, by name.

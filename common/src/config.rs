@@ -2,7 +2,7 @@
 //!
 //! The first three are merged here; flags are applied by the command line, which owns them.
 
-use crate::{Problem, engine::Protocol, model::Format, redact::redact};
+use crate::{Problem, container::Container, engine::Protocol, model::Format, redact::redact};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,7 +84,7 @@ pub struct Worker {
     pub broker: Option<String>,
     /// `http://host:port` of each coordinator.
     pub coordinators: Vec<String>,
-    /// `cpu`, `gpu`, `all` or device classes.
+    /// `cpu`, `gpu`, `all`, device classes, or one device as `gpu:0` or by its UUID.
     pub devices: Vec<String>,
     /// The host's cores are shared out over this many slots.
     pub cpu_slots: u32,
@@ -143,6 +143,8 @@ pub struct Engines {
     pub ready_timeout: String,
     /// ONNX Runtime.
     pub onnx: Onnx,
+    /// rten.
+    pub rten: Rten,
     /// TorchScript.
     pub torchscript: Torchscript,
     /// Triton.
@@ -156,6 +158,7 @@ impl Default for Engines {
         Self {
             ready_timeout: "2m".into(),
             onnx: Onnx::default(),
+            rten: Rten::default(),
             torchscript: Torchscript::default(),
             triton: Triton::default(),
             tfs: Tfs::default(),
@@ -181,6 +184,8 @@ pub struct Triton {
     /// The Python that has `nvidia-pytriton`, and what its Python backend imports; by default the active virtual
     /// environment's, then `python3`.
     pub python: Option<PathBuf>,
+    /// Serve in a container of an image with `tritonserver` on its PATH, as NVIDIA's.
+    pub docker: Option<Container>,
 }
 
 /// TensorFlow Serving.
@@ -189,6 +194,8 @@ pub struct Triton {
 pub struct Tfs {
     /// The path of `tensorflow_model_server`; by default the one on PATH.
     pub server: Option<PathBuf>,
+    /// Serve in a container of an image with `tensorflow_model_server` on its PATH, as `tensorflow/serving`.
+    pub docker: Option<Container>,
 }
 
 /// TorchScript.
@@ -205,6 +212,16 @@ pub struct Torchscript {
 pub struct Onnx {
     /// The path of `libonnxruntime.so`; by default it is looked for.
     pub library: Option<PathBuf>,
+    /// Serve in a container of an image with modelmeter and ONNX Runtime in it, as this project's Dockerfile makes.
+    pub docker: Option<Container>,
+}
+
+/// rten.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rten {
+    /// Serve in a container of an image with modelmeter in it, as this project's Dockerfile makes.
+    pub docker: Option<Container>,
 }
 
 /// A server that speaks a known protocol, as an engine.
@@ -212,9 +229,11 @@ pub struct Onnx {
 #[serde(default, deny_unknown_fields)]
 pub struct CustomEngine {
     /// The program and its arguments, which may hold `{model}`, `{model_name}`, `{grpc_port}`, `{http_port}`,
-    /// `{settings}`, `{device}` and `{signature}`.
+    /// `{settings}`, `{device}` and `{signature}`. In a container: what the image is given, nothing by default.
     pub command: Vec<String>,
-    /// Set besides modelmeter's own environment; values may hold the same.
+    /// Run it in a container.
+    pub docker: Option<Container>,
+    /// Set besides modelmeter's own environment, in a container besides the image's; values may hold the same.
     pub env: BTreeMap<String, String>,
     /// The artifact formats that it loads.
     pub formats: Vec<Format>,
@@ -236,6 +255,7 @@ impl Default for CustomEngine {
     fn default() -> Self {
         Self {
             command: Vec::new(),
+            docker: None,
             env: BTreeMap::new(),
             formats: Vec::new(),
             protocol: Protocol::KserveV2,

@@ -59,6 +59,17 @@ impl Device {
             cores,
         }
     }
+
+    /// Whether a word means this device on its own machine: by kind or class as [`selects`] has it, or by its name.
+    pub fn is_meant(&self, word: &str) -> bool {
+        selects(word, &self.class) || self.is_named(word)
+    }
+
+    /// Whether a word is this very device's index, as `gpu:0`, or its UUID.
+    pub fn is_named(&self, word: &str) -> bool {
+        let index = word.strip_prefix("gpu:").and_then(|index| index.parse().ok());
+        self.uuid.as_deref() == Some(word) || index.is_some() && self.index == index
+    }
 }
 
 /// The class of an NVML device name: lower case, each run of other characters than letters and
@@ -89,5 +100,25 @@ mod tests {
         assert_eq!(class_of("NVIDIA H100 80GB HBM3"), "nvidia-h100-80gb-hbm3");
         assert!(selects("gpu", "nvidia-a10") && selects("all", "cpu") && selects("cpu", "cpu"));
         assert!(!selects("gpu", "cpu") && !selects("nvidia-a10", "nvidia-t4"));
+    }
+
+    #[test]
+    fn one_device_is_meant_by_index_or_uuid() {
+        let class = "nvidia-a10".to_owned();
+        let device = |index, uuid: &str| Device {
+            kind: DeviceKind::Gpu,
+            class: class.clone(),
+            index: Some(index),
+            uuid: Some(uuid.into()),
+            ..Device::cpu("NVIDIA A10", None, None)
+        };
+        let (first, second) = (device(0, "GPU-a"), device(1, "GPU-b"));
+        for word in ["gpu:1", "GPU-b"] {
+            assert!(second.is_meant(word) && second.is_named(word) && !first.is_meant(word), "{word}");
+        }
+        for word in ["all", "gpu", "nvidia-a10"] {
+            assert!(first.is_meant(word) && !first.is_named(word), "{word}");
+        }
+        assert!(!first.is_meant("gpu:") && !first.is_meant("cpu") && !first.is_meant("0"));
     }
 }

@@ -7,6 +7,7 @@
 pub mod artifact;
 pub mod broker;
 pub mod config;
+pub mod container;
 pub mod device;
 pub mod engine;
 pub mod error;

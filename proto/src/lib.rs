@@ -15,6 +15,11 @@ pub mod kserve {
     tonic::include_proto!("inference");
 }
 
+/// What MLModelCI's own containers speak; it has no package.
+pub mod mlmodelci {
+    tonic::include_proto!("_");
+}
+
 /// The ONNX file format.
 pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));

@@ -5,6 +5,7 @@
 
 pub mod child;
 pub mod cluster;
+pub mod docker;
 pub mod engines;
 pub mod modelmeter;
 pub mod mongod;

@@ -10,6 +10,9 @@ use std::{
     time::Duration,
 };
 
+/// For a command that only reads.
+const QUESTION: Duration = Duration::from_secs(60);
+
 /// What a command printed and how it ended.
 #[derive(Debug)]
 pub struct Output {
@@ -45,7 +48,7 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// The binary with a home of its own and nothing of the user's configuration.
-fn command(home: &Path, args: &[&str]) -> Result<Command> {
+pub fn command(home: &Path, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary()?);
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MODELMETER_")) {
         command.env_remove(name);
@@ -65,13 +68,31 @@ pub fn spawn(name: &str, home: &Path, args: &[&str]) -> Result<Child> {
 /// Runs it to its end, or kills it at the limit.
 pub async fn run(home: &Path, args: &[&str], limit: Duration) -> Result<Output> {
     std::fs::create_dir_all(home)?;
-    let mut command = tokio::process::Command::from(command(home, args)?);
+    output(command(home, args)?, limit).await
+}
+
+/// Runs a command of the binary to its end, or kills it at the limit.
+pub async fn output(command: Command, limit: Duration) -> Result<Output> {
+    let mut command = tokio::process::Command::from(command);
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(limit, command.output()).await;
-    let output = output.with_context(|| format!("modelmeter {args:?} did not end within {limit:?}"))??;
+    let output = output.with_context(|| format!("{:?} did not end within {limit:?}", command.as_std()))??;
     Ok(Output {
         code: output.status.code(),
         out: String::from_utf8(output.stdout)?,
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Whether the only cell of the only request in this home is being measured, for the nth time.
+pub async fn is_measuring(home: &Path, attempt: u64) -> bool {
+    let json = async |args: &[&str]| match run(home, args, QUESTION).await {
+        Ok(output) => output.json().unwrap_or_default(),
+        Err(_) => Value::Null,
+    };
+    let requests = json(&["requests", "--json"]).await;
+    let Some(id) = requests[0]["_id"].as_str() else { return false };
+    let cell = &json(&["status", id, "--json"]).await["cells"][0];
+    let reason = cell["reason"].as_str().unwrap_or_default();
+    cell["attempts"] == attempt && reason.contains("measuring")
 }

@@ -6,7 +6,7 @@
 use modelmeter_tests::{
     engines::{self, Formats},
     eventually,
-    modelmeter::{Output, run, spawn},
+    modelmeter::{Output, is_measuring, run, spawn},
 };
 use serde_json::Value;
 use std::{
@@ -235,22 +235,13 @@ async fn an_engine_that_dies_while_it_is_measured_is_told_and_nothing_stays() {
             eventually(&format!("{engine} is measured, attempt {attempt}"), LIMIT, measuring).await.unwrap();
             kill_engine(&home, profiling.id());
         }
-        eventually("the command ends", LIMIT, || async { processes(&home).is_empty().then_some(()) }).await.unwrap();
-        assert_eq!(profiling.ended().and_then(|status| status.code()), Some(1), "{}", profiling.log());
+        let status = eventually("the command ends", LIMIT, || std::future::ready(profiling.ended())).await.unwrap();
+        assert_eq!(status.code(), Some(1), "{}", profiling.log());
+        nothing_left(&home).await;
         let results = run(&home, &["results", "--json"], LIMIT).await.unwrap().json().unwrap();
         let message = results[0]["error"]["message"].as_str().unwrap();
         assert!(message.contains("was killed by signal 9 while it was measured"), "{engine}: {message}");
     }
-}
-
-/// Whether the only cell of the only request is being measured, for the nth time.
-async fn is_measuring(home: &Path, attempt: u64) -> bool {
-    let json = async |args: &[&str]| run(home, args, LIMIT).await.unwrap().json().unwrap_or_default();
-    let requests = json(&["requests", "--json"]).await;
-    let Some(id) = requests[0]["_id"].as_str() else { return false };
-    let cell = &json(&["status", id, "--json"]).await["cells"][0];
-    let reason = cell["reason"].as_str().unwrap_or_default();
-    cell["attempts"] == attempt && reason.contains("measuring")
 }
 
 /// Kills the engine's process: the leader of a session that is not modelmeter's own.

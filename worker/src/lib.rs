@@ -23,7 +23,7 @@ mod session;
 mod testing;
 mod trial;
 
-pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports};
+pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
 pub use options::{Options, SlotOptions};
 pub use service::{Handle, start};
 pub use trial::Trial;

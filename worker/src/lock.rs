@@ -80,6 +80,15 @@ impl Record {
     }
 }
 
+/// Whose a thing is that can inherit no lock, and whose death nothing tells it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Owner {
+    realm: String,
+    holder: Identity,
+    /// Device and inode of its exclusive lock files: the same from every container that sees them.
+    locks: Vec<(u64, u64)>,
+}
+
 /// The locks of one slot. Let go when dropped and every engine that inherited them has ended.
 #[derive(Debug)]
 pub(crate) struct DeviceLock {
@@ -121,6 +130,24 @@ impl DeviceLock {
     /// Notes that an engine has ended.
     pub fn remove_engine(&self, engine: Identity) -> Result<(), Problem> {
         self.change(|engines| engines.retain(|other| *other != engine))
+    }
+
+    /// Says whose a container is that runs under this lock.
+    pub fn owner(&self) -> String {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = Owner { realm: record.realm.clone(), holder: record.holder, locks: self.inodes() };
+        serde_json::to_string(&owner).expect("an owner is plain JSON")
+    }
+
+    /// Whether that owner is dead: seen to be so, or since a lock of its own is held here now.
+    pub fn outlives(&self, owner: &str) -> bool {
+        let Ok(owner) = serde_json::from_str::<Owner>(owner) else { return false };
+        let is_dead = owner.realm == process::realm() && !owner.holder.is_alive();
+        is_dead || self.inodes().iter().any(|inode| owner.locks.contains(inode))
+    }
+
+    fn inodes(&self) -> Vec<(u64, u64)> {
+        self.exclusive.iter().filter_map(|file| file.metadata().ok()).map(|file| (file.dev(), file.ino())).collect()
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Identity>)) -> Result<(), Problem> {
@@ -266,6 +293,21 @@ mod tests {
         drop((first, second));
         let _alone = take(folder.path(), "w3", &[0], false).unwrap();
         assert_eq!(take(folder.path(), "w1", &[0], true).unwrap_err().code, Code::Busy);
+    }
+
+    #[test]
+    fn an_owner_is_outlived_by_whoever_has_its_lock_or_sees_it_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = take(folder.path(), "w1", &[0], false).unwrap();
+        let beside = take(folder.path(), "w2", &[1], false).unwrap();
+        let owner = first.owner();
+        assert!(!beside.outlives(&owner) && !beside.outlives("no owner"));
+        drop(first);
+        let next = take(folder.path(), "w3", &[0], false).unwrap();
+        // Of a container whose pids mean nothing here.
+        assert!(next.outlives(&owner.replace(&process::realm(), "elsewhere")));
+        let dead = owner.replace("start_time\":", "start_time\":1");
+        assert!(beside.outlives(&dead), "{dead}");
     }
 
     #[test]

@@ -28,6 +28,17 @@ impl Identity {
     }
 }
 
+/// What the start time of a process that starts now would be.
+pub(crate) fn now() -> u64 {
+    // SAFETY: the call fills a plain structure; neither can fail with these arguments.
+    let (uptime, ticks_per_s) = unsafe {
+        let mut uptime: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut uptime);
+        (uptime, libc::sysconf(libc::_SC_CLK_TCK) as u64)
+    };
+    uptime.tv_sec as u64 * ticks_per_s + uptime.tv_nsec as u64 * ticks_per_s / 1_000_000_000
+}
+
 /// The fields of `/proc/<pid>/stat` that are used here. Source: proc_pid_stat(5).
 struct Stat {
     state: char,

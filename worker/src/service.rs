@@ -7,7 +7,7 @@ use crate::{
     consume::{self, Slot},
     coordinator::{Backoff, Coordinator},
     cpus,
-    engine::{Census, Place},
+    engine::{Census, Launch, Place, remove_orphans},
     journal::Journal,
     lock::DeviceLock,
     register,
@@ -126,11 +126,17 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
                 census: Census::default(),
             })
         });
+    let places: Vec<_> = places.collect();
+    if options.engines.iter().any(|engine| matches!(engine.launch, Launch::Docker { .. }))
+        && let Err(problem) = remove_orphans(&places).await
+    {
+        tracing::warn!(%problem, "containers that a dead worker left, if any, were not removed");
+    }
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),
         broker: options.broker,
         coordinator,
-        places: places.collect(),
+        places,
         engines: options.engines.into_iter().map(|engine| (engine.name.clone(), engine)).collect::<BTreeMap<_, _>>(),
         inspectors: options.inspectors,
         labels: options.labels,

@@ -73,11 +73,11 @@ pub(crate) async fn measure(
     let deployment = part::Deployment {
         engine_version: deployment.engine_version.clone(),
         launch: deployment.launch.to_owned(),
-        image_digest: None,
+        image_digest: deployment.image_digest.clone(),
         deploy_ms: deployment.deploy_ms,
         first_inference_ms,
         client_cpus: context.client_cpus.clone(),
-        engine_cpus: place.cores.clone().filter(|_| deployment.pid().is_some()),
+        engine_cpus: place.cores.clone().filter(|_| deployment.is_local()),
     };
     Ok(Done { points, deployment })
 }
@@ -99,7 +99,7 @@ async fn deploy(
     }
     let spec = fitting_engine(context, cell)?;
     let artifact = match (&cell.artifact, &spec.launch) {
-        (Some(artifact), Launch::Process { .. }) => {
+        (Some(artifact), Launch::Process { .. } | Launch::Docker { .. }) => {
             attempt.progress("fetching the model");
             Some(context.cache.get(artifact, &context.coordinator).await?)
         }
@@ -131,7 +131,7 @@ async fn idle(device: &Device) -> Option<Idle> {
 fn probes(deployment: &Deployment, device: &Device) -> Probes {
     let pid = deployment.pid();
     let probes = Probes::new(pid);
-    if pid.is_none() {
+    if !deployment.is_local() {
         return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
     }
     if device.kind == DeviceKind::Cpu {

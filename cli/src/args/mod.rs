@@ -209,7 +209,7 @@ pub struct WorkerArgs {
     /// Unique in its cluster [default: the host's name]
     #[arg(long)]
     pub name: Option<String>,
-    /// cpu, gpu, all or device classes [default: all]
+    /// cpu, gpu, all, device classes, or one GPU as gpu:0 or by its UUID [default: all]
     #[arg(long, value_delimiter = ',')]
     pub devices: Vec<String>,
     /// Share the host's cores out over this many slots [default: 1]
@@ -309,12 +309,15 @@ pub struct ServeArgs {
     /// What clients call it
     #[arg(long)]
     pub model_name: String,
-    /// The gRPC port on loopback; 0 takes a free one
+    /// The gRPC port; 0 takes a free one
     #[arg(long)]
     pub grpc_port: u16,
-    /// The HTTP port on loopback; 0 takes a free one
+    /// The HTTP port; 0 takes a free one
     #[arg(long)]
     pub http_port: u16,
+    /// Where to listen; anyone who reaches another address than loopback is served. In a container: 0.0.0.0
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
     /// The engine's settings, as a JSON object
     #[arg(long, default_value = "{}")]
     pub settings: String,

@@ -73,7 +73,7 @@ pub struct ProfileArgs {
     /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape, help_heading = "What to measure")]
     pub shapes: Vec<(String, Vec<u64>)>,
-    /// cpu, gpu, all or device classes [default: cpu]
+    /// cpu, gpu, all, device classes, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
     /// Items in a call [default: 1,2,4,8]

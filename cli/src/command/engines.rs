@@ -6,7 +6,7 @@ use crate::{
     report::{self, Align, Table},
 };
 use modelmeter_common::Problem;
-use modelmeter_worker::sample::devices;
+use modelmeter_worker::{docker_version, sample::devices};
 
 pub(super) fn run(context: &Context) -> Result<u8, Problem> {
     let found = survey(&context.config);
@@ -21,6 +21,10 @@ pub(super) fn run(context: &Context) -> Result<u8, Problem> {
     if let Some(why) = no_gpus {
         text += &format!("no GPUs: {why}\n");
     }
+    text += &match docker_version() {
+        Ok(version) => format!("containers: Docker {version} runs engines from images\n"),
+        Err(problem) => format!("no containers: {}\n", problem.message),
+    };
     print(&text);
     Ok(0)
 }
@@ -35,7 +39,12 @@ fn table(found: &[Found]) -> String {
     for engine in found {
         table.row(vec![
             engine.name.clone(),
-            if engine.available { "yes" } else { "no" }.into(),
+            match (engine.available, engine.launch) {
+                (true, "docker") => "in a container",
+                (true, _) => "yes",
+                (false, _) => "no",
+            }
+            .into(),
             engine.version.clone().unwrap_or_default(),
             engine.formats.join(", "),
             engine.title.into(),

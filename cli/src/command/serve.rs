@@ -3,7 +3,7 @@
 use crate::{args::ServeArgs, interrupt};
 use modelmeter_common::{Code, Problem};
 use modelmeter_serving::{Options, serve};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use tokio::net::TcpListener;
 
 pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
@@ -11,8 +11,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
         Problem::invalid("settings", format!("not a JSON object: {e}")).with_hint(r#"for example {"threads": 2}"#)
     })?;
     let stop = interrupt::listen()?;
-    let grpc = bind(args.grpc_port, "grpc-port").await?;
-    let http = bind(args.http_port, "http-port").await?;
+    let grpc = bind(args.host, args.grpc_port, "grpc-port").await?;
+    let http = bind(args.host, args.http_port, "http-port").await?;
     let at = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
     eprintln!("serving {} with {}: gRPC on {}, HTTP on {}", args.model_name, args.engine, at(&grpc), at(&http));
     let options = Options {
@@ -26,9 +26,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
     Ok(0)
 }
 
-async fn bind(port: u16, field: &str) -> Result<TcpListener, Problem> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|e| {
-        Problem::new(Code::Busy, format!("cannot listen on port {port}: {e}"))
+async fn bind(host: IpAddr, port: u16, field: &str) -> Result<TcpListener, Problem> {
+    TcpListener::bind((host, port)).await.map_err(|e| {
+        Problem::new(Code::Busy, format!("cannot listen on port {port} of {host}: {e}"))
             .with_field(field)
             .with_hint("choose another port; 0 takes a free one")
     })

@@ -5,7 +5,7 @@ use crate::{custom, embedded, engines, interrupt};
 use modelmeter_common::{
     Code, Problem,
     config::Worker,
-    device::{Device, DeviceKind, selects},
+    device::{Device, DeviceKind},
     error::closest,
 };
 use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, sample};
@@ -78,8 +78,8 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
         return Err(Problem::invalid("cpu_slots", "0 is out of range")
             .with_hint("1 or more; leave cpu out of --devices for none"));
     }
-    let chosen = |device: &Device| settings.devices.iter().any(|word| selects(word, &device.class));
-    let explicit = |device: &Device| settings.devices.iter().any(|word| word != "all" && selects(word, &device.class));
+    let chosen = |device: &Device| settings.devices.iter().any(|word| device.is_meant(word));
+    let explicit = |device: &Device| settings.devices.iter().any(|word| word != "all" && device.is_meant(word));
     let mut slots = Vec::new();
     for device in devices.into_iter().filter(|device| chosen(device)) {
         let usable = engines.iter().any(|engine| engine.runs_on(device.kind));
@@ -94,7 +94,7 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
 }
 
 fn known(word: &str, devices: &[Device], no_gpus: Option<&str>) -> Result<(), Problem> {
-    if word == "all" || devices.iter().any(|device| selects(word, &device.class)) {
+    if word == "all" || devices.iter().any(|device| device.is_meant(word)) {
         return Ok(());
     }
     if word == "gpu" {

@@ -5,36 +5,27 @@
 //! worker. An engine whose leader has ended is over: the rest of its session is killed before the leader is
 //! reaped, while its pid cannot mean anything else.
 
+use super::{
+    GRACE,
+    watched::{Census, Log, Watched},
+};
 use crate::{
     cpus::set_of,
     process::{self, Identity},
 };
 use modelmeter_common::{Code, Problem};
 use std::{
-    collections::VecDeque,
-    fs::{self, File},
-    io::{self, PipeReader, PipeWriter, Read, Write},
+    io::{self, PipeReader, PipeWriter, Read},
     os::{
         fd::RawFd,
         unix::process::{CommandExt, ExitStatusExt},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread,
-    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
-
-/// From SIGTERM to SIGKILL.
-const GRACE: Duration = Duration::from_secs(3);
-/// For the last output of a process that has ended to be read.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Lines kept for errors, and bytes of each.
-const TAIL_LINES: usize = 40;
-const LINE_BYTES: usize = 400;
-/// A log file grows to this and no further.
-const LOG_BYTES: u64 = 16 << 20;
 
 /// What is to be started.
 #[derive(Debug)]
@@ -55,25 +46,11 @@ pub(crate) struct Command {
     pub talk: Option<(PipeReader, PipeWriter)>,
 }
 
-/// How many engines have not wholly ended yet.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Census(Arc<watch::Sender<usize>>);
-
-impl Census {
-    /// Completes when there is none.
-    pub async fn none_left(&self) {
-        // Cannot fail: the sender is our own.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
-    }
-}
-
 /// A started engine. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     identity: Identity,
-    log_path: PathBuf,
-    exit: watch::Receiver<Option<ExitStatus>>,
-    tail: watch::Receiver<Tail>,
+    pub watched: Watched,
     /// Whether the leader's pid is still ours to signal: cleared before it is reaped.
     ours: Arc<Mutex<bool>>,
 }
@@ -103,7 +80,7 @@ pub(crate) async fn start(command: Command) -> Result<Process, Problem> {
 }
 
 fn fork(mut command: Command) -> Result<Process, Problem> {
-    let (log, talk) = (open_log(&command.log)?, command.talk.take());
+    let ((log, tail), talk) = (Log::create(&command.log)?, command.talk.take());
     let failed = |e: io::Error| {
         let code = if e.kind() == io::ErrorKind::NotFound { Code::NotInstalled } else { Code::EngineFailed };
         Problem::new(code, format!("cannot start {}: {}: {e}", command.what, command.program.display()))
@@ -124,13 +101,13 @@ fn fork(mut command: Command) -> Result<Process, Problem> {
     let child = os.spawn().map_err(failed)?;
     // The writing ends in `os` must go, or the output would never end.
     drop(os);
-    let tail = follow(output, log);
+    follow(output, log);
     let identity = Identity::of(child.id());
     let ours = Arc::new(Mutex::new(true));
     let exit = reap_later(child, ours.clone(), command.census);
     // Not reaped before `reap_later` ends, so a zombie at worst: its stat can be read.
     let identity = identity.ok_or_else(|| Problem::new(Code::EngineFailed, "the engine ended as it was started"))?;
-    Ok(Process { identity, log_path: command.log, exit, tail, ours })
+    Ok(Process { identity, watched: Watched { exit, tail, log_path: command.log }, ours })
 }
 
 fn process_id() -> libc::pid_t {
@@ -158,9 +135,9 @@ fn prepare(worker: libc::pid_t, cores: Option<&libc::cpu_set_t>, inherit: &[RawF
 }
 
 /// Waits for the end on a thread of its own; gives the status once nothing of the session is left.
-fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, census: Census) -> watch::Receiver<Option<ExitStatus>> {
+fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, census: Census) -> watch::Receiver<Option<String>> {
     let (exit, receiver) = watch::channel(None);
-    census.0.send_modify(|count| *count += 1);
+    let counted = census.count();
     thread::spawn(move || {
         wait_unreaped(child.id());
         process::kill_session(child.id());
@@ -168,8 +145,8 @@ fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, census: Census) -> watch
         *ours = false;
         let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0));
         drop(ours);
-        exit.send_replace(Some(status));
-        census.0.send_modify(|count| *count -= 1);
+        exit.send_replace(Some(describe(status)));
+        drop(counted);
     });
     receiver
 }
@@ -194,30 +171,13 @@ impl Process {
         self.identity
     }
 
-    pub fn log_path(&self) -> &Path {
-        &self.log_path
-    }
-
-    pub fn is_alive(&self) -> bool {
-        self.exit.borrow().is_none()
-    }
-
-    /// Completes when it has ended; says how, as in "exited with code 1".
-    pub async fn ended(&self) -> String {
-        let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await.ok().and_then(|status| *status) {
-            Some(status) => describe(status),
-            None => "ended".into(),
-        }
-    }
-
     /// SIGTERM to the group, a grace, SIGKILL to the session. Nothing of it runs when this returns.
     pub async fn stop(&self) {
         self.signal(libc::SIGTERM);
-        if tokio::time::timeout(GRACE, self.ended()).await.is_err() {
+        if tokio::time::timeout(GRACE, self.watched.ended()).await.is_err() {
             tracing::warn!(pid = self.identity.pid, "the engine ignores SIGTERM: killing it");
             self.kill();
-            self.ended().await;
+            self.watched.ended().await;
         }
     }
 
@@ -231,17 +191,6 @@ impl Process {
         if *ours {
             process::signal_group(self.identity.pid, signal);
         }
-    }
-
-    /// The last lines that it wrote.
-    pub async fn last_lines(&self) -> String {
-        let mut tail = self.tail.clone();
-        if !self.is_alive() {
-            // Its output may still be on the way; a descendant that escaped may hold it open for ever.
-            let _ = tokio::time::timeout(LAST_WORDS, tail.wait_for(|tail| tail.ended)).await;
-        }
-        let lines = tail.borrow();
-        lines.text()
     }
 }
 
@@ -259,78 +208,19 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn open_log(path: &Path) -> Result<File, Problem> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)
-        .and_then(|()| File::create(path))
-        .map_err(|e| Problem::new(Code::Storage, format!("cannot write {}: {e}", path.display())).with_field("home"))
-}
-
-/// The end of an engine's output.
-#[derive(Debug, Default)]
-struct Tail {
-    lines: VecDeque<Vec<u8>>,
-    ended: bool,
-}
-
-impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
-        for piece in bytes.split_inclusive(|&b| b == b'\n') {
-            match self.lines.back_mut() {
-                Some(line) if line.last() != Some(&b'\n') => extend_line(line, piece),
-                _ => {
-                    let mut line = Vec::new();
-                    extend_line(&mut line, piece);
-                    self.lines.push_back(line);
-                }
-            }
-        }
-        while self.lines.len() > TAIL_LINES {
-            self.lines.pop_front();
-        }
-    }
-
-    fn text(&self) -> String {
-        let lines: Vec<_> = self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end().to_owned()).collect();
-        lines.join("\n")
-    }
-}
-
-/// Adds to a line up to its cap; its end is always kept.
-fn extend_line(line: &mut Vec<u8>, piece: &[u8]) {
-    let (text, newline) = match piece.split_last() {
-        Some((b'\n', text)) => (text, true),
-        _ => (piece, false),
-    };
-    let room = LINE_BYTES.saturating_sub(line.len());
-    line.extend_from_slice(&text[..text.len().min(room)]);
-    if newline {
-        line.push(b'\n');
-    }
-}
-
 /// Reads the output to its end on a thread of its own, so that the engine never blocks on a full pipe.
-fn follow(mut output: PipeReader, mut log: File) -> watch::Receiver<Tail> {
-    let (tail, receiver) = watch::channel(Tail::default());
+fn follow(mut output: PipeReader, mut log: Log) {
     thread::spawn(move || {
-        let (mut buffer, mut logged) = (vec![0; 16 << 10], 0);
+        let mut buffer = vec![0; 16 << 10];
         loop {
-            let read = match output.read(&mut buffer) {
+            match output.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(read) => read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(read) => log.push(&buffer[..read]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
-            };
-            if logged < LOG_BYTES {
-                logged += read as u64;
-                // A full disk must not stop the engine: the tail is kept all the same.
-                let _ = log.write_all(&buffer[..read]);
             }
-            tail.send_modify(|tail| tail.push(&buffer[..read]));
         }
-        tail.send_modify(|tail| tail.ended = true);
     });
-    receiver
 }
 
 #[cfg(test)]

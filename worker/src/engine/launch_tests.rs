@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::until;
-use std::time::Instant;
+use std::{fs, path::Path, time::Instant};
 
 fn shell(folder: &Path, script: &str) -> Command {
     Command {
@@ -19,7 +19,7 @@ fn shell(folder: &Path, script: &str) -> Command {
 }
 
 async fn until_said(process: &Process, word: &str) {
-    until(&format!("the child says {word}"), || process.tail.borrow().text().contains(word)).await;
+    until(&format!("the child says {word}"), || process.watched.tail.borrow().text().contains(word)).await;
 }
 
 fn nothing_left(process: &Process) -> bool {
@@ -30,9 +30,9 @@ fn nothing_left(process: &Process) -> bool {
 async fn a_child_that_dies_at_once_leaves_its_last_words() {
     let folder = tempfile::tempdir().unwrap();
     let process = start(shell(folder.path(), "echo $GREETING; echo no such model >&2; exit 7")).await.unwrap();
-    assert_eq!(process.ended().await, "exited with code 7");
-    assert_eq!(process.last_lines().await, "hello\nno such model");
-    assert_eq!(fs::read_to_string(process.log_path()).unwrap(), "hello\nno such model\n");
+    assert_eq!(process.watched.ended().await, "exited with code 7");
+    assert_eq!(process.watched.last_lines().await, "hello\nno such model");
+    assert_eq!(fs::read_to_string(&process.watched.log_path).unwrap(), "hello\nno such model\n");
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_polite_child_ends_at_sigterm_without_the_grace() {
     let started = Instant::now();
     process.stop().await;
     assert!(started.elapsed() < GRACE / 2);
-    assert_eq!(process.ended().await, "was killed by signal 15");
+    assert_eq!(process.watched.ended().await, "was killed by signal 15");
 }
 
 #[tokio::test]
@@ -66,16 +66,16 @@ async fn a_child_that_ignores_sigterm_is_killed_with_its_grandchildren() {
     until("three processes run", || process::session_members(process.identity().pid).len() >= 3).await;
     process.stop().await;
     assert!(nothing_left(&process));
-    assert_eq!(process.ended().await, "was killed by signal 9");
+    assert_eq!(process.watched.ended().await, "was killed by signal 9");
 }
 
 #[tokio::test]
 async fn grandchildren_do_not_outlive_a_leader_that_ends_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let process = start(shell(folder.path(), "sleep 1000 & sleep 1000 & echo bye")).await.unwrap();
-    assert_eq!(process.ended().await, "exited with code 0");
+    assert_eq!(process.watched.ended().await, "exited with code 0");
     assert!(nothing_left(&process));
-    assert_eq!(process.last_lines().await, "bye");
+    assert_eq!(process.watched.last_lines().await, "bye");
 }
 
 #[tokio::test]
@@ -99,23 +99,8 @@ async fn a_child_is_pinned_and_leads_its_own_session() {
     let script = "grep Cpus_allowed_list /proc/self/status; exec sleep 1000";
     let process = start(Command { cores: Some(vec![core]), ..shell(folder.path(), script) }).await.unwrap();
     until_said(&process, "Cpus_allowed_list").await;
-    let said = process.tail.borrow().text();
+    let said = process.watched.tail.borrow().text();
     assert_eq!(said.split_whitespace().last(), Some(core.to_string().as_str()));
     assert_eq!(process::session_members(process.identity().pid), [process.identity().pid]);
     process.stop().await;
-}
-
-#[test]
-fn a_tail_keeps_the_last_lines_and_cuts_long_ones() {
-    let mut tail = Tail::default();
-    for line in 0..100 {
-        tail.push(format!("line {line}\n").as_bytes());
-    }
-    tail.push(&[b'x'; 10_000]);
-    tail.push(b"y\nend");
-    let text = tail.text();
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), TAIL_LINES);
-    assert_eq!(lines[0], "line 62");
-    assert_eq!((lines[38].len(), lines[39]), (LINE_BYTES, "end"));
 }

@@ -3,24 +3,33 @@
 //! An engine is data from the worker's own configuration. A task only names one; its model name and settings
 //! are the only words of it that reach an engine, as single arguments, never through a shell.
 
+mod docker;
 mod launch;
 mod layout;
 mod ports;
 mod ready;
+mod running;
 mod settings;
 mod template;
 mod tfs;
 pub(crate) mod triton;
+mod watched;
 
+pub use docker::docker_version;
 pub use layout::Layout;
 pub use ports::{PortPair, PortPolicy, Ports, check_ports};
 
-pub(crate) use launch::{Census, Command, Process, start};
+pub(crate) use docker::remove_orphans;
+pub(crate) use launch::{Command, Process, start};
+pub(crate) use running::note;
+pub(crate) use watched::Census;
 
-use crate::{inspector::Metadata, lock::DeviceLock, process::Identity, sample::Idle};
-use layout::Laid;
+use running::{Running, Setup};
+
+use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
+    container::Container,
     device::{Device, DeviceKind},
     engine::Protocol,
     model::Format,
@@ -31,8 +40,11 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// An engine that this worker may launch or use.
 #[derive(Clone, Debug)]
@@ -71,6 +83,16 @@ pub enum Launch {
         /// Set besides the worker's own environment.
         env: BTreeMap<String, String>,
     },
+    /// A container of this machine's Docker, started for each deployment. The model is mounted read-only; `{model}` is
+    /// where it lies inside, and ports are mapped on loopback.
+    Docker {
+        /// The image and its set-up.
+        container: Container,
+        /// The command, with placeholders as of a process; empty: the image's own.
+        args: Vec<String>,
+        /// Set in the container.
+        env: BTreeMap<String, String>,
+    },
     /// A server that already runs.
     Attach {
         /// `host:port`.
@@ -85,6 +107,7 @@ impl Launch {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Process { .. } => "process",
+            Self::Docker { .. } => "docker",
             Self::Attach { .. } => "attach",
         }
     }
@@ -97,13 +120,16 @@ impl EngineSpec {
     /// `invalid_argument`, naming what of the engine's configuration makes no sense.
     pub fn validate(&self) -> Result<(), Problem> {
         let field = format!("engines.{}", self.name);
-        if self.protocol == Protocol::MlmodelciPredict {
-            let message = format!("this build does not drive {}", self.protocol.as_str());
-            return Err(Problem::invalid(field, message).with_hint("engines that speak kserve-v2 or tfs can be used"));
-        }
         match &self.launch {
             Launch::Process { args, env, .. } => {
                 args.iter().chain(env.values()).try_for_each(|text| template::check(text, &field))
+            }
+            Launch::Docker { container, .. } if container.image.is_empty() => {
+                Err(Problem::invalid(format!("{field}.docker.image"), "is not set").with_hint("repository:tag"))
+            }
+            Launch::Docker { container, args, env } => {
+                let templates = args.iter().chain(env.values()).chain(&container.mount);
+                templates.into_iter().try_for_each(|text| template::check(text, &field))
             }
             Launch::Attach { address, .. } if ready::uri(address).is_none() => {
                 Err(Problem::invalid(field, format!("'{address}' is not an address")).with_hint("host:port"))
@@ -163,16 +189,9 @@ pub(crate) struct Deployment {
     pub metadata: Option<Metadata>,
     /// The slot's GPU as it was before this was deployed.
     pub gpu_idle: Option<Idle>,
-    process: Option<Running>,
-}
-
-/// An engine's process, noted in the lock of its device.
-#[derive(Debug)]
-struct Running {
-    process: launch::Process,
-    place: Arc<Place>,
-    _ports: ports::Reserved,
-    _folder: Option<layout::Folder>,
+    /// The image that it was started from.
+    pub image_digest: Option<String>,
+    running: Option<Running>,
 }
 
 impl Deployment {
@@ -186,38 +205,12 @@ impl Deployment {
         artifact: Option<&Path>,
         place: &Arc<Place>,
     ) -> Result<Self, Problem> {
-        let started = Instant::now();
+        let setup = Setup { spec, cell, artifact, place };
+        let launched = |running: Running| (running.address(), running.model.clone(), Some(running));
         let (address, model, running) = match &spec.launch {
             Launch::Attach { address, model } => (address.clone(), model.clone(), None),
-            Launch::Process { program, args, env } => {
-                let ports = ports::reserve(spec, place)?;
-                let Laid { model, name, args: more, folder } = lay_out(spec, cell, artifact, place).await?;
-                let values = template::Values {
-                    model: model.as_deref(),
-                    model_name: &name,
-                    grpc_port: ports.pair.grpc,
-                    http_port: ports.pair.http,
-                    metrics_port: ports.pair.metrics,
-                    settings: &cell.engine_settings,
-                    device: &place.device,
-                    inputs: &cell.inputs,
-                };
-                let command = Command {
-                    what: format!("engine {}", spec.name),
-                    program: program.clone(),
-                    args: [values.expand_all(args)?, more].concat(),
-                    env: environment(&values, env, &place.device)?,
-                    cores: place.cores.clone(),
-                    inherit: place.lock.fds(),
-                    log: place.logs.join(format!("{}-slot{}.log", spec.name, place.index)),
-                    census: place.census.clone(),
-                    talk: None,
-                };
-                let process = start(command).await?;
-                note(&place.lock, process.identity());
-                let address = format!("127.0.0.1:{}", ports.pair.grpc);
-                (address, name, Some(Running { process, place: place.clone(), _ports: ports, _folder: folder }))
-            }
+            Launch::Process { program, args, env } => launched(setup.process(program, args, env).await?),
+            Launch::Docker { container, args, env } => launched(setup.container(container, args, env).await?),
         };
         let mut deployment = Self {
             key: cell.deployment_key(),
@@ -230,7 +223,8 @@ impl Deployment {
             protocol: spec.protocol,
             metadata: None,
             gpu_idle: None,
-            process: running,
+            image_digest: running.as_ref().and_then(|running| running.image_digest.clone()),
+            running,
         };
         match deployment.until_ready(spec).await {
             Ok(version) => deployment.engine_version = spec.version.clone().unwrap_or(version),
@@ -239,16 +233,16 @@ impl Deployment {
                 return Err(problem);
             }
         }
-        deployment.deploy_ms = deployment.process.is_some().then(|| started.elapsed().as_secs_f64() * 1e3);
+        deployment.deploy_ms = deployment.running.as_ref().map(Running::age_ms);
         Ok(deployment)
     }
 
     async fn until_ready(&self, spec: &EngineSpec) -> Result<String, Problem> {
-        let ready = ready::wait(spec.protocol, &self.address, &self.model, spec.ready_timeout);
-        let Some(running) = &self.process else { return ready.await };
+        let ready = ready::wait(self.protocol, &self.address, &self.model, spec.ready_timeout);
+        let Some(running) = &self.running else { return ready.await };
         tokio::select! {
             biased;
-            died = running.process.ended() => {
+            died = running.ended() => {
                 let message = format!("engine {} {died} before it was ready", spec.name);
                 Err(running.explain(Problem::new(Code::EngineFailed, message)).await)
             }
@@ -259,92 +253,42 @@ impl Deployment {
         }
     }
 
-    /// The root of the engine's process tree; none for a server that already ran.
+    /// The root of the engine's process tree; none where it cannot be seen from here.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|running| running.process.identity().pid)
+        self.running.as_ref().and_then(Running::pid)
+    }
+
+    /// Whether it was launched here, on this slot's device.
+    pub fn is_local(&self) -> bool {
+        self.running.is_some()
     }
 
     /// Whether it can still serve.
     pub fn is_alive(&self) -> bool {
-        self.process.as_ref().is_none_or(|running| running.process.is_alive())
+        self.running.as_ref().is_none_or(Running::is_alive)
     }
 
-    /// Completes when the engine's process ends; never for a server that already ran.
+    /// Completes when the engine ends; never for a server that already ran.
     pub async fn ended(&self) -> Problem {
-        let Some(running) = &self.process else { return std::future::pending().await };
-        let died = running.process.ended().await;
+        let Some(running) = &self.running else { return std::future::pending().await };
+        let died = running.ended().await;
         running.explain(Problem::new(Code::EngineFailed, format!("the engine {died} while it was measured"))).await
     }
 
     /// The same problem with the engine's last lines, where it is one that they may explain.
     pub async fn explain(&self, problem: Problem) -> Problem {
-        match &self.process {
+        match &self.running {
             Some(running) => running.explain(problem).await,
             None => problem,
         }
     }
 
-    /// Stops the engine: SIGTERM, a grace of 3 s, then SIGKILL to all that is left of its session.
+    /// Stops the engine: SIGTERM, a grace of 3 s, then SIGKILL to all that is left of it.
     pub async fn stop(mut self) {
-        if let Some(running) = self.process.take() {
-            running.process.stop().await;
+        if let Some(running) = self.running.take() {
+            running.stop().await;
         }
     }
-}
-
-impl Running {
-    async fn explain(&self, mut problem: Problem) -> Problem {
-        let lines = self.process.last_lines().await;
-        if !lines.is_empty() && !problem.message.contains(LAST_LINES) {
-            problem.message.push_str(LAST_LINES);
-            problem.message.push_str(&lines);
-        }
-        let hint = || format!("the whole log is {}", self.process.log_path().display());
-        problem.hint = problem.hint.or_else(|| Some(hint()));
-        problem
-    }
-}
-
-/// What the engine's own words begin with in a problem.
-const LAST_LINES: &str = "; its last lines:\n";
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.process.kill();
-        if let Err(problem) = self.place.lock.remove_engine(self.process.identity()) {
-            tracing::warn!(%problem, "an engine that ended stays noted in its device's lock");
-        }
-    }
-}
-
-/// Off the runtime's threads: a large artifact may have to be copied.
-async fn lay_out(spec: &EngineSpec, cell: &Cell, artifact: Option<&Path>, place: &Place) -> Result<Laid, Problem> {
-    let folder = place.run.join(format!("{}-slot{}", spec.name, place.index));
-    let (layout, cell, artifact, device) =
-        (spec.layout.clone(), cell.clone(), artifact.map(Path::to_owned), place.device.kind);
-    let made = tokio::task::spawn_blocking(move || layout.lay_out(&cell, artifact.as_deref(), device, folder));
-    made.await.map_err(|e| Problem::new(Code::Internal, format!("laying the model out failed: {e}")))?
-}
-
-/// The note lets the next worker end an orphan; without it the inherited lock still does.
-pub(crate) fn note(lock: &DeviceLock, engine: Identity) {
-    if let Err(problem) = lock.add_engine(engine) {
-        tracing::warn!(%problem, "an engine is not noted in its device's lock");
-    }
-}
-
-fn environment(
-    values: &template::Values<'_>,
-    env: &BTreeMap<String, String>,
-    device: &Device,
-) -> Result<Vec<(String, String)>, Problem> {
-    let mut expanded =
-        env.iter().map(|(key, value)| Ok((key.clone(), values.expand(value)?))).collect::<Result<Vec<_>, Problem>>()?;
-    if let Some(uuid) = &device.uuid {
-        // By UUID: CUDA's own order of indices is not NVML's.
-        expanded.push(("CUDA_VISIBLE_DEVICES".into(), uuid.clone()));
-    }
-    Ok(expanded)
 }
 
 #[cfg(test)]

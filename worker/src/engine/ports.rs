@@ -31,7 +31,7 @@ pub struct PortPair {
 }
 
 impl PortPair {
-    fn all(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn all(&self) -> impl Iterator<Item = u16> {
         [self.http, self.grpc].into_iter().chain(self.metrics)
     }
 }
@@ -94,18 +94,11 @@ impl Drop for Reserved {
 /// # Errors
 /// `busy`, naming the port and who holds it.
 pub(super) fn reserve(spec: &EngineSpec, place: &Place) -> Result<Reserved, Problem> {
-    let pair = spec.ports.on(place.device.kind).ok_or_else(|| {
-        Problem::invalid("devices", format!("engine {} does not run on {}", spec.name, place.device.class))
-    })?;
-    let wanted = |port| match place.ports {
-        PortPolicy::Auto => Ok(None),
-        PortPolicy::Default if port == 0 => Ok(None),
-        PortPolicy::Default => on_slot(port, place.index).map(Some),
-    };
+    let wanted = wanted(spec, place)?;
     let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut taken = Vec::new();
-    for port in pair.all() {
-        match wanted(port).and_then(|port| take(&mut reserved, port, &spec.name)) {
+    for port in wanted {
+        match take(&mut reserved, port, &spec.name) {
             Ok(port) => taken.push(port),
             Err(problem) => {
                 reserved.retain(|port| !taken.contains(port));
@@ -116,6 +109,19 @@ pub(super) fn reserve(spec: &EngineSpec, place: &Place) -> Result<Reserved, Prob
     Ok(Reserved { pair: PortPair { http: taken[0], grpc: taken[1], metrics: taken.get(2).copied() } })
 }
 
+/// Its ports by the rules, as [`PortPair::all`] has them; none: any free one.
+fn wanted(spec: &EngineSpec, place: &Place) -> Result<Vec<Option<u16>>, Problem> {
+    let pair = spec.ports.on(place.device.kind).ok_or_else(|| {
+        Problem::invalid("devices", format!("engine {} does not run on {}", spec.name, place.device.class))
+    })?;
+    let wanted = |port| match place.ports {
+        PortPolicy::Auto => Ok(None),
+        PortPolicy::Default if port == 0 => Ok(None),
+        PortPolicy::Default => on_slot(port, place.index).map(Some),
+    };
+    pair.all().map(wanted).collect()
+}
+
 /// Checks that the default ports of these engines are free on each of a worker's slots, before anything starts.
 ///
 /// # Errors
@@ -124,7 +130,7 @@ pub fn check_ports(engines: &[EngineSpec], slots: &[SlotOptions], policy: PortPo
     if policy == PortPolicy::Auto {
         return Ok(());
     }
-    let launched = engines.iter().filter(|engine| matches!(engine.launch, Launch::Process { .. }));
+    let launched = engines.iter().filter(|engine| !matches!(engine.launch, Launch::Attach { .. }));
     for engine in launched {
         for (index, slot) in (0..).zip(slots) {
             let Some(pair) = engine.ports.on(slot.device.kind) else { continue };
@@ -197,12 +203,41 @@ fn holder(port: u16) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::testing;
+    use modelmeter_common::engine::ENGINES;
 
     #[test]
     fn a_slot_adds_a_thousand_and_the_range_ends() {
         assert_eq!(on_slot(8001, 0), Ok(8001));
         assert_eq!(on_slot(8001, 3), Ok(11001));
         assert_eq!(on_slot(8001, 60).unwrap_err().field.as_deref(), Some("ports"));
+    }
+
+    #[test]
+    fn each_engine_has_its_ports_by_device_and_slot() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut place = testing::place(folder.path(), PortPolicy::Default);
+        let mut wanted_on = |kind, index| {
+            (place.device.kind, place.index) = (kind, index);
+            let ports = ENGINES.iter().map(|info| {
+                let spec = EngineSpec { ports: Ports::of(info), ..testing::engine(info.name, &[]) };
+                let ports = wanted(&spec, &place).ok()?;
+                ports[0].zip(ports[1]).map(|ports| (info.name, ports))
+            });
+            ports.flatten().collect::<Vec<_>>()
+        };
+        let cpu = [
+            ("onnx", (8001, 8002)),
+            ("rten", (8021, 8022)),
+            ("torchscript", (8100, 8101)),
+            ("triton", (8200, 8201)),
+            ("tfs", (8501, 8500)),
+        ];
+        assert_eq!(wanted_on(DeviceKind::Cpu, 0), cpu);
+        let third = cpu.map(|(name, (http, grpc))| (name, (http + 2000, grpc + 2000)));
+        assert_eq!(wanted_on(DeviceKind::Cpu, 2), third);
+        let gpu =
+            [("onnx", (9010, 9011)), ("torchscript", (9110, 9111)), ("triton", (9200, 9201)), ("tfs", (9510, 9511))];
+        assert_eq!(wanted_on(DeviceKind::Gpu, 1), gpu);
     }
 
     #[test]

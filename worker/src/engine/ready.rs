@@ -1,13 +1,15 @@
-//! Readiness, asked of the engine itself: KServe ModelReady, TensorFlow Serving GetModelStatus.
+//! Readiness, asked of the engine itself: KServe ModelReady, TensorFlow Serving GetModelStatus; of what cannot say it,
+//! that it answers.
 
 use modelmeter_common::{Code, Problem, engine::Protocol};
 use modelmeter_proto::{
     kserve::{ModelReadyRequest, ServerMetadataRequest, grpc_inference_service_client::GrpcInferenceServiceClient},
+    mlmodelci::{InferRequest, predict_client::PredictClient},
     tensorflow::serving::{
         GetModelStatusRequest, ModelSpec, model_service_client::ModelServiceClient, model_version_status::State,
     },
 };
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -73,7 +75,8 @@ async fn ask(protocol: Protocol, endpoint: &Endpoint, model: &str) -> Answer {
     let Ok(channel) = endpoint.connect().await else { return Answer::Silence };
     let asked = match protocol {
         Protocol::Tfs => ask_tfs(channel, model).await,
-        Protocol::KserveV2 | Protocol::MlmodelciPredict => ask_kserve(channel, model).await,
+        Protocol::KserveV2 => ask_kserve(channel, model).await,
+        Protocol::MlmodelciPredict => ask_predict(channel, model).await,
     };
     asked.unwrap_or_else(|status| Answer::NotYet(status.message().to_owned()))
 }
@@ -106,6 +109,16 @@ async fn ask_tfs(channel: Channel, model: &str) -> Result<Answer, tonic::Status>
     }
     let states: Vec<_> = versions.iter().map(|version| version.state().as_str_name()).collect();
     Ok(Answer::NotYet(format!("the states of its versions are [{}]", states.join(", "))))
+}
+
+/// An empty request: a server that answers it, if only to refuse it, has loaded its model.
+async fn ask_predict(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
+    let request = InferRequest { model_name: model.to_owned(), ..InferRequest::default() };
+    match PredictClient::new(channel).infer(request).await {
+        // The connection's refusal has a source, the server's has none.
+        Err(status) if status.code() == tonic::Code::Unimplemented || status.source().is_some() => Err(status),
+        _ => Ok(Answer::Ready(UNKNOWN.into())),
+    }
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use super::*;
 use crate::{
     lock::Claim,
-    process,
+    process::{self, Identity},
     testing::{self, until},
 };
 use modelmeter_common::model::ModelRef;
-use std::{fs, process::Stdio};
+use std::{fs, process::Stdio, time::Instant};
 
 /// Set in the process that plays the worker which is killed: where it works.
 const ROLE: &str = "MODELMETER_TEST_KILLED_WORKER";
@@ -73,6 +73,17 @@ async fn placeholders_reach_a_process_as_single_arguments() {
     let problem = Deployment::new(&spec, &cell, Some(Path::new("/tmp/a b.onnx")), &place).await.unwrap_err();
     let said = r#"2 [/tmp/a b.onnx] [{"a":"$(id) ; b"}] {"a":"$(id) ; b"}"#;
     assert!(problem.message.ends_with(said), "{problem}");
+}
+
+#[tokio::test]
+async fn a_process_sees_its_slots_gpu_alone_by_uuid() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = testing::place(folder.path(), PortPolicy::Auto);
+    place.device = Device { kind: DeviceKind::Gpu, index: Some(1), uuid: Some("GPU-b".into()), ..testing::cpu() };
+    let spec = testing::engine("sh", &["-c", "echo {device} sees $CUDA_VISIBLE_DEVICES; exit 1"]);
+    let spec = EngineSpec { ports: Ports { gpu: spec.ports.cpu, cpu: None }, ..spec };
+    let problem = Deployment::new(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
+    assert!(problem.message.ends_with("cuda:0 sees GPU-b"), "{problem}");
 }
 
 /// Not a test of its own: the body of the worker that the next test kills.

@@ -7,6 +7,7 @@ mod child;
 pub mod data;
 pub mod kserve_v2;
 mod pipe;
+pub mod predict;
 mod process;
 mod registry;
 pub mod tfs;
@@ -101,25 +102,23 @@ pub async fn metadata(protocol: Protocol, endpoint: &str, model: &str) -> Result
     match protocol {
         Protocol::KserveV2 => kserve_v2::metadata(endpoint, model).await,
         Protocol::Tfs => tfs::metadata(endpoint, model).await,
-        Protocol::MlmodelciPredict => Err(undriven(protocol)),
+        Protocol::MlmodelciPredict => {
+            Err(Problem::invalid("input", "a server that speaks mlmodelci-predict does not tell what a model takes")
+                .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"))
+        }
     }
 }
 
 /// A protocol's own client.
 ///
 /// # Errors
-/// `invalid_argument` for a protocol that this build does not drive.
+/// `invalid_argument` for a subject that the protocol cannot carry.
 pub fn built_in(protocol: Protocol, subject: Subject) -> Result<Arc<dyn Inspector>, Problem> {
     match protocol {
         Protocol::KserveV2 => Ok(Arc::new(kserve_v2::KserveV2::new(subject))),
         Protocol::Tfs => Ok(Arc::new(tfs::Tfs::new(subject))),
-        Protocol::MlmodelciPredict => Err(undriven(protocol)),
+        Protocol::MlmodelciPredict => Ok(Arc::new(predict::Predict::new(subject)?)),
     }
-}
-
-fn undriven(protocol: Protocol) -> Problem {
-    Problem::invalid("protocol", format!("this version does not speak {} yet", protocol.as_str()))
-        .with_hint("it speaks kserve-v2 and tfs")
 }
 
 /// A connection to a server of which nothing is known yet.

@@ -23,7 +23,7 @@ impl Kept {
 
     /// How it ended, as in "exited with code 1"; none if it goes on.
     pub async fn end(&self) -> Option<String> {
-        tokio::time::timeout(FAREWELL, self.process.ended()).await.ok()
+        tokio::time::timeout(FAREWELL, self.process.watched.ended()).await.ok()
     }
 
     /// Ends it at once, without waiting.
@@ -33,8 +33,8 @@ impl Kept {
 
     /// The same problem with its last lines.
     pub async fn explain(&self, problem: Problem) -> Problem {
-        let lines = self.process.last_lines().await;
-        let log = self.process.log_path().display();
+        let lines = self.process.watched.last_lines().await;
+        let log = self.process.watched.log_path.display();
         match lines.is_empty() {
             true => problem,
             false => Problem { message: format!("{}; its last lines:\n{lines}", problem.message), ..problem },
