@@ -7,7 +7,7 @@
 
 use super::{
     GRACE,
-    watched::{Census, Log, Watched},
+    watched::{Census, Counted, Log, Watched},
 };
 use crate::{
     cpus::set_of,
@@ -55,7 +55,7 @@ pub(crate) struct Process {
     ours: Arc<Mutex<bool>>,
 }
 
-type Job = (Command, oneshot::Sender<Result<Process, Problem>>);
+type Job = (Command, Counted, oneshot::Sender<Result<Process, Problem>>);
 
 /// Starts an engine.
 ///
@@ -66,20 +66,22 @@ pub(crate) async fn start(command: Command) -> Result<Process, Problem> {
     let launcher = LAUNCHER.get_or_init(|| {
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::spawn(move || {
-            for (command, reply) in queue {
+            for (command, counted, reply) in queue {
                 // A caller that has gone drops the process, which ends it.
-                let _ = reply.send(fork(command));
+                let _ = reply.send(fork(command, counted));
             }
         });
         jobs
     });
     let gone = || Problem::new(Code::Internal, "the launcher thread has ended");
     let (reply, started) = oneshot::channel();
-    launcher.send((command, reply)).map_err(|_| gone())?;
+    // Counted from here on: one that is on its way when its caller goes is waited for too.
+    let counted = command.census.count();
+    launcher.send((command, counted, reply)).map_err(|_| gone())?;
     started.await.map_err(|_| gone())?
 }
 
-fn fork(mut command: Command) -> Result<Process, Problem> {
+fn fork(mut command: Command, counted: Counted) -> Result<Process, Problem> {
     let ((log, tail), talk) = (Log::create(&command.log)?, command.talk.take());
     let failed = |e: io::Error| {
         let code = if e.kind() == io::ErrorKind::NotFound { Code::NotInstalled } else { Code::EngineFailed };
@@ -104,7 +106,7 @@ fn fork(mut command: Command) -> Result<Process, Problem> {
     follow(output, log);
     let identity = Identity::of(child.id());
     let ours = Arc::new(Mutex::new(true));
-    let exit = reap_later(child, ours.clone(), command.census);
+    let exit = reap_later(child, ours.clone(), counted);
     // Not reaped before `reap_later` ends, so a zombie at worst: its stat can be read.
     let identity = identity.ok_or_else(|| Problem::new(Code::EngineFailed, "the engine ended as it was started"))?;
     Ok(Process { identity, watched: Watched { exit, tail, log_path: command.log }, ours })
@@ -135,9 +137,8 @@ fn prepare(worker: libc::pid_t, cores: Option<&libc::cpu_set_t>, inherit: &[RawF
 }
 
 /// Waits for the end on a thread of its own; gives the status once nothing of the session is left.
-fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, census: Census) -> watch::Receiver<Option<String>> {
+fn reap_later(mut child: Child, ours: Arc<Mutex<bool>>, counted: Counted) -> watch::Receiver<Option<String>> {
     let (exit, receiver) = watch::channel(None);
-    let counted = census.count();
     thread::spawn(move || {
         wait_unreaped(child.id());
         process::kill_session(child.id());
