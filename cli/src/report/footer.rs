@@ -133,7 +133,8 @@ fn spoiled(group: &[&Profile], lines: &mut Vec<String>) {
         let why = point.warnings.iter().filter(|w| SPOILS.contains(&w.code.as_str())).map(|w| w.message.as_str());
         format!("invalid: {}, {}: {}", name(p), load(point.load), why.collect::<Vec<_>>().join("; "))
     };
-    let points = group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));
+    let points =
+        group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));
     add(lines, points.collect());
 }
 

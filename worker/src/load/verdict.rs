@@ -170,7 +170,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         let asked = rules.stop.precision * 100.0;
         let message = match worst(seen) {
             Some((_, width)) if width <= rules.stop.precision => {
-                format!("too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration")
+                format!(
+                    "too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration"
+                )
             }
             Some((name, width)) => format!(
                 "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",

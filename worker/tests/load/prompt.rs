@@ -44,7 +44,8 @@ impl Prompt {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, ends) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::<AtomicBool>::default());
-        let server = Server { listener, law, seen: seen.clone(), conns: Vec::new(), waiting: BinaryHeap::new(), came: 0 };
+        let server =
+            Server { listener, law, seen: seen.clone(), conns: Vec::new(), waiting: BinaryHeap::new(), came: 0 };
         let end = ends.clone();
         let thread = std::thread::spawn(move || server.run(&end));
         Self { address, seen, ends, thread: Some(thread) }

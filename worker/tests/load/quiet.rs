@@ -32,7 +32,8 @@ struct Cpu {
 impl Cpu {
     fn now() -> Self {
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
-        let ticks: Vec<u64> = stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+        let ticks: Vec<u64> =
+            stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
         // Their order: user, nice, system, idle, iowait, irq, softirq, steal; guests are counted in the first two.
         let (all, idle) = (ticks[..8].iter().sum::<u64>(), ticks[3] + ticks[4]);
         // SAFETY: sysconf only reads, and rusage is plain memory, which the call fills.

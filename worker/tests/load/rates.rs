@@ -1,13 +1,6 @@
 //! A sweep and an SLA search in real time: the whole plan against servers whose peak and highest rate are known.
 
-use super::{
-    laws,
-    laws::ms,
-    mock::Reply,
-    prompt::Prompt,
-    quiet::quietly,
-    rules, target_at, turn,
-};
+use super::{laws, laws::ms, mock::Reply, prompt::Prompt, quiet::quietly, rules, target_at, turn};
 use modelmeter_common::{
     load::{Arrivals, Load, LoadPoint, Sla, Stop},
     part::Point,
@@ -22,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 async fn plan(server: &Prompt, load: &Load, sla: Option<Sla>) -> Vec<Point> {
     let stop = Stop { min_duration_ms: 300, max_duration_ms: 1500, ..Stop::default() };
     let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
-    let mut bench = Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
+    let mut bench =
+        Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
     run_plan(load, sla.as_ref(), None, &mut bench).await.unwrap()
 }
 
