@@ -63,7 +63,7 @@ fn the_highest_rate_that_meets_an_sla_is_searched_for() {
     let home = tempfile::tempdir().unwrap();
     let args =
         ["profile", "mlp", "--engines", "null", "--batch-sizes", "1", "--load", "sla-search", "--sla", "p95=100ms"];
-    let short = ["--min-duration", "100ms", "--max-duration", "1s", "--json"];
+    let short = ["--min-duration", "100ms", "--max-duration", "3s", "--json"];
     let profile = &json(&command(home.path(), &[&args[..], &short].concat()).output().unwrap())[0];
     let (sla, points) = (&profile["sla"], profile["points"].as_array().unwrap());
     let rate = |load: &Value| load["rate_per_s"].as_f64().unwrap();

@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time:
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use settings::check_settings;
+pub use settings::{check_settings, io_threads};
 
 /// The engines that this room serves.
 pub const ENGINES: [&str; 3] = ["onnx", "rten", "null"];

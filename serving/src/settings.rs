@@ -73,6 +73,17 @@ pub fn check_settings(engine: &str, settings: &BTreeMap<String, Value>) -> Resul
     parse(engine, settings).map(|_| ())
 }
 
+/// Threads that take requests and send answers: what inference leaves of the cores that this process may run on, so that
+/// a call is not passed back and forth between more threads than there are cores. At least one; all, where inference has
+/// no threads of its own.
+pub fn io_threads(engine: &str, settings: &BTreeMap<String, Value>) -> usize {
+    let inference = match parse(engine, settings) {
+        Ok(settings) if engine != "null" => settings.threads.saturating_mul(settings.instances),
+        _ => 0,
+    };
+    num_cpus::get().saturating_sub(inference).max(1)
+}
+
 pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Settings, Problem> {
     let known = known(engine).ok_or_else(|| unknown(engine))?;
     for (name, value) in settings {
@@ -132,6 +143,9 @@ mod tests {
         check("torchscript", json!({"threads": 1, "instances": 2})).unwrap();
         check("null", json!({})).unwrap();
         let usable = std::thread::available_parallelism().unwrap().get();
+        let [few, many] = [1, 1024].map(|n| BTreeMap::from([("threads".to_owned(), json!(n))]));
+        assert_eq!((io_threads("null", &BTreeMap::new()), io_threads("rten", &many)), (usable, 1));
+        assert_eq!(io_threads("onnx", &few), (usable - 1).max(1));
         assert!((1..=usable).contains(&parse("rten", &BTreeMap::new()).unwrap().threads));
     }
 

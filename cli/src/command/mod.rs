@@ -56,7 +56,11 @@ fn run(cli: Cli) -> Result<u8, Problem> {
     let Some(command) = cli.command else {
         return Err(Problem::invalid("command", "no command was given").with_hint("see modelmeter --help"));
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Serve(args) = &command {
+        runtime.worker_threads(serve::io_threads(args)?);
+    }
+    let runtime = runtime
         .enable_all()
         .build()
         .map_err(|e| Problem::new(Code::Internal, format!("cannot start the runtime: {e}")))?;

@@ -3,13 +3,22 @@
 use crate::{args::ServeArgs, interrupt};
 use modelmeter_common::{Code, Problem};
 use modelmeter_serving::{Options, serve};
-use std::net::IpAddr;
+use serde_json::Value;
+use std::{collections::BTreeMap, net::IpAddr};
 use tokio::net::TcpListener;
 
-pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
-    let settings = serde_json::from_str(&args.settings).map_err(|e| {
+pub(super) fn io_threads(args: &ServeArgs) -> Result<usize, Problem> {
+    Ok(modelmeter_serving::io_threads(&args.engine, &settings(args)?))
+}
+
+fn settings(args: &ServeArgs) -> Result<BTreeMap<String, Value>, Problem> {
+    serde_json::from_str(&args.settings).map_err(|e| {
         Problem::invalid("settings", format!("not a JSON object: {e}")).with_hint(r#"for example {"threads": 2}"#)
-    })?;
+    })
+}
+
+pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
+    let settings = settings(&args)?;
     let stop = interrupt::listen()?;
     let grpc = bind(args.host, args.grpc_port, "grpc-port").await?;
     let http = bind(args.host, args.http_port, "http-port").await?;
