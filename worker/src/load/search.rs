@@ -24,6 +24,8 @@ pub struct Search {
     start: f64,
     meets: Option<f64>,
     misses: Option<f64>,
+    /// The highest rate that had too few calls to say anything.
+    little: Option<f64>,
     /// A rate that was spoiled the first time.
     again: Option<f64>,
     points: usize,
@@ -43,7 +45,7 @@ enum Says {
 impl Search {
     /// Nothing tried yet.
     pub fn new(sla: Sla, arrivals: Arrivals) -> Self {
-        Self { sla, arrivals, start: 1.0, meets: None, misses: None, again: None, points: 0 }
+        Self { sla, arrivals, start: 1.0, meets: None, misses: None, little: None, again: None, points: 0 }
     }
 
     /// Takes the order of the rates from a closed loop with one in flight.
@@ -61,6 +63,10 @@ impl Search {
             _ if self.again.filter(open).is_some() => self.again.filter(open)?,
             (None, None) => self.start,
             (Some(meets), None) => meets * 2.0,
+            (None, Some(misses)) if self.little.is_some_and(|little| little < misses) => {
+                let little = self.little.filter(|little| misses / little > CLOSE)?;
+                (little * misses).sqrt()
+            }
             // Below a hundredth of the start it is not the load that makes it miss.
             (None, Some(misses)) => Some(misses / 4.0).filter(|rate| *rate > self.start / 100.0)?,
             (Some(meets), Some(misses)) if misses / meets <= CLOSE => return None,
@@ -87,7 +93,10 @@ impl Search {
         match says {
             Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
             // A higher rate has more calls to show it with.
-            Says::TooLittle if self.meets.is_none() && self.misses.is_none() => self.start = rate_per_s * 2.0,
+            Says::TooLittle if self.meets.is_none() => {
+                self.little = Some(self.little.map_or(rate_per_s, |l| l.max(rate_per_s)));
+                self.start = rate_per_s * 2.0;
+            }
             // Once more: that was not the server.
             Says::Nothing if self.again != Some(rate_per_s) => self.again = Some(rate_per_s),
             Says::TooLittle | Says::Nothing | Says::Misses => {
@@ -143,6 +152,10 @@ mod tests {
         search.note(load(6.0), Says::Meets);
         search.note(load(12.0), Says::TooLittle);
         assert_eq!(search.propose(), Some(load((6.0f64 * 12.0).sqrt())), "it is not claimed");
+        let mut search = Search::new(search.sla.clone(), Arrivals::Poisson);
+        search.note(load(3.0), Says::TooLittle);
+        search.note(load(6.0), Says::Misses);
+        assert_eq!(search.propose(), Some(load((3.0f64 * 6.0).sqrt())), "and not down, where there are even fewer");
     }
 
     #[test]

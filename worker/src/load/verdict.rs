@@ -97,11 +97,10 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
     let (failures, requests) = (seen.series.total().failures, seen.series.requests());
     if failures as f64 > MAX_ERRORS * requests as f64 {
         let share = 100.0 * failures as f64 / requests as f64;
-        let listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}", f.name())).collect();
-        let most = seen.errors.iter().max_by_key(|(_, n)| **n).and_then(|(f, _)| seen.words.get(f));
-        let words = most.map(|w| format!(" ({w})")).unwrap_or_default();
+        let words = |f: &Failure| seen.words.get(f).map(|w| format!(" ({w})")).unwrap_or_default();
+        let listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}{}", f.name(), words(f))).collect();
         let listed = listed.join(", ");
-        let message = format!("{share:.1} % of the calls failed: {listed}{words}; lower the load or mend the server");
+        let message = format!("{share:.1} % of the calls failed: {listed}; lower the load or mend the server");
         warn(warnings, "errors", message);
     }
     if let Some(words) = &seen.gone {

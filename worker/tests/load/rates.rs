@@ -13,7 +13,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 async fn plan(server: &Prompt, load: &Load, sla: Option<Sla>) -> Vec<Point> {
-    let stop = Stop { min_duration_ms: 300, max_duration_ms: 1500, ..Stop::default() };
+    let stop = Stop { min_duration_ms: 300, max_duration_ms: 3000, ..Stop::default() };
     let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
     let mut bench =
         Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
