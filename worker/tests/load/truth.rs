@@ -181,7 +181,7 @@ async fn the_server_browns_out() {
 
 #[tokio::test]
 async fn errors_come_in_bursts() {
-    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(10)), SERVICE)).await {
+    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(25)), SERVICE)).await {
         assert!(point.errors > 0 && point.error_kinds["grpc_unavailable"] == point.errors);
         assert_eq!(measured(&point, 99.9), None, "it falls among the failures");
     }
