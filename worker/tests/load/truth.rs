@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 
 /// As far as a figure may be from the record.
 const TOLERANCE: f64 = 0.01;
-/// Of a service: long enough that what client, loopback and mock cost is well below the tolerance.
-const SERVICE: Duration = ms(80);
-const IN_FLIGHT: usize = 16;
+/// Of a service: long enough that the few ms for which a virtual machine stands still now and then are below the tolerance.
+const SERVICE: Duration = ms(400);
+const IN_FLIGHT: usize = 64;
 const SEED: u64 = 5;
 /// More requests than a run makes.
 const NUMBERED: usize = 10_000;
@@ -134,7 +134,7 @@ where
     L: FnMut(usize, Instant) -> Reply + Send + 'static,
 {
     let _turn = turn().await;
-    [check(closed(IN_FLIGHT as u32), 3000, &law).await, check(poisson(400.0), 3000, &law).await]
+    [check(closed(IN_FLIGHT as u32), 6000, &law).await, check(poisson(160.0), 6000, &law).await]
 }
 
 const fn poisson(rate_per_s: f64) -> LoadPoint {
@@ -144,14 +144,14 @@ const fn poisson(rate_per_s: f64) -> LoadPoint {
 #[tokio::test]
 async fn constant() {
     for point in check_both(|| laws::constant(SERVICE)).await {
-        assert!((measured(&point, 50.0).unwrap() / 80.0 - 1.0).abs() < TOLERANCE, "the law's own value");
+        assert!((measured(&point, 50.0).unwrap() / 400.0 - 1.0).abs() < TOLERANCE, "the law's own value");
     }
 }
 
 #[tokio::test]
 async fn bimodal() {
-    for point in check_both(|| laws::bimodal(SERVICE, ms(240), 0.07, 1)).await {
-        assert!(measured(&point, 90.0).unwrap() < 85.0 && measured(&point, 95.0).unwrap() > 235.0);
+    for point in check_both(|| laws::bimodal(SERVICE, ms(1200), 0.07, 1)).await {
+        assert!(measured(&point, 90.0).unwrap() < 410.0 && measured(&point, 95.0).unwrap() > 1190.0);
     }
 }
 
@@ -163,25 +163,25 @@ async fn log_normal() {
 #[tokio::test]
 async fn the_whole_server_freezes() {
     for point in check_both(|| laws::freezes(Stalls::every(ms(500), ms(150)), SERVICE)).await {
-        assert!(measured(&point, 99.9).unwrap() > 220.0, "the stall shows");
+        assert!(measured(&point, 99.9).unwrap() > 540.0, "the stall shows");
     }
 }
 
 #[tokio::test]
 async fn some_requests_are_held() {
     let [_, open] = check_both(|| laws::held_lanes(Stalls::every(ms(400), ms(120)), SERVICE)).await;
-    assert!(measured(&open, 99.0).unwrap() > 150.0);
+    assert!(measured(&open, 99.0).unwrap() > 470.0);
 }
 
 #[tokio::test]
 async fn the_server_browns_out() {
     let [_, open] = check_both(|| laws::brown_outs(Stalls::every(ms(300), ms(60)), SERVICE, 4)).await;
-    assert!(measured(&open, 90.0).unwrap() > 315.0 && measured(&open, 50.0).unwrap() < 85.0);
+    assert!(measured(&open, 90.0).unwrap() > 1590.0 && measured(&open, 50.0).unwrap() < 410.0);
 }
 
 #[tokio::test]
 async fn errors_come_in_bursts() {
-    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(25)), SERVICE)).await {
+    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(110)), SERVICE)).await {
         assert!(point.errors > 0 && point.error_kinds["grpc_unavailable"] == point.errors);
         assert_eq!(measured(&point, 99.9), None, "it falls among the failures");
     }
