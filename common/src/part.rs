@@ -290,6 +290,25 @@ pub struct Warning {
     pub message: String,
 }
 
+/// The codes of warnings that make a point invalid.
+const SPOILING: [&str; 8] = [
+    "errors",
+    "server_gone",
+    "bad_response",
+    "sends_late",
+    "in_flight_limit",
+    "too_few_in_flight",
+    "nothing_measured",
+    "not_certified",
+];
+
+impl Warning {
+    /// Whether a point that carries it is invalid.
+    pub fn spoils(&self) -> bool {
+        SPOILING.contains(&self.code.as_str())
+    }
+}
+
 /// Why a field is null.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Reason {

@@ -115,22 +115,10 @@ fn failures(group: &[&Profile], lines: &mut Vec<String>) {
     add(lines, failed);
 }
 
-/// Warnings that make a point invalid.
-const SPOILS: [&str; 8] = [
-    "errors",
-    "server_gone",
-    "bad_response",
-    "sends_late",
-    "in_flight_limit",
-    "too_few_in_flight",
-    "nothing_measured",
-    "not_certified",
-];
-
 /// What each point that does not stand met.
 fn spoiled(group: &[&Profile], lines: &mut Vec<String>) {
     let told = |p: &Profile, point: &ProfilePoint| {
-        let why = point.warnings.iter().filter(|w| SPOILS.contains(&w.code.as_str())).map(|w| w.message.as_str());
+        let why = point.warnings.iter().filter(|w| w.spoils()).map(|w| w.message.as_str());
         format!("invalid: {}, {}: {}", name(p), load(point.load), why.collect::<Vec<_>>().join("; "))
     };
     let points =
@@ -143,7 +131,7 @@ fn warnings(group: &[&Profile], lines: &mut Vec<String>) {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut total: BTreeMap<&str, usize> = BTreeMap::new();
     let all = group.iter().flat_map(|p| &p.points).flat_map(|point| &point.warnings);
-    for warning in all.filter(|warning| !SPOILS.contains(&warning.code.as_str())) {
+    for warning in all.filter(|warning| !warning.spoils()) {
         *counts.entry((&warning.code, &warning.message)).or_default() += 1;
         *total.entry(&warning.code).or_default() += 1;
     }

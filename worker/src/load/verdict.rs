@@ -35,9 +35,12 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
     let total = seen.series.total();
     let open = matches!(seen.load, LoadPoint::Open { .. });
     let mut warnings = samples.warnings.clone();
-    let sound = soundness(&seen, open, &mut warnings);
+    soundness(&seen, open, &mut warnings);
     cautions(&seen, rules, &samples, open, &mut warnings);
-    let valid = sound && (!rules.stop.certified || is_undisturbed(&mut warnings));
+    if rules.stop.certified {
+        certify(&mut warnings);
+    }
+    let valid = !warnings.iter().any(Warning::spoils);
     let mut unavailable = samples.unavailable;
     for p in seen.percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.insert(percentile_path(p.q), percentile_reason(p));
@@ -91,9 +94,8 @@ fn warn(warnings: &mut Vec<Warning>, code: &str, message: String) {
     warnings.push(Warning { code: code.into(), message });
 }
 
-/// What makes a point invalid. True if nothing does.
-fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
-    let before = warnings.len();
+/// What makes a point invalid.
+fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
     let (failures, requests) = (seen.series.total().failures, seen.series.requests());
     if failures as f64 > MAX_ERRORS * requests as f64 {
         let share = 100.0 * failures as f64 / requests as f64;
@@ -139,7 +141,6 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) -> bool {
     if seen.series.total().latency.is_empty() {
         warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
     }
-    warnings.len() == before
 }
 
 /// What a reader must know of a point that stands.
@@ -218,15 +219,14 @@ const DISTURBANCES: [&str; 9] = [
     "gpu_lost",
 ];
 
-/// Certified mode: what else is a caution makes a point invalid. True if nothing does.
-fn is_undisturbed(warnings: &mut Vec<Warning>) -> bool {
+/// Certified mode: what else is a caution makes a point invalid.
+fn certify(warnings: &mut Vec<Warning>) {
     let met: Vec<_> = warnings.iter().map(|w| w.code.as_str()).filter(|code| DISTURBANCES.contains(code)).collect();
     if met.is_empty() {
-        return true;
+        return;
     }
     let message = format!("not certified: {}; mend what these warnings say and measure again", met.join(", "));
     warn(warnings, "not_certified", message);
-    false
 }
 
 /// The least precise figure, with its half width as a share of the value.
@@ -245,9 +245,11 @@ mod tests {
     fn a_certified_point_met_no_disturbance() {
         let of = |code: &str| Warning { code: code.into(), message: "so it is".into() };
         let mut calm = vec![of("memory_preallocated"), of("too_few_requests")];
-        assert!(is_undisturbed(&mut calm) && calm.len() == 2);
+        certify(&mut calm);
+        assert!(calm.len() == 2 && !calm.iter().any(Warning::spoils));
         let mut disturbed = vec![of("memory_preallocated"), of("steal"), of("throttled")];
-        assert!(!is_undisturbed(&mut disturbed));
+        certify(&mut disturbed);
+        assert!(disturbed[3].spoils());
         assert_eq!(disturbed[3].code, "not_certified");
         assert!(disturbed[3].message.contains("steal, throttled;"), "{}", disturbed[3].message);
     }
