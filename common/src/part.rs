@@ -203,6 +203,9 @@ pub struct Percentile {
     pub needs: u64,
     /// Effective samples that there were.
     pub had: u64,
+    /// Those of them that are sure, since few batches do not tell well how many there are: the interval's width comes from
+    /// these.
+    pub sure: u64,
 }
 
 /// A GPU while a point ran. Ratios are 0 to 1.
@@ -291,12 +294,13 @@ pub struct Warning {
 }
 
 /// The codes of warnings that make a point invalid.
-const SPOILING: [&str; 8] = [
+const SPOILING: [&str; 9] = [
     "errors",
     "server_gone",
     "bad_response",
     "sends_late",
     "in_flight_limit",
+    "streams_limit",
     "too_few_in_flight",
     "nothing_measured",
     "not_certified",

@@ -11,7 +11,12 @@ use modelmeter_common::{
         ProfileState, Repeat, ServerLatency, SlaResult, Summary,
     },
     request::RequestDoc,
-    stats::{Histogram, Interval, fold::fold_points, percentile::Sample, sla::is_met},
+    stats::{
+        Histogram, Interval,
+        fold::fold_points,
+        percentile::Sample,
+        sla::{holds, is_met},
+    },
     task::Task,
 };
 use std::collections::BTreeMap;
@@ -38,11 +43,15 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
     let folded = fold(&measured);
     let sla = request.request.sla.as_ref().map(|sla| match request.request.load {
         Load::SlaSearch { .. } => judge_searches(sla, &measured),
-        _ => judge(sla, &folded),
+        _ => judge(sla, &measured, &folded),
     });
-    let reference = folded.first().map(summary);
+    let reference = folded.first().filter(|point| point.valid).map(summary);
     let peak = best(folded.iter().filter(|point| point.valid)).map(peak);
     let mut unavailable = BTreeMap::new();
+    if reference.is_none() && !measured.is_empty() {
+        let message = "the reference's point is not valid; it says why";
+        unavailable.insert("reference".to_owned(), reason("no_valid_point", message));
+    }
     if peak.is_none() && !measured.is_empty() {
         unavailable.insert("peak".to_owned(), reason("no_valid_point", "no load point was valid; each point says why"));
     }
@@ -127,21 +136,30 @@ fn rate(point: &Point) -> f64 {
     point.requests_per_s.map_or(0.0, |interval| interval.value)
 }
 
-/// Whether the SLA holds at 99 % confidence at some valid point, and the fastest such point.
-fn judge(sla: &Sla, points: &[Point]) -> SlaResult {
+fn sample(point: &Point) -> Sample<'_> {
+    Sample { latency: &point.latency, failures: point.errors }
+}
+
+/// Whether the SLA holds at 99 % confidence at some valid point of all repeats and is missed in none of them, and the
+/// fastest such point.
+fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point]) -> SlaResult {
+    let repeats = |load| measured.iter().flat_map(|m| &m.parts).map(|p| &p.point).filter(move |p| p.load == load);
     let meets = |point: &Point| {
-        let sample = Sample { latency: &point.latency, failures: point.errors };
-        point.valid && is_met(sla, sample, &point.percentiles)
+        point.valid
+            && is_met(sla, sample(point), &point.percentiles)
+            && repeats(point.load).all(|repeat| holds(sla, sample(repeat)))
     };
-    let best = best(points.iter().filter(|point| meets(point)));
+    let best = best(folded.iter().filter(|point| meets(point)));
     SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met: best.is_some(), best: best.map(peak) }
 }
 
 /// Each repeat of a search has rates of its own: what they all found is the lowest that one of them did.
 fn judge_searches(sla: &Sla, measured: &[&Measured]) -> SlaResult {
-    let found = measured.iter().map(|m| judge(sla, &fold(&[*m])));
+    let found = measured.iter().map(|m| judge(sla, &[*m], &fold(&[*m])));
     let rate = |found: &SlaResult| found.best.as_ref().and_then(|best| best.summary.throughput_inferences_per_s);
-    found.min_by(|a, b| rate(a).unwrap_or(0.0).total_cmp(&rate(b).unwrap_or(0.0))).unwrap_or_else(|| judge(sla, &[]))
+    found
+        .min_by(|a, b| rate(a).unwrap_or(0.0).total_cmp(&rate(b).unwrap_or(0.0)))
+        .unwrap_or_else(|| judge(sla, &[], &[]))
 }
 
 fn deployment(last: &Final) -> Option<&Deployment> {
@@ -297,7 +315,7 @@ mod tests {
         model::ModelRef,
         part::GpuUse,
         request::{Request, RequestState},
-        stats::percentile::{PERCENTILES, percentile_of},
+        stats::percentile::{Effective, PERCENTILES, percentile_of},
         task::Cell,
     };
     use uuid::Uuid;
@@ -348,7 +366,7 @@ mod tests {
         let of = |(concurrency, rate): (u32, f64)| {
             let mut latency = Histogram::default();
             (0..2000u64).for_each(|i| latency.record(10_000_000 * u64::from(concurrency) + i));
-            let percentiles = PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, 2000));
+            let percentiles = PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, Effective::known(2000)));
             Point {
                 duration_s: 2000.0 / rate,
                 requests: 2000,

@@ -244,9 +244,13 @@ fn may_be_explained(problem: &Problem) -> bool {
 }
 
 fn mark_shared(point: &mut Point, certified: bool) {
-    point.valid &= !certified;
     let message = "other workers may run on the same cores: compare with care, or give each worker cores of its own";
     point.warnings.push(Warning { code: "shared_host".into(), message: message.into() });
+    if certified {
+        point.valid = false;
+        let message = "not certified: shared_host; start the worker without --shared-cpu and measure again";
+        point.warnings.push(Warning { code: "not_certified".into(), message: message.into() });
+    }
 }
 
 fn mark_timed(point: &mut Point, inspector: &str) {

@@ -2,7 +2,7 @@
 
 use super::{
     Histogram, Interval,
-    percentile::{MEDIAN, PERCENTILES, Sample, percentile_of, rank},
+    percentile::{Effective, MEDIAN, PERCENTILES, Sample, percentile_of, rank},
     special::t95,
 };
 use crate::part::{Answers, EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
@@ -29,6 +29,14 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
     for p in percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
     }
+    let gpu = fold_gpu(points);
+    // What one repeat lacked another may have.
+    let figures = serde_json::to_value(&gpu).expect("figures of a GPU are plain numbers");
+    unavailable.retain(|path, _| match path.strip_prefix("gpu") {
+        Some("") => gpu.is_none(),
+        Some(field) => figures.get(field.trim_start_matches('.')).is_none_or(serde_json::Value::is_null),
+        None => true,
+    });
     Some(Point {
         load: first.load,
         batch_size: first.batch_size,
@@ -43,7 +51,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         latency,
         service: merged_some(points, |p| p.service.as_ref()),
         send_lateness: merged_some(points, |p| p.send_lateness.as_ref()),
-        gpu: fold_gpu(points),
+        gpu,
         engine_cpu: fold_engine(points),
         server: points.iter().filter_map(|p| p.server).reduce(ServerTimes::plus),
         client_cpu_cores: mean(points.iter().map(|p| p.client_cpu_cores)),
@@ -109,8 +117,8 @@ fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64
     if let ([_], [only]) = (points, alone.as_slice()) {
         return (*only).clone();
     }
-    let had = alone.iter().map(|p| p.had).sum();
-    let pooled = percentile_of(q, Sample { latency, failures }, had);
+    let worth = Effective { had: alone.iter().map(|p| p.had).sum(), sure: alone.iter().map(|p| p.sure).sum() };
+    let pooled = percentile_of(q, Sample { latency, failures }, worth);
     let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.ms).collect();
     let pooled = match pooled.ms {
         // Each repeat has its median by other means, few as its calls are worth.
@@ -201,7 +209,7 @@ mod tests {
         let mut latency = Histogram::default();
         (0..1000).for_each(|i| latency.record(latency_ms * 1_000_000 + i * 100));
         let percentiles =
-            PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 1 }, 1001)).to_vec();
+            PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 1 }, Effective::known(1001))).to_vec();
         Point {
             load: LoadPoint::Closed { concurrency: 1 },
             batch_size: 1,

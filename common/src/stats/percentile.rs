@@ -3,7 +3,9 @@
 //! An interval's ends are order statistics: the ranks come from the binomial law of how many samples lie
 //! below the true percentile (H. A. David and H. N. Nagaraja, "Order Statistics", 7.1). Autocorrelated
 //! samples count for fewer: the *effective* number makes that binomial variance equal the one that batch
-//! means find for the same count ([`super::batch`]).
+//! means find for the same count ([`super::batch`]). It decides whether there is an interval. How wide that is comes from
+//! the number that is *sure*: fewer, as few batches do not tell that variance well. Where so few cannot bound a tail, the
+//! greatest value seen is its upper end.
 //!
 //! A handful of batches cannot tell a variance, and where they are of one call each they need not: that of a
 //! single yes or no is known. There each batch counts for two thirds of a sample, which is what a
@@ -54,9 +56,29 @@ impl Sample<'_> {
     }
 }
 
+/// How many independent samples a run's are worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Effective {
+    /// By the variance that its batches show.
+    pub had: u64,
+    /// By the variance that they leave possible; at most as many.
+    pub sure: u64,
+}
+
+impl Effective {
+    /// So many independent samples.
+    pub fn known(n: u64) -> Self {
+        Self { had: n, sure: n }
+    }
+
+    fn at_most(self, other: Self) -> Self {
+        Self { had: self.had.min(other.had), sure: self.sure.min(other.sure) }
+    }
+}
+
 /// Effective number of samples for the share that is at most `value_ns`, at most the actual number. None where they all
 /// are, or none is: that says nothing of how they depend on each other.
-pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<u64> {
+pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<Effective> {
     let n = total.len() as f64;
     let p = total.latency.count_up_to(value_ns) as f64 / n;
     if !(p > 0.0 && p < 1.0) {
@@ -64,19 +86,20 @@ pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<u64
     }
     let residual = |b: &Sample| b.latency.count_up_to(value_ns) as f64 - p * b.len() as f64;
     let residuals: Vec<f64> = batches.iter().filter(|b| b.len() > 0).map(residual).collect();
-    let excess = (spread(&residuals)?.half_width() / Z95).powi(2) / (n * p * (1.0 - p));
+    let (spread, binomial) = (spread(&residuals)?, n * p * (1.0 - p));
     let by_batches = PER_BATCH * residuals.len() as f64 / inflation(&residuals);
-    Some((n / excess.max(1.0)).max(by_batches) as u64)
+    let number = |variance: f64| (n / (variance / binomial).max(1.0)).max(by_batches) as u64;
+    Some(Effective { had: number(spread.variance), sure: number((spread.half_width() / Z95).powi(2)) })
 }
 
 /// The percentiles of a run from its total and its batches, in the order of [`PERCENTILES`].
 pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
-    let mut before = total.len();
+    let mut before = Effective::known(total.len());
     PERCENTILES
         .iter()
         .map(|&q| {
             let found = percentile(q, total, batches, before);
-            before = found.had;
+            before = Effective { had: found.had, sure: found.sure };
             found
         })
         .collect()
@@ -85,14 +108,14 @@ pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
 /// One of them, after a more central one that had this effective number: how calls depend on each other shows less and
 /// less towards the tail, where there are fewer of them. So a tail that was hardly seen counts no more than what lies
 /// before it.
-fn percentile(q: f64, total: Sample, batches: &[Sample], before: u64) -> Percentile {
+fn percentile(q: f64, total: Sample, batches: &[Sample], before: Effective) -> Percentile {
     let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
-    let had = match effective(value, total, batches) {
-        Some(own) if own as f64 * (1.0 - q / 100.0) >= WELL_SEEN => own,
-        Some(own) => own.min(before),
+    let worth = match effective(value, total, batches) {
+        Some(own) if own.sure as f64 * (1.0 - q / 100.0) >= WELL_SEEN => own,
+        Some(own) => own.at_most(before),
         None => before,
     };
-    let found = percentile_of(q, total, had);
+    let found = percentile_of(q, total, worth);
     if q == MEDIAN && found.ms.is_none() && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
     }
@@ -114,22 +137,22 @@ fn median_by_batches(total: Sample, batches: &[Sample]) -> Option<Interval> {
     Some(Interval { value, ci95: [(mean - half).clamp(0.0, value), (mean + half).max(value)] })
 }
 
-/// The percentile of a sample of which `had` are effective.
-pub fn percentile_of(q: f64, total: Sample, had: u64) -> Percentile {
+/// The percentile of a sample that is worth so much.
+pub fn percentile_of(q: f64, total: Sample, Effective { had, sure }: Effective) -> Percentile {
     let needs = needed(q);
-    let ms = (had >= needs).then(|| interval(q, total, had)).flatten();
-    Percentile { q, ms, needs, had }
+    let ms = (had >= needs).then(|| interval(q, total, sure)).flatten();
+    Percentile { q, ms, needs, had, sure }
 }
 
 /// None where an end of the interval falls among the failures.
-fn interval(q: f64, total: Sample, had: u64) -> Option<Interval> {
+fn interval(q: f64, total: Sample, sure: u64) -> Option<Interval> {
     let (n, p) = (total.len(), q / 100.0);
-    let [low, high] = ranks(had, p);
-    let scale = n as f64 / had as f64;
-    // The k-th of `had` stands for the stretch of them all from k − 1 to k: taken where p of that lies below, so that
+    let [low, high] = ranks(sure, p);
+    let scale = n as f64 / sure as f64;
+    // The k-th of `sure` stands for the stretch of them all from k − 1 to k: taken where p of that lies below, so that
     // the median's ends are symmetric and those of the tail stay at its outer edge.
     let at = |k: u64| (((k as f64 - (1.0 - p)) * scale - 1e-9).ceil() as u64).clamp(1, n);
-    let (low, high) = (at(low), at(high));
+    let (low, high) = (at(low), if high == sure { n } else { at(high) });
     if high > total.latency.len() {
         return None;
     }
@@ -190,9 +213,9 @@ mod tests {
         for q in PERCENTILES {
             let n = needed(q);
             let h = filled((1..=n).map(|i| i * 1_000_000));
-            let got = percentile_of(q, Sample { latency: &h, failures: 0 }, n).ms.unwrap();
+            let got = percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n)).ms.unwrap();
             assert!((got.ci95[1] / n as f64 - 1.0).abs() < 2e-3, "p{q}: {got:?}");
-            assert_eq!(percentile_of(q, Sample { latency: &h, failures: 0 }, n - 1).ms, None);
+            assert_eq!(percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n - 1)).ms, None);
         }
     }
 
@@ -200,8 +223,8 @@ mod tests {
     fn failures_rank_slower_than_every_success() {
         let h = filled((1..=900).map(|i| i * 1_000_000));
         let total = Sample { latency: &h, failures: 100 };
-        assert!((percentile_of(50.0, total, 1000).ms.unwrap().value - 500.0).abs() < 1.0);
-        assert_eq!(percentile_of(95.0, total, 1000).ms, None);
+        assert!((percentile_of(50.0, total, Effective::known(1000)).ms.unwrap().value - 500.0).abs() < 1.0);
+        assert_eq!(percentile_of(95.0, total, Effective::known(1000)).ms, None);
     }
 
     #[test]
@@ -225,7 +248,7 @@ mod tests {
             sum
         });
         let samples: Vec<_> = batches.iter().map(|latency| Sample { latency, failures: 0 }).collect();
-        let had = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples).unwrap();
-        assert!(had < 40, "{had} of 2000: each batch is all fast or all slow");
+        let worth = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples).unwrap();
+        assert!(worth.sure <= worth.had && worth.had < 40, "{worth:?} of 2000: each batch is all fast or all slow");
     }
 }

@@ -25,6 +25,8 @@ pub struct Batch {
     pub duration_ns: u64,
     /// Successes that ended here but were scheduled before the run: they belong to its throughput, not to its latencies.
     pub carried: u64,
+    /// Of the latencies, those of calls that ended after the run: they do not belong to its throughput.
+    pub late: u64,
 }
 
 impl Batch {
@@ -33,6 +35,12 @@ impl Batch {
         self.failures += other.failures;
         self.duration_ns += other.duration_ns;
         self.carried += other.carried;
+        self.late += other.late;
+    }
+
+    /// Successes that belong to the throughput.
+    fn successes(&self) -> u64 {
+        self.latency.len() - self.late + self.carried
     }
 
     pub(super) fn sample(&self) -> Sample<'_> {
@@ -46,35 +54,22 @@ pub struct Series {
     batches: Vec<Batch>,
     width_ns: u64,
     total: Batch,
-    /// Successes that count for throughput: without those of [`Series::push_late`].
-    in_time: u64,
 }
 
 impl Series {
-    /// Adds the next stretch.
+    /// Adds the next stretch; one of no duration belongs to the last.
     pub fn push(&mut self, next: &Batch) {
         if next.duration_ns == 0 && next.latency.is_empty() && next.failures == 0 && next.carried == 0 {
             return;
         }
         self.total.add(next);
-        self.in_time += next.latency.len() + next.carried;
         match self.batches.last_mut() {
-            Some(last) if last.duration_ns < self.width_ns => last.add(next),
+            Some(last) if last.duration_ns < self.width_ns || next.duration_ns == 0 => last.add(next),
             _ => self.batches.push(next.clone()),
         }
         if self.batches.len() == MOST {
             self.width_ns = 2 * (self.total.duration_ns / MOST as u64);
             self.join();
-        }
-    }
-
-    /// Adds calls that ended after the run: they belong to its latencies, not to its throughput.
-    pub fn push_late(&mut self, late: &Batch) {
-        let late = Batch { duration_ns: 0, carried: 0, ..late.clone() };
-        self.total.add(&late);
-        match self.batches.last_mut() {
-            Some(last) => last.add(&late),
-            None => self.batches.push(late),
         }
     }
 
@@ -118,7 +113,7 @@ impl Series {
     /// Successes a second. The interval's ends are at equal ratios to the value, as for what cannot be negative. None
     /// below two batches.
     pub fn throughput(&self) -> Option<Interval> {
-        let count = self.in_time as f64;
+        let count = self.total.successes() as f64;
         let value = count / self.seconds();
         let ratio = (self.count_spread()?.half_width() / count.max(1.0)).exp();
         Some(Interval { value, ci95: [value / ratio, value * ratio] })
@@ -131,15 +126,9 @@ impl Series {
         if duration == 0.0 {
             return None;
         }
-        // Late successes are in the last batch's histogram: leave them out of its count.
-        let late = self.total.latency.len() + self.total.carried - self.in_time;
-        let counts = self.batches.iter().enumerate().map(|(i, b)| {
-            let late = if i + 1 == self.batches.len() { late } else { 0 };
-            (b.latency.len() - late.min(b.latency.len()) + b.carried) as f64
-        });
-        let rate = self.in_time as f64 / duration;
-        let residuals: Vec<f64> = counts.zip(&self.batches).map(|(n, b)| n - rate * b.duration_ns as f64).collect();
-        spread(&residuals)
+        let rate = self.total.successes() as f64 / duration;
+        let residual = |b: &Batch| b.successes() as f64 - rate * b.duration_ns as f64;
+        spread(&self.batches.iter().map(residual).collect::<Vec<_>>())
     }
 
     /// Every percentile that documents show.
@@ -185,7 +174,7 @@ mod tests {
         let mut series = Series::default();
         (0..20).for_each(|_| series.push(&batch(100, 1_000_000)));
         let before = series.throughput();
-        series.push_late(&batch(50, 900_000_000));
+        series.push(&Batch { duration_ns: 0, late: 50, ..batch(50, 900_000_000) });
         assert_eq!(series.throughput(), before);
         assert_eq!(series.requests(), 2050);
         assert!(series.percentiles().iter().any(|p| p.q == 99.0 && p.ms.is_none_or(|ms| ms.value > 800.0)));

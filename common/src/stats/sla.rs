@@ -16,9 +16,9 @@ pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
     let within = 100.0 * (1.0 - over / n.max(1) as f64);
     let distance = |p: &&Percentile| (p.q - within).abs();
     let nearest = percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
-    let had = nearest.map_or(0, |p| p.had).min(n);
-    let over = (over * had as f64 / n.max(1) as f64).ceil() as u64;
-    shows(sla.percentile, had, over)
+    let sure = nearest.map_or(0, |p| p.sure).min(n);
+    let over = (over * sure as f64 / n.max(1) as f64).ceil() as u64;
+    shows(sla.percentile, sure, over)
 }
 
 /// Whether the SLA holds of this very sample, whatever that shows.
@@ -71,8 +71,8 @@ mod tests {
     fn a_claim_needs_effective_requests_and_counts_failures() {
         let mut latency = Histogram::default();
         (0..400).for_each(|i| latency.record(if i < 8 { 60_000_000 } else { 20_000_000 }));
-        let met = |latency_ms, failures, had| {
-            let p = Percentile { q: 95.0, ms: None, needs: 72, had };
+        let met = |latency_ms, failures, sure| {
+            let p = Percentile { q: 95.0, ms: None, needs: 72, had: 400, sure };
             is_met(&Sla { percentile: 95.0, latency_ms }, Sample { latency: &latency, failures }, &[p])
         };
         assert!(met(50.0, 0, 400) && met(100.0, 0, 90) && !met(100.0, 0, 89));

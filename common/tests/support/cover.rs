@@ -85,7 +85,7 @@ pub fn cover(law: &Law, truth: &[f64; FIGURES], rule: StopRule, first_seed: u64,
             if seed >= runs {
                 return;
             }
-            let run = run(law, first_seed + seed, rule);
+            let run = run((law.calls)(Rng::new(first_seed + seed)), rule);
             let (rate, percentiles) = (run.series.throughput(), run.series.percentiles());
             let mut all = all.lock().expect("no thread panics while it holds this");
             all.took_s.push(run.took_s);

@@ -1,6 +1,6 @@
 //! A point measured in simulated time, as the meter does it: warm-up, windows, looks, and the end are the meter's own.
 
-use super::laws::{Call, Calls, Law, Rng};
+use super::laws::{Call, Calls};
 use modelmeter_common::stats::{
     series::{Batch, Series},
     stop::{Look, StopRule},
@@ -54,9 +54,9 @@ impl Client {
     }
 }
 
-/// One run by this law, ended by this rule.
-pub fn run(law: &Law, seed: u64, mut rule: StopRule) -> Run {
-    let mut client = Client { calls: (law.calls)(Rng::new(seed)), window: Batch::default(), cut_s: 0.0, now_s: 0.0 };
+/// One run, ended by this rule.
+pub fn run(calls: Calls, mut rule: StopRule) -> Run {
+    let mut client = Client { calls, window: Batch::default(), cut_s: 0.0, now_s: 0.0 };
     let mut warm = Series::default();
     loop {
         let call = (client.calls)();

@@ -3,9 +3,9 @@
 use super::{
     control::{Control, Orders, Report, STOP, Shared},
     outcome::Failure,
-    recorder::{Recorder, Times},
+    recorder::{Recorder, Times, Window},
     schedule::Pacer,
-    sys::{self, Clock},
+    sys::Clock,
 };
 use crate::cpus::pin_this_thread;
 use modelmeter_common::{Code, Problem};
@@ -100,8 +100,10 @@ impl Calls {
         if let Some(cpus) = &self.cpus {
             pin_this_thread(cpus);
         }
-        self.recorder.start(self.clock.now_ns(), sys::thread_cpu_ns());
+        self.recorder.start(self.shared.phase.load(Relaxed), self.clock.now_ns());
         while !self.finished && self.shared.state.load(Relaxed) != STOP {
+            let window = self.recorder.begin_turn(self.shared.phase.load(Relaxed), self.clock.now_ns());
+            self.hand_over(window);
             if let Err(words) = self.turn() {
                 let now = self.clock.now_ns();
                 for (_, begun) in std::mem::take(&mut self.in_flight) {
@@ -110,9 +112,13 @@ impl Calls {
                 self.tell(words);
                 break;
             }
+            let window = self.recorder.end_turn(self.shared.width_ns.load(Relaxed));
+            self.hand_over(window);
         }
-        self.cut();
-        let _ = self.reports.send(Report::Ended(Box::new(self.recorder.into_sends())));
+        let now = self.clock.now_ns();
+        let (window, sends) = self.recorder.end(self.in_flight.into_values().map(|begun| now - begun).collect());
+        let _ = self.reports.send(Report::Window(Box::new(window)));
+        let _ = self.reports.send(Report::Ended(Box::new(sends)));
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -151,19 +157,13 @@ impl Calls {
             return;
         }
         self.recorder.ended(Times { scheduled_ns: begun, sent_ns: begun }, result, now);
-        let phase = self.shared.phase.load(Relaxed);
-        if phase != self.recorder.phase() {
-            self.cut();
-            self.recorder.enter(phase);
-        } else if self.recorder.is_wide(self.shared.width_ns.load(Relaxed)) {
-            self.cut();
-        }
-        self.finished = phase > 0 && self.recorder.counted() >= self.shared.limit.load(Relaxed);
+        self.finished = self.recorder.is_full(self.shared.limit.load(Relaxed));
     }
 
-    fn cut(&mut self) {
-        let window = self.recorder.cut(sys::thread_cpu_ns(), false);
-        let _ = self.reports.send(Report::Window(Box::new(window)));
+    fn hand_over(&self, window: Option<Window>) {
+        if let Some(window) = window {
+            let _ = self.reports.send(Report::Window(Box::new(window)));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     hpack::RequestHead,
     outcome::{Done, Failure},
     places::{Link, Places, connect},
-    recorder::{Recorder, Times},
+    recorder::{Recorder, Times, Window},
     schedule::Pacer,
     sys::{self, Clock, Watch},
 };
@@ -33,9 +33,11 @@ const MAX_WAIT_NS: u64 = 50_000_000;
 /// A scheduled send nearer than this is waited for awake: sleeping overshoots by about as much.
 const SPIN_NS: u64 = 30_000;
 const READ_BUFFER: usize = 256 << 10;
-/// A response is kept for checking at most this often, and at most so many of a run.
+/// Scheduled sends in a turn, at most: then what came meanwhile is read.
+const MOST_DUE: usize = 32;
+/// A response is kept for checking at most this often, and once in a twentieth of the phase so far.
 const SAMPLE_EVERY_NS: u64 = 50_000_000;
-const MAX_SAMPLES: u32 = 100;
+const SAMPLE_EVERY: u64 = 20;
 
 /// Starts a client on a thread of its own.
 pub(super) fn start(orders: Orders) -> io::Result<(Control, UnboundedReceiver<Report>)> {
@@ -50,6 +52,19 @@ struct Flight {
     link: usize,
     stream: u32,
     times: Times,
+    /// Its answer is to be checked.
+    kept: bool,
+}
+
+/// How far the loop has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Connections are being made; nothing was sent.
+    Connecting,
+    Running,
+    /// Nothing more is sent; calls in flight may end.
+    Draining,
+    Ended,
 }
 
 /// The place that was dialled, and what came of it.
@@ -71,13 +86,11 @@ struct Client {
     next_frame: usize,
     recorder: Recorder,
     open: bool,
-    started: bool,
-    draining: bool,
-    finished: bool,
+    state: State,
     awake: Awake,
     next_sweep_ns: u64,
+    phase_begun_ns: u64,
     next_sample_ns: u64,
-    samples: u32,
     told: Vec<Failure>,
     watches: Vec<Watch>,
     done: Vec<Done>,
@@ -112,13 +125,11 @@ impl Client {
             next_frame: 0,
             recorder: Recorder::new(open),
             open,
-            started: false,
-            draining: false,
-            finished: false,
+            state: State::Connecting,
             awake: Awake::new(),
             next_sweep_ns: 0,
+            phase_begun_ns: 0,
             next_sample_ns: 0,
-            samples: 0,
             told: Vec::new(),
             watches: Vec::new(),
             done: Vec::new(),
@@ -132,9 +143,9 @@ impl Client {
         if let Some(cpus) = &self.orders.cpus {
             pin_this_thread(cpus);
         }
-        while !self.finished {
+        loop {
             self.heed_orders();
-            if self.finished {
+            if self.state == State::Ended {
                 break;
             }
             self.dial();
@@ -143,31 +154,46 @@ impl Client {
             self.wait();
             self.receive();
             self.expire();
+            let window = self.recorder.end_turn(self.shared.width_ns.load(Relaxed));
+            self.hand_over(window);
         }
-        if !self.draining {
-            self.cut(false);
-        }
-        let _ = self.reports.send(Report::Ended(Box::new(self.recorder.into_sends())));
+        let now = self.clock.now_ns();
+        let unanswered = self.flights.iter().flatten().map(|flight| now - flight.times.sent_ns).collect();
+        let (window, sends) = self.recorder.end(unanswered);
+        let _ = self.reports.send(Report::Window(Box::new(window)));
+        let _ = self.reports.send(Report::Ended(Box::new(sends)));
     }
 
     fn heed_orders(&mut self) {
-        match self.shared.state.load(Relaxed) {
-            STOP => self.finished = true,
-            DRAIN if !self.draining => {
-                self.cut(false);
-                self.draining = true;
-            }
+        match (self.shared.state.load(Relaxed), self.state) {
+            (STOP, _) | (DRAIN, State::Connecting) => self.state = State::Ended,
+            (DRAIN, State::Running) => self.drain(),
+            (_, State::Running) => self.heed_phase(),
             _ => {}
         }
-        if self.draining && self.in_flight == 0 {
-            self.cut(true);
-            self.finished = true;
+        if self.state == State::Draining && self.in_flight == 0 {
+            self.state = State::Ended;
         }
     }
 
-    fn cut(&mut self, late: bool) {
-        let window = self.recorder.cut(sys::thread_cpu_ns(), late);
-        let _ = self.reports.send(Report::Window(Box::new(window)));
+    fn heed_phase(&mut self) {
+        let now = self.clock.now_ns();
+        if let Some(window) = self.recorder.begin_turn(self.shared.phase.load(Relaxed), now) {
+            self.hand_over(Some(window));
+            (self.phase_begun_ns, self.next_sample_ns) = (now, now);
+        }
+    }
+
+    fn drain(&mut self) {
+        let window = self.recorder.drain();
+        self.hand_over(Some(window));
+        self.state = State::Draining;
+    }
+
+    fn hand_over(&self, window: Option<Window>) {
+        if let Some(window) = window {
+            let _ = self.reports.send(Report::Window(Box::new(window)));
+        }
     }
 
     /// Starts what connections are due. Connecting blocks, so each attempt has a thread for its moment.
@@ -192,7 +218,7 @@ impl Client {
         let now = self.clock.now_ns();
         match result.and_then(|socket| Conn::new(socket, Arc::clone(&self.head))) {
             Ok(conn) => {
-                self.places[index].heard_ns = now;
+                (self.places[index].heard_ns, self.places[index].up_ns) = (now, now);
                 self.places[index].link = Link::Up(Box::new(conn));
             }
             Err(error) => self.hang_up(index, (&error).into(), &error.to_string()),
@@ -210,7 +236,7 @@ impl Client {
         if let Link::Up(mut conn) = before {
             conn.fail_all(failure, &mut self.done);
             self.settle(now);
-        } else if self.started && !self.open {
+        } else if self.state == State::Running && !self.open {
             // In a closed loop nothing is sent without a connection: the attempt is what failed.
             let times = Times { scheduled_ns: now, sent_ns: now };
             self.record(times, Err(failure), now);
@@ -221,54 +247,50 @@ impl Client {
     }
 
     fn send_due(&mut self) {
-        if self.draining || self.finished || !self.is_ready() {
+        if !self.is_running() {
             return;
         }
+        let most = if self.open { MOST_DUE } else { usize::MAX };
         let mut now = self.clock.now_ns();
-        while let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.in_flight) {
-            let mut times = Times { scheduled_ns, sent_ns: now };
+        for _ in 0..most {
+            if self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
+                return self.drain();
+            }
+            let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.in_flight) else { return };
+            self.recorder.due();
             if self.open {
                 now = self.clock.now_ns();
-                times.sent_ns = now;
-                if let Err(failure) = self.may_send() {
-                    self.record(times, Err(failure), now);
-                    continue;
-                }
             }
-            let Some(index) = self.places.roomiest() else {
-                if !self.open {
-                    return;
-                }
-                self.record(times, Err(Failure::InFlightLimit), now);
-                continue;
-            };
-            self.send(index, times);
-            if self.open {
-                self.flush_place(index);
+            let times = Times { scheduled_ns, sent_ns: now };
+            match self.place() {
+                Ok(index) => self.send(index, times),
+                Err(failure) if self.open => self.record(times, Err(failure), now),
+                Err(_) => return,
             }
         }
     }
 
     /// At the start all connections stand or have failed, so that calls are spread evenly over them.
-    fn is_ready(&mut self) -> bool {
-        if !self.started && self.places.are_ready() {
+    fn is_running(&mut self) -> bool {
+        if self.state == State::Connecting && self.places.are_ready() {
             let now = self.clock.now_ns();
             self.orders.pacer.start(now);
-            self.recorder.start(now, sys::thread_cpu_ns());
-            self.recorder.enter(self.shared.phase.load(Relaxed));
-            self.started = true;
+            self.recorder.start(self.shared.phase.load(Relaxed), now);
+            self.phase_begun_ns = now;
+            self.state = State::Running;
         }
-        self.started
+        self.state == State::Running
     }
 
-    fn may_send(&self) -> Result<(), Failure> {
-        if self.in_flight >= self.orders.max_in_flight {
+    /// Where the next call goes, or why it cannot go anywhere.
+    fn place(&mut self) -> Result<usize, Failure> {
+        if self.open && self.in_flight >= self.orders.max_in_flight {
             return Err(Failure::InFlightLimit);
         }
         if !self.places.any_settled() {
             return Err(Failure::Refused);
         }
-        Ok(())
+        self.places.roomiest().ok_or(Failure::StreamsLimit)
     }
 
     fn send(&mut self, index: usize, times: Times) {
@@ -276,16 +298,16 @@ impl Client {
             self.flights.push(None);
             self.flights.len() - 1
         });
-        let keep = self.samples < MAX_SAMPLES && times.sent_ns >= self.next_sample_ns;
-        if keep {
-            self.samples += 1;
-            self.next_sample_ns = times.sent_ns + SAMPLE_EVERY_NS;
-        }
         let Link::Up(conn) = &mut self.places[index].link else { return };
+        let kept = times.sent_ns >= self.next_sample_ns && !self.shared.checking.swap(true, Relaxed);
+        if kept {
+            let gap_ns = (times.sent_ns - self.phase_begun_ns) / SAMPLE_EVERY;
+            self.next_sample_ns = times.sent_ns + gap_ns.max(SAMPLE_EVERY_NS);
+        }
         let frame = &self.orders.call.frames[self.next_frame];
         self.next_frame = (self.next_frame + 1) % self.orders.call.frames.len();
-        let stream = conn.send(token, frame, keep);
-        self.flights[token] = Some(Flight { link: index, stream, times });
+        let stream = conn.send(token, frame, kept);
+        self.flights[token] = Some(Flight { link: index, stream, times, kept });
         self.in_flight += 1;
         self.recorder.sent(times, self.in_flight);
     }
@@ -319,8 +341,7 @@ impl Client {
         if self.in_flight > 0 {
             until = until.min(self.next_sweep_ns);
         }
-        if self.started
-            && !self.draining
+        if self.state == State::Running
             && let Some(next) = self.orders.pacer.next_ns()
         {
             until = until.min(next.saturating_sub(SPIN_NS));
@@ -340,6 +361,8 @@ impl Client {
         let (end, mut now) = (until.min(begun + AWAKE_NS), begun);
         let is_ready = |watches: &[Watch]| watches.iter().any(Watch::readable);
         while now < end && !is_ready(&self.watches) {
+            // An engine may have its threads on every core.
+            sys::give_way();
             let _ = sys::wait(&mut self.watches, Duration::ZERO);
             now = self.clock.now_ns();
         }
@@ -409,8 +432,10 @@ impl Client {
             let Some(flight) = self.flights[ended.token].take() else { continue };
             self.free.push(ended.token);
             self.in_flight -= 1;
-            if let Some(message) = ended.message {
-                let _ = self.reports.send(Report::Answer(message));
+            match ended.message {
+                Some(message) => _ = self.reports.send(Report::Answer(message)),
+                None if flight.kept => self.shared.checking.store(false, Relaxed),
+                None => {}
             }
             if let (Err(failure), Some(words)) = (ended.result, ended.words)
                 && !self.told.contains(&failure)
@@ -424,19 +449,12 @@ impl Client {
     }
 
     fn record(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
-        if self.finished {
+        if self.state == State::Ended {
             return;
         }
         self.recorder.ended(times, result, now);
-        let phase = self.shared.phase.load(Relaxed);
-        if phase != self.recorder.phase() && !self.draining {
-            self.cut(false);
-            self.recorder.enter(phase);
-        } else if self.recorder.is_wide(self.shared.width_ns.load(Relaxed)) && !self.draining {
-            self.cut(false);
-        }
-        if phase > 0 && self.recorder.counted() >= self.shared.limit.load(Relaxed) {
-            self.finished = true;
+        if !self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
+            self.state = State::Ended;
         }
     }
 
@@ -448,6 +466,9 @@ impl Client {
         }
         let timeout = self.orders.timeout.as_nanos() as u64;
         self.next_sweep_ns = now + (timeout / 64).clamp(1_000_000, 100_000_000);
+        for index in self.places.unsettled(now) {
+            self.hang_up(index, Failure::Unreachable, "it accepted the connection, and said nothing of HTTP/2");
+        }
         for token in 0..self.flights.len() {
             let Some(flight) = &self.flights[token] else { continue };
             if now - flight.times.sent_ns < timeout {

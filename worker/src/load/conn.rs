@@ -396,12 +396,13 @@ impl Conn {
         let at = stream.received.min(5) as usize;
         let n = data.len().min(5 - at);
         stream.prefix[at..at + n].copy_from_slice(&data[..n]);
-        if let Some(message) = &mut stream.message {
-            message.extend_from_slice(&data[n..]);
-        }
         stream.received += data.len() as u64;
         let is_grpc = stream.received >= 5 && stream.head.http_status == Some(200);
         let announced = if is_grpc { u64::from(be32(&stream.prefix[1..])) } else { 0 };
+        if let Some(message) = &mut stream.message {
+            message.reserve_exact(announced.min(MAX_RESPONSE).saturating_sub(message.len() as u64) as usize);
+            message.extend_from_slice(&data[n..]);
+        }
         if announced.max(stream.received) > MAX_RESPONSE {
             self.reset(id);
             self.finish(id, Some(Failure::TooLarge), done);

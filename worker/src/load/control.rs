@@ -12,7 +12,7 @@ use std::{
     os::unix::net::UnixStream,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -57,6 +57,8 @@ pub(super) struct Shared {
     pub phase: AtomicU32,
     pub limit: AtomicU64,
     pub width_ns: AtomicU64,
+    /// An answer is on its way to be checked or is being checked: no other is kept meanwhile.
+    pub checking: AtomicBool,
 }
 
 /// The way to steer a running client. Dropping it stops the client.
@@ -82,7 +84,7 @@ impl Control {
         Ok((Self { shared: Arc::new(shared), waker }, woken))
     }
 
-    /// Ends warm-up: what is scheduled (open) or ends (closed) from now on counts; at most `limit` calls.
+    /// Ends warm-up: what is due (open) or ends (closed) from now on counts; at most `limit` calls.
     pub fn begin_measuring(&self, limit: u64) {
         self.shared.limit.store(limit, Relaxed);
         self.shared.phase.store(1, Relaxed);

@@ -24,6 +24,7 @@ use modelmeter_common::{
 };
 use std::{
     collections::BTreeMap,
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
@@ -83,6 +84,8 @@ pub(super) struct Observed {
     pub client_cpu_cores: f64,
     /// Of that, what went into waiting awake.
     pub client_awake_cores: f64,
+    /// What the client waited for a core, ready to run.
+    pub client_starved_cores: f64,
     pub converged: bool,
     pub gone: Option<String>,
     pub checked: u64,
@@ -109,7 +112,7 @@ pub async fn measure(
     cancel: &CancellationToken,
 ) -> Result<Point, Problem> {
     let kept = observe(target, load, rules, probes, cancel, None).await?;
-    Ok(verdict::point(target.call.batch_size, rules, kept))
+    Ok(verdict::point(target.call.batch_size, rules, &kept))
 }
 
 /// The same, and where the load was measured before, going on with it: a closed loop's series is continued.
@@ -142,6 +145,7 @@ pub(super) async fn observe(
         meter.go_on_with(&earlier.seen);
     }
     let running = meter.run(probes, cancel).await?;
+    meter.end();
     let ended = tokio::task::spawn_blocking(|| running.end());
     let samples = ended.await.map_err(|e| Problem::new(Code::Internal, format!("sampling failed: {e}")))?;
     let before_s = earlier.map_or(0.0, |e| e.seen.series.seconds());
@@ -172,6 +176,7 @@ struct Meter<'a> {
     words: BTreeMap<Failure, String>,
     cpu_ns: u64,
     awake_ns: u64,
+    starved_ns: u64,
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
@@ -217,6 +222,7 @@ impl<'a> Meter<'a> {
             words: BTreeMap::new(),
             cpu_ns: 0,
             awake_ns: 0,
+            starved_ns: 0,
             sends: None,
             converged: false,
             gone: None,
@@ -234,8 +240,9 @@ impl<'a> Meter<'a> {
         self.errors = earlier.errors.clone();
         self.words = earlier.words.clone();
         self.earlier = Duration::from_nanos(self.series.total().duration_ns);
-        self.cpu_ns = (earlier.client_cpu_cores * self.earlier.as_nanos() as f64) as u64;
-        self.awake_ns = (earlier.client_awake_cores * self.earlier.as_nanos() as f64) as u64;
+        let ns = |cores: f64| (cores * self.earlier.as_nanos() as f64) as u64;
+        (self.cpu_ns, self.awake_ns) = (ns(earlier.client_cpu_cores), ns(earlier.client_awake_cores));
+        self.starved_ns = ns(earlier.client_starved_cores);
         self.stop = stop_rule(self.rules, self.earlier, self.begun);
     }
 
@@ -244,12 +251,12 @@ impl<'a> Meter<'a> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
         self.control.set_width_ns(self.series.window_ns());
+        let running = probes.begin();
         self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
         self.measuring = true;
         self.begun = Instant::now();
         self.last_seen = self.begun;
         self.stop = stop_rule(self.rules, self.earlier, self.begun);
-        let running = probes.begin();
         if self.gone.is_none() {
             while self.next(cancel).await? == Next::Go && !self.is_enough() {}
         }
@@ -274,8 +281,12 @@ impl<'a> Meter<'a> {
         match report {
             Report::Window(window) => self.take_window(*window),
             Report::Answer(message) => {
-                let inspector = std::sync::Arc::clone(&self.target.inspector);
-                self.checks.spawn_blocking(move || inspector.check(&message));
+                let (inspector, shared) = (self.target.inspector.clone(), self.control.shared.clone());
+                self.checks.spawn_blocking(move || {
+                    let checked = inspector.check(&message);
+                    shared.checking.store(false, Relaxed);
+                    checked
+                });
             }
             Report::Words(failure, words) => {
                 self.words.entry(failure).or_insert(words);
@@ -306,14 +317,11 @@ impl<'a> Meter<'a> {
         } else {
             (&mut self.warmup, &mut self.warmup_errors)
         };
-        if window.late {
-            series.push_late(&window.batch);
-        } else {
-            series.push(&window.batch);
-            if window.phase > 0 {
-                self.cpu_ns += window.cpu_ns;
-                self.awake_ns += window.awake_ns;
-            }
+        series.push(&window.batch);
+        if window.phase > 0 {
+            self.cpu_ns += window.cpu_ns;
+            self.awake_ns += window.awake_ns;
+            self.starved_ns += window.starved_ns;
         }
         for (failure, n) in window.errors {
             *errors.entry(failure).or_insert(0) += n;
@@ -383,13 +391,17 @@ impl<'a> Meter<'a> {
         self.rules.sla.as_ref().is_some_and(|sla| search::is_decided(sla, &self.series, false))
     }
 
-    /// Ends the client, takes in what is left, and says what was seen.
-    async fn observed(mut self) -> Result<Observed, Problem> {
-        let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
+    /// Ends the client; an open loop waits for its calls.
+    fn end(&self) {
         match self.load {
             LoadPoint::Open { .. } if self.gone.is_none() => self.control.drain(),
             _ => self.control.stop(),
         }
+    }
+
+    /// Takes in what the client still has to tell, and says what was seen.
+    async fn observed(mut self) -> Result<Observed, Problem> {
+        let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         let end = Instant::now() + patience;
         while self.sends.is_none() {
             match tokio::time::timeout_at(end.into(), self.reports.recv()).await {
@@ -410,6 +422,7 @@ impl<'a> Meter<'a> {
             drifting: self.drifting,
             client_awake_cores: self.cores(self.awake_ns),
             client_cpu_cores: self.cores(self.cpu_ns),
+            client_starved_cores: self.cores(self.starved_ns),
             series: self.series,
             throughput,
             percentiles,

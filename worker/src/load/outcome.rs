@@ -27,6 +27,8 @@ pub enum Failure {
     Inspector,
     /// Open loop: due while the limit of calls in flight was reached, so not sent.
     InFlightLimit,
+    /// Open loop: due while each connection had as many calls as the server takes, so not sent.
+    StreamsLimit,
 }
 
 /// Source: the gRPC documentation, "Status codes and their use in gRPC".
@@ -69,6 +71,7 @@ impl Failure {
             Self::Protocol => "protocol".into(),
             Self::Inspector => "inspector".into(),
             Self::InFlightLimit => "in_flight_limit".into(),
+            Self::StreamsLimit => "streams_limit".into(),
         }
     }
 

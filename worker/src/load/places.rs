@@ -10,6 +10,10 @@ use std::{
 
 const MAX_CONNECTIONS: usize = 128;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server that takes connections may take to say its settings, where none of them is settled yet.
+const FIRST_SETTINGS_NS: u64 = 5_000_000_000;
+/// The same where another is.
+const SETTINGS_NS: u64 = 1_000_000_000;
 
 /// What is at one place.
 pub(super) enum Link {
@@ -30,11 +34,13 @@ pub(super) struct Place {
     pub failures: u32,
     /// When something last came.
     pub heard_ns: u64,
+    /// When it was connected.
+    pub up_ns: u64,
 }
 
 impl Place {
     fn new() -> Self {
-        Self { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0 }
+        Self { link: Link::Down { retry_ns: 0 }, failures: 0, heard_ns: 0, up_ns: 0 }
     }
 
     fn is_settled(&self) -> bool {
@@ -76,7 +82,14 @@ impl Places {
         self.iter().any(|p| matches!(p.link, Link::Up(_)))
     }
 
-    /// The one whose connection has the fewest calls and takes another; where all are full, one more is dialled.
+    /// Those that are connected but whose server has not said its settings for too long: it may keep them in a queue.
+    pub fn unsettled(&self, now: u64) -> Vec<usize> {
+        let most = if self.any_settled() { SETTINGS_NS } else { FIRST_SETTINGS_NS };
+        let is_late = |p: &Place| matches!(p.link, Link::Up(_)) && !p.is_settled() && now - p.up_ns > most;
+        self.iter().enumerate().filter(|(_, place)| is_late(place)).map(|(index, _)| index).collect()
+    }
+
+    /// The one whose connection has the fewest calls and takes another; where all are full, as many more are dialled.
     pub fn roomiest(&mut self) -> Option<usize> {
         let room = |p: &Place| match &p.link {
             Link::Up(conn) if conn.has_room() => Some(conn.active()),
@@ -84,7 +97,8 @@ impl Places {
         };
         let best = self.iter().enumerate().filter_map(|(i, p)| Some((room(p)?, i))).min();
         if best.is_none() && self.iter().all(|p| p.is_settled() || p.is_idle()) {
-            self.add();
+            let settled = self.iter().filter(|p| p.is_settled()).count();
+            (0..settled).for_each(|_| self.add());
         }
         best.map(|(_, i)| i)
     }

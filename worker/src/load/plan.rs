@@ -259,10 +259,10 @@ mod tests {
         async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
             self.asked.push((load, slice.unwrap()));
             let value = 1.0 / self.call_s;
-            let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6 };
+            let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6, sure: 6 };
             Ok(Point {
                 requests_per_s: Some(Interval { value, ci95: [value * 0.9, value * 1.1] }),
-                percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10 }],
+                percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10, sure: 10 }],
                 ..Point::blank(load, 1)
             })
         }

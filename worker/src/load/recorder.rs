@@ -1,7 +1,13 @@
-//! What the event loop writes down: stretches of the run, cut at the ends of calls, each handed over
-//! whole. Memory does not depend on the number of calls.
+//! What the event loop writes down: stretches of the run, each handed over whole. Memory does not depend on the
+//! number of calls.
+//!
+//! A stretch goes from the last end of a call in one turn of the loop to the last in another. Servers that answer many
+//! calls at once end them within a turn, so that a stretch holds as many of such bursts as of the waits between them.
 
-use super::outcome::Failure;
+use super::{
+    outcome::Failure,
+    sys::{self, Schedstat},
+};
 use modelmeter_common::stats::{Histogram, series::Batch};
 use std::collections::BTreeMap;
 
@@ -15,12 +21,12 @@ pub(super) struct Window {
     pub errors: BTreeMap<Failure, u64>,
     /// Which phase it belongs to: 0 warm-up, 1 measured.
     pub phase: u32,
-    /// Its calls ended after the run: they count for latency alone.
-    pub late: bool,
     /// CPU time of the loop's thread in it.
     pub cpu_ns: u64,
     /// Of that, what went into waiting awake.
     pub awake_ns: u64,
+    /// What the thread waited for a core, ready to run.
+    pub starved_ns: u64,
 }
 
 /// What only makes sense for the whole measured phase.
@@ -30,9 +36,10 @@ pub(super) struct Sends {
     pub lateness: Histogram,
     pub sends: u64,
     pub late: u64,
-    pub limit_hits: u64,
     /// Calls in flight at once, warm-up included.
     pub most_in_flight: usize,
+    /// How long each call that was never answered had been waited for when the loop ended.
+    pub unanswered_ns: Vec<u64>,
 }
 
 /// One call's times.
@@ -49,11 +56,16 @@ pub(super) struct Recorder {
     window: Window,
     begin_ns: u64,
     begin_cpu_ns: u64,
+    begin_starved_ns: u64,
+    schedstat: Schedstat,
     last_end_ns: u64,
     phase: u32,
+    /// Nothing is scheduled any more.
+    late: bool,
     /// Open loop: the latencies of calls scheduled before this belong to the phase before.
     from_ns: u64,
-    counted: u64,
+    due: u64,
+    ended: u64,
     sends: Sends,
 }
 
@@ -64,29 +76,59 @@ impl Recorder {
             window: Window::default(),
             begin_ns: 0,
             begin_cpu_ns: 0,
+            begin_starved_ns: 0,
+            schedstat: Schedstat::default(),
             last_end_ns: 0,
             phase: 0,
+            late: false,
             from_ns: 0,
-            counted: 0,
+            due: 0,
+            ended: 0,
             sends: Sends::default(),
         }
     }
 
-    /// Sending begins.
-    pub fn start(&mut self, now: u64, cpu_ns: u64) {
-        (self.begin_ns, self.last_end_ns, self.begin_cpu_ns) = (now, now, cpu_ns);
+    /// Sending begins, on this thread.
+    pub fn start(&mut self, phase: u32, now: u64) {
+        self.schedstat = Schedstat::of_this_thread();
+        (self.begin_cpu_ns, self.begin_starved_ns) = (sys::thread_cpu_ns(), self.schedstat.starved_ns());
+        (self.begin_ns, self.last_end_ns) = (now, now);
+        (self.phase, self.from_ns) = (phase, now);
     }
 
-    pub fn phase(&self) -> u32 {
-        self.phase
+    /// Before a turn: where the next phase begins, the last window of the one before.
+    pub fn begin_turn(&mut self, phase: u32, now: u64) -> Option<Window> {
+        if phase == self.phase {
+            return None;
+        }
+        let window = self.cut();
+        (self.phase, self.from_ns, self.due, self.ended) = (phase, now, 0, 0);
+        Some(window)
     }
 
-    /// Calls counted in this phase.
-    pub fn counted(&self) -> u64 {
-        self.counted
+    /// After a turn: the window, if it is this wide.
+    pub fn end_turn(&mut self, width_ns: u64) -> Option<Window> {
+        (!self.late && self.last_end_ns - self.begin_ns >= width_ns).then(|| self.cut())
     }
 
-    /// A call is sent, and is one of so many in flight.
+    /// Nothing is scheduled from now on: the window so far. What ends now comes late.
+    pub fn drain(&mut self) -> Window {
+        let window = self.cut();
+        self.late = true;
+        window
+    }
+
+    /// Whether so many calls of the measured phase were due (open loop) or have ended (closed).
+    pub fn is_full(&self, limit: u64) -> bool {
+        self.phase > 0 && if self.open { self.due } else { self.ended } >= limit
+    }
+
+    /// A call is due.
+    pub fn due(&mut self) {
+        self.due += 1;
+    }
+
+    /// It is sent, and is one of so many in flight.
     pub fn sent(&mut self, times: Times, in_flight: usize) {
         self.sends.most_in_flight = self.sends.most_in_flight.max(in_flight);
         if self.open && self.phase > 0 && times.scheduled_ns >= self.from_ns {
@@ -99,12 +141,12 @@ impl Recorder {
 
     /// A call ended.
     pub fn ended(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
-        self.last_end_ns = now;
+        self.last_end_ns = self.last_end_ns.max(now);
         if self.open && times.scheduled_ns < self.from_ns {
             self.window.batch.carried += u64::from(result.is_ok());
             return;
         }
-        self.counted += 1;
+        self.ended += 1;
         match result {
             Ok(()) => {
                 let from = if self.open { times.scheduled_ns } else { times.sent_ns };
@@ -116,7 +158,6 @@ impl Recorder {
             Err(failure) => {
                 self.window.batch.failures += 1;
                 *self.window.errors.entry(failure).or_insert(0) += 1;
-                self.sends.limit_hits += u64::from(failure == Failure::InFlightLimit && self.phase > 0);
             }
         }
     }
@@ -126,31 +167,24 @@ impl Recorder {
         self.window.awake_ns += ns;
     }
 
-    /// Whether the window is this wide.
-    pub fn is_wide(&self, width_ns: u64) -> bool {
-        self.last_end_ns - self.begin_ns >= width_ns
-    }
-
-    /// Ends the window at the last end of a call.
-    pub fn cut(&mut self, cpu_ns: u64, late: bool) -> Window {
+    fn cut(&mut self) -> Window {
         let mut window = std::mem::take(&mut self.window);
-        window.batch.duration_ns = self.last_end_ns - self.begin_ns;
         window.phase = self.phase;
-        window.late = late;
+        if self.late {
+            (window.batch.late, window.batch.carried) = (window.batch.latency.len(), 0);
+            return window;
+        }
+        let (cpu_ns, starved_ns) = (sys::thread_cpu_ns(), self.schedstat.starved_ns());
+        window.batch.duration_ns = self.last_end_ns - self.begin_ns;
         window.cpu_ns = cpu_ns - self.begin_cpu_ns;
-        (self.begin_ns, self.begin_cpu_ns) = (self.last_end_ns, cpu_ns);
+        window.starved_ns = starved_ns - self.begin_starved_ns;
+        (self.begin_ns, self.begin_cpu_ns, self.begin_starved_ns) = (self.last_end_ns, cpu_ns, starved_ns);
         window
     }
 
-    /// The next phase begins, at the window's begin.
-    pub fn enter(&mut self, phase: u32) {
-        self.phase = phase;
-        self.from_ns = self.begin_ns;
-        self.counted = 0;
-    }
-
-    /// The whole phase's figures.
-    pub fn into_sends(self) -> Sends {
-        self.sends
+    /// The loop ends with these calls in flight, waited for so long: the last window, and the whole phase's figures.
+    pub fn end(mut self, unanswered_ns: Vec<u64>) -> (Window, Sends) {
+        let window = self.cut();
+        (window, Sends { unanswered_ns, ..self.sends })
     }
 }

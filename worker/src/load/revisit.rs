@@ -69,7 +69,7 @@ impl Measure for Bench {
         rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
         let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
         let kept = observe(&self.target, load, &rules, &self.probes, &self.cancel, earlier).await?;
-        let point = verdict::point(self.target.call.batch_size, &rules, kept.clone());
+        let point = verdict::point(self.target.call.batch_size, &rules, &kept);
         if slice.is_some() && self.goes_on() && matches!(load, LoadPoint::Closed { .. }) {
             self.keep(load, &point, kept);
         }

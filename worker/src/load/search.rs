@@ -90,6 +90,7 @@ impl Search {
     fn note(&mut self, load: LoadPoint, says: Says) {
         let LoadPoint::Open { rate_per_s, .. } = load else { return };
         self.points += 1;
+        let spoiled_before = self.again.take();
         match says {
             Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
             // A higher rate has more calls to show it with.
@@ -98,7 +99,7 @@ impl Search {
                 self.start = rate_per_s * 2.0;
             }
             // Once more: that was not the server.
-            Says::Nothing if self.again != Some(rate_per_s) => self.again = Some(rate_per_s),
+            Says::Nothing if spoiled_before != Some(rate_per_s) => self.again = Some(rate_per_s),
             Says::TooLittle | Says::Nothing | Says::Misses => {
                 self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));
             }

@@ -1,8 +1,12 @@
 //! The few system calls that the standard library does not have, and the clock.
 
 use std::{
+    fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
     time::{Duration, Instant},
 };
 
@@ -71,6 +75,30 @@ pub(super) fn thread_cpu_ns() -> u64 {
     // SAFETY: the pointer is to a timespec of ours.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut spec) };
     spec.tv_sec as u64 * 1_000_000_000 + spec.tv_nsec as u64
+}
+
+/// What the scheduler keeps of a thread (Linux, Documentation/scheduler/sched-stats.rst), where it keeps it.
+#[derive(Debug, Default)]
+pub(super) struct Schedstat(Option<File>);
+
+impl Schedstat {
+    pub fn of_this_thread() -> Self {
+        Self(File::open("/proc/thread-self/schedstat").ok())
+    }
+
+    /// How long the thread has waited for a core, ready to run: the second of its numbers. 0 where that is not kept.
+    pub fn starved_ns(&self) -> u64 {
+        let mut text = [0; 64];
+        let read = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let text = std::str::from_utf8(&text[..read]).unwrap_or_default();
+        text.split_whitespace().nth(1).and_then(|ns| ns.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// Lets others run that wait for this core.
+pub(super) fn give_way() {
+    // SAFETY: it has no arguments and changes no memory.
+    unsafe { libc::sched_yield() };
 }
 
 /// Lets this thread's waits end when they are due, not up to 50 µs later.

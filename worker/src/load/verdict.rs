@@ -17,7 +17,7 @@ use modelmeter_common::{
         sla,
     },
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Beyond this share of failures a point is invalid.
 const MAX_ERRORS: f64 = 0.01;
@@ -25,23 +25,26 @@ const MAX_ERRORS: f64 = 0.01;
 const MAX_LATE: f64 = 0.001;
 /// Of one core: the client's thread has no time left.
 const CLIENT_BOUND: f64 = 0.9;
+/// Of the measured time: the client's thread was ready to run and had no core.
+const MAX_STARVED: f64 = 0.05;
+/// A call that was waited for longer than any other took, by this factor, may never have been answered.
+const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
 /// Of all cores, used by neither engine nor client.
 const MAX_OTHERS: f64 = 0.2;
 
 /// Puts a point together.
-pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
-    let Kept { seen, samples } = kept;
+pub(super) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kept) -> Point {
     let total = seen.series.total();
     let open = matches!(seen.load, LoadPoint::Open { .. });
     let mut warnings = samples.warnings.clone();
-    soundness(&seen, open, &mut warnings);
-    cautions(&seen, rules, &samples, open, &mut warnings);
+    soundness(seen, open, &mut warnings);
+    cautions(seen, rules, samples, open, &mut warnings);
     if rules.stop.certified {
         certify(&mut warnings);
     }
     let valid = !warnings.iter().any(Warning::spoils);
-    let mut unavailable = samples.unavailable;
+    let mut unavailable = samples.unavailable.clone();
     for p in seen.percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.insert(percentile_path(p.q), percentile_reason(p));
     }
@@ -61,10 +64,10 @@ pub(super) fn point(batch_size: u32, rules: &Rules, kept: Kept) -> Point {
         answers: Answers { checked: seen.checked, wrong: wrong_kinds(&seen.bad_answers) },
         requests_per_s: seen.throughput,
         latency: total.latency.clone(),
-        percentiles: seen.percentiles,
-        service: open.then_some(seen.sends.service),
-        send_lateness: open.then_some(seen.sends.lateness),
-        gpu: samples.gpu,
+        percentiles: seen.percentiles.clone(),
+        service: open.then(|| seen.sends.service.clone()),
+        send_lateness: open.then(|| seen.sends.lateness.clone()),
+        gpu: samples.gpu.clone(),
         engine_cpu: samples.engine_cpu,
         server: None,
         client_cpu_cores: seen.client_cpu_cores,
@@ -97,13 +100,21 @@ fn warn(warnings: &mut Vec<Warning>, code: &str, message: String) {
 /// What makes a point invalid.
 fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
     let (failures, requests) = (seen.series.total().failures, seen.series.requests());
-    if failures as f64 > MAX_ERRORS * requests as f64 {
-        let share = 100.0 * failures as f64 / requests as f64;
+    let (lost, waited) = lost(seen);
+    if (failures + lost) as f64 > MAX_ERRORS * requests as f64 {
+        let share = 100.0 * (failures + lost) as f64 / (requests + lost) as f64;
         let words = |f: &Failure| seen.words.get(f).map(|w| format!(" ({w})")).unwrap_or_default();
-        let listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}{}", f.name(), words(f))).collect();
+        let mut listed: Vec<_> = seen.errors.iter().map(|(f, n)| format!("{} {n}{}", f.name(), words(f))).collect();
+        listed.extend((lost > 0).then(|| format!("unanswered {lost}")));
         let listed = listed.join(", ");
         let message = format!("{share:.1} % of the calls failed: {listed}; lower the load or mend the server");
         warn(warnings, "errors", message);
+    } else if lost > 0 {
+        let message = format!(
+            "{lost} calls had been waited for {waited:.1?} when the point ended, longer than twice any other took: the server \
+             may have lost them; look at its log"
+        );
+        warn(warnings, "unanswered", message);
     }
     if let Some(words) = &seen.gone {
         let message = format!("the server stopped answering ({words}); look at its log, then measure again");
@@ -121,12 +132,18 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
         );
         warn(warnings, "sends_late", message);
     }
-    if seen.sends.limit_hits > 0 {
+    if let Some(unsent) = seen.errors.get(&Failure::InFlightLimit) {
         let message = format!(
-            "{} calls were not sent, because the limit of calls in flight was reached; lower the rate or raise --max-in-flight",
-            seen.sends.limit_hits
+            "{unsent} calls were not sent, because the limit of calls in flight was reached; lower the rate or raise --max-in-flight"
         );
         warn(warnings, "in_flight_limit", message);
+    }
+    if let Some(unsent) = seen.errors.get(&Failure::StreamsLimit) {
+        let message = format!(
+            "{unsent} calls were not sent, because the server takes few at a time on a connection (its MAX_CONCURRENT_STREAMS); \
+             raise that, or lower the rate"
+        );
+        warn(warnings, "streams_limit", message);
     }
     if let LoadPoint::Closed { concurrency } = seen.load
         && (1..concurrency as usize).contains(&seen.sends.most_in_flight)
@@ -141,6 +158,14 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
     if seen.series.total().latency.is_empty() {
         warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
     }
+}
+
+/// How many calls were in flight at the end for so much longer than any other took that they may be lost, and the longest
+/// time among them.
+fn lost(seen: &Observed) -> (u64, Duration) {
+    let longest_ns = seen.series.total().latency.max_ns();
+    let lost = || seen.sends.unanswered_ns.iter().filter(|&&ns| ns > LOST * longest_ns);
+    (lost().count() as u64, Duration::from_nanos(lost().copied().max().unwrap_or(0)))
 }
 
 /// What a reader must know of a point that stands.
@@ -189,6 +214,14 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_bound", message);
     }
+    if seen.client_starved_cores > MAX_STARVED {
+        let message = format!(
+            "the client waited for a core {:.0} % of the time, which is in the latencies; give it cores of its own \
+             (--client-cpus, --engine-cpus) or the engine fewer threads",
+            seen.client_starved_cores * 100.0
+        );
+        warn(warnings, "client_starved", message);
+    }
     if samples.host.steal_ratio > MAX_STEAL {
         let share = samples.host.steal_ratio * 100.0;
         let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
@@ -207,11 +240,13 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
 }
 
 /// Warnings of what a certified point must not have met.
-const DISTURBANCES: [&str; 9] = [
+const DISTURBANCES: [&str; 11] = [
     "warmup_drifting",
     "drifting",
     "not_converged",
+    "unanswered",
     "client_bound",
+    "client_starved",
     "steal",
     "noisy_host",
     "throttled",

@@ -45,7 +45,7 @@ async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
 
 #[tokio::test]
 #[ignore = "one send in some hundred that is over 1 ms late makes a point invalid, and a virtual machine is so late now and then: \
-            cargo test --release -p modelmeter-worker --test load -- --ignored; in simulated time: worker/src/load/simulated.rs"]
+            cargo test --release -p modelmeter-worker --test load -- --ignored; in simulated time: worker/src/load/simulated/search.rs"]
 async fn the_search_finds_the_highest_rate_that_meets_the_sla() {
     let _turn = turn().await;
     let sla = Sla { percentile: 90.0, latency_ms: 30.0 };

@@ -159,8 +159,8 @@ fn point() -> Point {
         requests_per_s: Some(interval(199.999_999_999_999_97)),
         latency: histogram(),
         percentiles: vec![
-            Percentile { q: 99.9, ms: Some(interval(1.0 / 3.0)), needs: 20_000, had: 30_000 },
-            Percentile { q: 50.0, ms: None, needs: 100, had: 3 },
+            Percentile { q: 99.9, ms: Some(interval(1.0 / 3.0)), needs: 20_000, had: 30_000, sure: 25_000 },
+            Percentile { q: 50.0, ms: None, needs: 100, had: 3, sure: 2 },
         ],
         service: Some(Histogram::default()),
         send_lateness: None,

@@ -1,7 +1,7 @@
 //! The SLA search against servers whose highest rate is known, in simulated time: the real plan, search, series and
 //! claims, with queues in place of a client and a clock.
 
-use super::{Measure, Slice, run_plan, search, search::meets};
+use super::super::{Measure, Slice, run_plan, search, search::meets};
 use async_trait::async_trait;
 use modelmeter_common::{
     Problem,
