@@ -72,9 +72,11 @@ pub struct WorkerDoc {
     #[serde(rename = "_id")]
     pub name: String,
     pub schema_version: u32,
-    pub revision: u64,
     pub incarnation: String,
     pub version: String,
+    /// Of the envelope of its results ([`crate::wire::VERSION`]).
+    #[serde(default)]
+    pub wire_version: u16,
     pub slots: Vec<SlotDoc>,
     pub labels: BTreeMap<String, String>,
     pub registered_at: Timestamp,

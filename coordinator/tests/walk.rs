@@ -80,6 +80,10 @@ impl House {
 
     /// Registers an incarnation of the worker; gives its slot's queue.
     async fn register(&mut self, incarnation: &str) -> String {
+        self.try_register(incarnation, wire::VERSION).await.unwrap()
+    }
+
+    async fn try_register(&mut self, incarnation: &str, wire_version: u16) -> Result<String, tonic::Status> {
         let slot = Slot {
             index: 0,
             device_class: "cpu".into(),
@@ -90,9 +94,10 @@ impl House {
             worker: "w".into(),
             incarnation: incarnation.into(),
             slots: vec![slot],
+            wire_version: wire_version.into(),
             ..Default::default()
         };
-        self.work.register(request).await.unwrap().into_inner().queues.remove(0)
+        Ok(self.work.register(request).await?.into_inner().queues.remove(0))
     }
 
     async fn submit(&mut self, change: impl FnOnce(&mut Request)) -> RequestId {
@@ -354,6 +359,15 @@ async fn a_new_incarnation_ends_the_leases_of_the_old_one() {
     assert_eq!((after.task_id, after.attempt), (before.task_id, 2));
     house.measure(&after, 10.0).await;
     assert_eq!(house.ended(id).await.state, RequestState::Done);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_of_another_wire_version_is_refused() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let refused = house.try_register("two", wire::VERSION + 1).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("wire version"), "{refused}");
     house.close().await;
 }
 

@@ -5,7 +5,9 @@ use modelmeter_proto::control::{AttemptFate, AttemptRef, HeldFinal, attempt_fate
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 type Key = (TaskId, u32);
@@ -17,8 +19,8 @@ enum Stage {
     Running,
     /// In the journal, on its way to the results queue.
     Journaled,
-    /// Confirmed by the broker; the coordinator need not have it yet.
-    Published,
+    /// Confirmed by the broker at this time; the coordinator need not have it yet.
+    Published(Instant),
 }
 
 #[derive(Debug)]
@@ -56,7 +58,11 @@ impl Attempts {
 
     /// A journal of an earlier life, published again.
     pub fn add_published(&self, task: TaskId, number: u32) {
-        let entry = Entry { stage: Stage::Published, progress: String::new(), dropped: CancellationToken::new() };
+        let entry = Entry {
+            stage: Stage::Published(Instant::now()),
+            progress: String::new(),
+            dropped: CancellationToken::new(),
+        };
         self.entries().insert((task, number), entry);
     }
 
@@ -92,13 +98,26 @@ impl Attempts {
                 (_, Stage::Running) => entry.dropped.cancel(),
                 // Its slot still publishes it; asked again afterwards.
                 (_, Stage::Journaled) => {}
-                (_, Stage::Published) => {
+                (_, Stage::Published(_)) => {
                     entries.remove(&key);
                     forgotten.push(key);
                 }
             }
         }
         forgotten
+    }
+
+    /// Those that were published this long ago and are still asked about: what the broker confirmed was lost behind it.
+    /// They count as journaled again.
+    pub fn overdue(self: &Arc<Self>, after: Duration) -> Vec<Attempt> {
+        let mut overdue = Vec::new();
+        for (&(task, number), entry) in self.entries().iter_mut() {
+            if matches!(entry.stage, Stage::Published(at) if at.elapsed() >= after) {
+                entry.stage = Stage::Journaled;
+                overdue.push(Attempt { task, number, all: self.clone(), dropped: entry.dropped.clone() });
+            }
+        }
+        overdue
     }
 
     fn set_stage(&self, key: Key, stage: Stage) {
@@ -130,7 +149,7 @@ impl Attempt {
     }
 
     pub fn published(&self) {
-        self.all.set_stage(self.key(), Stage::Published);
+        self.all.set_stage(self.key(), Stage::Published(Instant::now()));
     }
 
     /// It ended without a result: nothing is renewed or held any more.
@@ -161,5 +180,18 @@ mod tests {
         assert_eq!(all.apply(&[fate(task, 1, Fate::Terminal)]), [(task, 1)]);
         assert!(all.refs().is_empty() && all.held().is_empty());
         assert!(all.apply(&[fate(task, 1, Fate::Lost)]).is_empty(), "one that is not known changes nothing");
+    }
+
+    #[test]
+    fn what_was_published_and_did_not_arrive_is_overdue_once() {
+        let all = Arc::new(Attempts::default());
+        let task = TaskId(uuid::Uuid::from_u128(1));
+        let attempt = all.begin(task, 1);
+        attempt.journaled();
+        assert!(all.overdue(Duration::ZERO).is_empty(), "its slot still publishes it");
+        attempt.published();
+        assert!(all.overdue(Duration::from_secs(60)).is_empty(), "it may be on its way");
+        assert_eq!(all.overdue(Duration::ZERO).len(), 1);
+        assert!(all.overdue(Duration::ZERO).is_empty(), "it is being published again");
     }
 }

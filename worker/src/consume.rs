@@ -254,7 +254,13 @@ impl Slot {
 }
 
 /// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
-async fn deliver(context: Arc<Context>, queue: String, attempt: Attempt, entry: Entry, delivery: Option<Delivery>) {
+pub(crate) async fn deliver(
+    context: Arc<Context>,
+    queue: String,
+    attempt: Attempt,
+    entry: Entry,
+    delivery: Option<Delivery>,
+) {
     let stop = &context.stop;
     let published = async {
         let mut backoff = Backoff::default();

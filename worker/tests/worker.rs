@@ -182,6 +182,23 @@ async fn a_journal_is_published_before_the_next_life_registers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_lost_behind_the_broker_is_published_again() {
+    let bench = Bench::new().await;
+    bench.coordinator.book().lease_ms = Some(150);
+    let worker = start(bench.options()).await.unwrap();
+    let task = bench.coordinator.add(assignment(1, "endpoint", 5));
+    bench.hint(task).await;
+    // Taken off the queue, and never collected: the task stays claimed.
+    let lost = bench.results(1).await;
+    let again = bench.results(1).await;
+    assert_eq!(again.finals, lost.finals);
+    assert_eq!(bench.journals(), 1);
+    bench.coordinator.set(task, State::Terminal);
+    until("the journal is forgotten", || bench.journals() == 0).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_forgotten_registers_again_and_works_on() {
     let bench = Bench::new().await;
     let worker = start(bench.options()).await.unwrap();

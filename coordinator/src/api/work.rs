@@ -13,6 +13,7 @@ use modelmeter_common::{
     device::Device,
     status::{SlotDoc, WorkerDoc},
     task::{Assignment, Lease, Refusal, Task, TaskState},
+    wire,
 };
 use modelmeter_proto::control::{
     ArtifactChunk, ArtifactId, AttemptFate, AttemptRef, ClaimNextRequest, ClaimReply, ClaimRequest, Granted,
@@ -53,10 +54,13 @@ impl WorkApi {
         Self { core, next: AtomicUsize::new(0) }
     }
 
-    /// The registered worker of this incarnation.
+    /// The registered worker of this incarnation; none too if a coordinator of another build registered it.
     async fn worker(&self, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, Status> {
         let workers = self.core.workers().await.map_err(hub_status)?;
-        Ok(workers.into_iter().find(|worker| worker.name == name && worker.incarnation == incarnation))
+        let is_it = |worker: &WorkerDoc| {
+            worker.name == name && worker.incarnation == incarnation && worker.wire_version == wire::VERSION
+        };
+        Ok(workers.into_iter().find(is_it))
     }
 
     /// The slot that claims, or why it may not.
@@ -164,6 +168,21 @@ impl WorkApi {
     }
 }
 
+/// Results in another wire version would be quarantined one by one: better said at once.
+fn check_wire_version(request: &RegisterRequest) -> Result<(), Status> {
+    let (theirs, ours) = (request.wire_version, u32::from(wire::VERSION));
+    if theirs == ours {
+        return Ok(());
+    }
+    let (worker, version) = (&request.worker, &request.version);
+    let message = format!(
+        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {ours}",
+        modelmeter_common::VERSION
+    );
+    let hint = "run the same version of modelmeter as worker and as coordinator";
+    Err(status_of(&Problem::invalid("version", message).with_hint(hint)))
+}
+
 fn slot_doc(slot: &Slot) -> Result<SlotDoc, Status> {
     let device: Device = from_json("device", &slot.device_json)?;
     let pool = pool::id(&device.class, &slot.engines);
@@ -187,6 +206,7 @@ impl Work for WorkApi {
         if request.worker.is_empty() || request.slots.is_empty() {
             return Err(status_of(&Problem::invalid("worker", "needs a name and at least one slot")));
         }
+        check_wire_version(&request)?;
         let slots: Vec<SlotDoc> = request.slots.iter().map(slot_doc).collect::<Result<_, _>>()?;
         for pool in slots.iter().map(|slot| &slot.pool).collect::<HashSet<_>>() {
             let declared = self.core.broker.declare(&task_queue(pool)).await;
@@ -198,9 +218,9 @@ impl Work for WorkApi {
         let worker = WorkerDoc {
             name: request.worker,
             schema_version: SCHEMA_VERSION,
-            revision: 0,
             incarnation: request.incarnation,
             version: request.version,
+            wire_version: wire::VERSION,
             slots,
             labels: request.labels.into_iter().collect(),
             registered_at: now,
