@@ -20,9 +20,9 @@ use modelmeter_common::{
 use modelmeter_coordinator::{Handle, Options, hub};
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, CancelRequest, ClaimNextRequest, ClaimRequest,
-    RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content,
-    attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
-    work_client::WorkClient,
+    HandBackRequest, RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest,
+    artifact_chunk::Content, attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient,
+    refused::Why, work_client::WorkClient,
 };
 use std::{sync::Arc, time::Duration};
 use tonic::transport::Channel;
@@ -135,6 +135,20 @@ impl House {
             claim_id: claim_id.into(),
         };
         outcome(self.work.claim(claim).await.unwrap().into_inner().outcome)
+    }
+
+    /// Gives it back, since a port is busy.
+    async fn hand_back(&mut self, task: &Assignment) {
+        let busy = Problem::new(Code::Busy, "port 8001 is held by something");
+        let request = HandBackRequest {
+            worker: "w".into(),
+            incarnation: "one".into(),
+            task_id: task.task_id.to_string(),
+            attempt: task.attempt,
+            reason: busy.message.clone(),
+            problem_json: serde_json::to_string(&busy).unwrap(),
+        };
+        self.work.hand_back(request).await.unwrap();
     }
 
     async fn publish(&self, done: &Assignment, parts: &[Part], outcome: Outcome) {
@@ -368,6 +382,29 @@ async fn a_worker_of_another_wire_version_is_refused() {
     let refused = house.try_register("two", wire::VERSION + 1).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     assert!(refused.message().contains("wire version"), "{refused}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_is_handed_back_waits_and_counts_only_where_the_request_does_not() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    for _ in 0..5 {
+        let task = house.claim("one").await.unwrap();
+        house.hand_back(&task).await;
+    }
+    let task = house.claim("one").await.unwrap();
+    house.measure(&task, 10.0).await;
+    assert_eq!(house.ended(id).await.state, RequestState::Done);
+
+    let id = house.submit(|request| (request.batch_sizes, request.no_wait) = (vec![1], true)).await;
+    for _ in 0..3 {
+        let task = house.claim("one").await.unwrap();
+        house.hand_back(&task).await;
+    }
+    let status = house.ended(id).await;
+    assert_eq!(status.state, RequestState::Failed);
+    assert!(status.cells[0].reason.as_ref().unwrap().contains("port 8001"), "{status:?}");
     house.close().await;
 }
 

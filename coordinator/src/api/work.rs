@@ -8,7 +8,7 @@ use crate::{
 };
 use futures::Stream;
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION,
+    Problem, SCHEMA_VERSION, TaskId,
     broker::{RESULTS, task_queue},
     device::Device,
     status::{SlotDoc, WorkerDoc},
@@ -27,6 +27,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tonic::{Request, Response, Status};
 
@@ -141,6 +142,16 @@ impl WorkApi {
             Step::Refused(Refusal::Terminal, _) => Fate::Terminal,
             Step::Refused(..) | Step::Unknown => Fate::Lost,
         })
+    }
+
+    /// Whether a task's request still waits for what stands in its way.
+    async fn waits(&self, id: TaskId) -> Result<bool, Status> {
+        let Some(task) = self.core.hub.task(id).await.map_err(hub_status)? else { return Ok(true) };
+        let stored = self.core.stored_request(task.request_id).await.map_err(hub_status)?;
+        Ok(stored.is_none_or(|doc| {
+            let deadline = Duration::from_millis(doc.request.deadline_ms);
+            !doc.request.no_wait && self.core.now().since(doc.created_at) < deadline
+        }))
     }
 
     /// Ends the leases of a worker's earlier incarnations, except those of attempts that it measured to the end; those
@@ -294,9 +305,18 @@ impl Work for WorkApi {
     }
 
     async fn hand_back(&self, request: Request<HandBackRequest>) -> Reply<HandBackReply> {
-        let HandBackRequest { task_id, attempt, reason, .. } = request.into_inner();
+        let HandBackRequest { task_id, attempt, reason, problem_json, .. } = request.into_inner();
         let id = parse("task_id", &task_id)?;
-        self.core.step(id, |task, now| task.hand_back(attempt, &reason, now)).await.map_err(hub_status)?;
+        let stands_in_the_way = match problem_json.as_str() {
+            "" => None,
+            _ if self.waits(id).await? => None,
+            json => Some(from_json::<Problem>("problem", json)?),
+        };
+        let step = self.core.step(id, |task, now| match &stands_in_the_way {
+            Some(problem) => task.fail(attempt, problem.clone(), now),
+            None => task.hand_back(attempt, &reason, now),
+        });
+        step.await.map_err(hub_status)?;
         Ok(Response::new(HandBackReply {}))
     }
 
