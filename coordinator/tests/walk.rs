@@ -52,16 +52,16 @@ impl House {
         let (control, work) = (ControlClient::new(channel.clone()), WorkClient::new(channel));
         let mut house =
             Self { coordinator: Some(coordinator), broker, control, work, queue: String::new(), _home: home };
-        house.add_model().await;
+        house.add_model("m", "1").await;
         house.queue = house.register("one").await;
         house
     }
 
-    async fn add_model(&mut self) {
+    async fn add_model(&mut self, name: &str, version: &str) {
         let artifact = ArtifactRef { format: Format::Onnx, sha256: sha256_hex(BYTES), bytes: BYTES.len() as u64 };
         let model = Model {
             schema_version: SCHEMA_VERSION,
-            id: ModelRef { name: "m".into(), version: "1".into() },
+            id: ModelRef { name: name.into(), version: version.into() },
             created_at: Timestamp::now(),
             artifacts: vec![artifact.clone()],
             inputs: vec![TensorSpec {
@@ -405,6 +405,22 @@ async fn what_is_handed_back_waits_and_counts_only_where_the_request_does_not() 
     let status = house.ended(id).await;
     assert_eq!(status.state, RequestState::Failed);
     assert!(status.cells[0].reason.as_ref().unwrap().contains("port 8001"), "{status:?}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_models_name_may_have_a_colon() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    house.add_model("llama:8b", "0a1b").await;
+    let id = house.submit(|request| (request.model, request.batch_sizes) = ("llama:8b:0a1b".into(), vec![1])).await;
+    let task = house.claim("one").await.unwrap();
+    house.measure(&task, 10.0).await;
+    house.ended(id).await;
+    for (model, found) in [("llama:8b:0a1b", true), ("llama:8b", true), ("llama", false), ("llama:8b:2", false)] {
+        let request = ResultsRequest { model: model.into(), ..Default::default() };
+        let mut results = house.control.results(request).await.unwrap().into_inner();
+        assert_eq!(results.message().await.unwrap().is_some(), found, "{model}");
+    }
     house.close().await;
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
-    model::Model,
+    model::{Model, ModelName},
     request::{Request, RequestDoc, RequestState},
     status::Dryrun,
     task::{Cell, Plan},
@@ -79,11 +79,8 @@ async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, V
         return Err(Problem::invalid("data", "names files of the user's machine")
             .with_hint("`modelmeter profile` uploads them and names what it uploaded"));
     }
-    let (name, version) = match request.model.split_once(':') {
-        Some((name, version)) => (name, Some(version)),
-        None => (request.model.as_str(), None),
-    };
-    let model = core.hub.model(name, version).await?;
+    let named: ModelName = request.model.parse()?;
+    let model = core.hub.model(&named.name, named.version.as_deref()).await?;
     let model = model.ok_or_else(|| {
         Problem::new(Code::NotFound, format!("no model '{}' in the hub", request.model)).with_field("model").with_hint(
             "`modelmeter model list` shows those that are there; a path or a built-in name is added by `profile`",
