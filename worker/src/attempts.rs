@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 type Key = (TaskId, u32);
@@ -32,7 +32,11 @@ struct Entry {
 
 /// All of them. Shared by the slots and the renew loop.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(Mutex<BTreeMap<Key, Entry>>);
+pub(crate) struct Attempts {
+    entries: Mutex<BTreeMap<Key, Entry>>,
+    /// Woken when one does something else than before.
+    pub news: Notify,
+}
 
 /// One attempt in a slot's hands.
 #[derive(Clone, Debug)]
@@ -45,7 +49,7 @@ pub(crate) struct Attempt {
 
 impl Attempts {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A claim was granted: its lease is renewed from now on.
@@ -137,10 +141,11 @@ impl Attempt {
         self.dropped.cancelled().await;
     }
 
-    /// One line for `watch`.
+    /// One line for `watch`, which the coordinator is told soon.
     pub fn progress(&self, line: impl Into<String>) {
         if let Some(entry) = self.all.entries().get_mut(&self.key()) {
             entry.progress = line.into();
+            self.all.news.notify_one();
         }
     }
 

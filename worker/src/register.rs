@@ -4,11 +4,13 @@ use crate::{Context, attempts::Attempt, consume, coordinator::patiently};
 use modelmeter_common::{Problem, wire};
 use modelmeter_proto::control::{RegisterRequest, RenewRequest, Slot};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// The shortest pause between renewals, whatever lease a coordinator gives.
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(20);
 
+/// What attempts do is told at most this often.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
 /// A result that the coordinator does not have this many leases after the broker took it was lost on its way.
 const LOST_AFTER_LEASES: u32 = 2;
 
@@ -66,14 +68,16 @@ pub(crate) async fn register_again(context: &Context, membership: &watch::Sender
 
 /// Renews all leases three times a lease until the worker stops, and publishes again what was lost on its way.
 pub(crate) async fn renew_forever(context: Arc<Context>, membership: watch::Sender<Membership>) {
-    let mut again = JoinSet::new();
+    let (mut again, mut renewed) = (JoinSet::new(), Instant::now());
     loop {
         let lease = membership.borrow().lease;
         let pause = (lease / 3).max(SHORTEST_RENEWAL);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = context.renew_now.notified() => {}
+            () = news(&context, renewed) => {}
         }
+        renewed = Instant::now();
         match renew(&context).await {
             Ok(true) => {
                 for attempt in context.attempts.overdue(lease * LOST_AFTER_LEASES) {
@@ -87,6 +91,12 @@ pub(crate) async fn renew_forever(context: Arc<Context>, membership: watch::Send
             Err(problem) => tracing::warn!(%problem, "leases were not renewed"),
         }
     }
+}
+
+/// Completes when there is something to tell, a while after it was told last.
+async fn news(context: &Context, told: Instant) {
+    context.attempts.news.notified().await;
+    tokio::time::sleep_until(told + NEWS_PAUSE).await;
 }
 
 /// Publishes an attempt's journal once more: results are inserted once, however often they come.

@@ -106,6 +106,16 @@ async fn a_cancelled_task_stops_at_once_and_leaves_no_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_task_does_is_told_soon_however_long_the_lease() {
+    let bench = Bench::new().await;
+    bench.coordinator.book().lease_ms = Some(600_000);
+    let worker = start(bench.options()).await.unwrap();
+    bench.hint(bench.coordinator.add(assignment(1, "endpoint", ENDLESS))).await;
+    until("it is told", || bench.coordinator.book().progress.iter().any(|p| p.contains("measuring"))).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_hands_back_what_runs_and_ends_engines_in_time() {
     let bench = Bench::new().await;
     let worker = start(bench.options()).await.unwrap();
