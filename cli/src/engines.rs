@@ -5,7 +5,7 @@ use modelmeter_common::{
     Code, Problem, VERSION,
     config::{Config, CustomEngine},
     container::Container,
-    engine::{self, EngineInfo, Protocol},
+    engine::{self, ENDPOINT, EngineInfo, Protocol},
 };
 use modelmeter_serving::onnxruntime;
 use modelmeter_worker::{EngineSpec, Launch, Layout, Ports, docker_version};
@@ -16,9 +16,6 @@ use std::{
     sync::OnceLock,
     time::Duration,
 };
-
-/// The engine that a server at an endpoint is.
-pub const ENDPOINT: &str = "endpoint";
 
 /// One engine on this machine.
 #[derive(Clone, PartialEq, Debug, Serialize)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What went wrong, for programs. One enum maps to gRPC status, HTTP status and exit code.
+/// What went wrong, for programs. One enum maps to gRPC status and exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {

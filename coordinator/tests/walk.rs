@@ -425,6 +425,17 @@ async fn a_models_name_may_have_a_colon() {
 }
 
 #[tokio::test]
+async fn an_endpoint_is_nothing_to_wait_for() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let request = Request { model: "m".into(), engines: vec!["endpoint".into()], ..Request::default() };
+    let request_json = serde_json::to_string(&request).unwrap();
+    let submit = SubmitRequest { request_id: RequestId::random().to_string(), request_json };
+    let refused = house.control.submit(submit).await.unwrap_err();
+    assert!(refused.message().contains("no worker offers 'endpoint'"), "{refused}");
+    house.close().await;
+}
+
+#[tokio::test]
 async fn cancelling_ends_what_runs_and_what_waits() {
     let mut house = House::build(Duration::from_secs(30)).await;
     let id = house.submit(|request| request.batch_sizes = vec![1, 2, 4, 8]).await;

@@ -9,6 +9,7 @@ use crate::{
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
+    engine::ENDPOINT,
     model::{Model, ModelName},
     request::{Request, RequestDoc, RequestState},
     status::Dryrun,
@@ -87,8 +88,21 @@ async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, V
         )
     })?;
     let pools = core.pools().await?;
+    check_endpoint(request, &pools)?;
     let cells = expand::cells(request, &model, &pools)?;
     Ok((model, cells, pools))
+}
+
+/// No worker of a cluster will ever offer it: only a process that was told an address does, for its own request.
+fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
+    let asked = request.engines.iter().any(|engine| engine == ENDPOINT);
+    if asked && !pools.iter().any(|pool| pool.engines.iter().any(|engine| engine == ENDPOINT)) {
+        return Err(Problem::invalid("engines", format!("no worker offers '{ENDPOINT}': it is no engine to choose"))
+            .with_hint(
+                "`modelmeter profile --endpoint HOST:PORT`, without a coordinator, measures a server that already runs",
+            ));
+    }
+    Ok(())
 }
 
 fn resolved(request: Request, cells: &[Cell]) -> Request {
