@@ -12,10 +12,7 @@ use crate::{
     lock::DeviceLock,
     register,
 };
-use modelmeter_common::{
-    Code, Problem,
-    broker::{BrokerError, RESULTS},
-};
+use modelmeter_common::{Code, Problem, broker::RESULTS};
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, watch},
@@ -48,7 +45,7 @@ pub async fn start(options: Options) -> Result<Handle, Problem> {
     replay(&context).await?;
     let member = insist(|| register::register(&context)).await?;
     for queue in member.queues.iter().chain([&member.results]) {
-        insist(|| async { context.broker.declare(queue).await.map_err(|e| broker_problem(&e)) }).await?;
+        insist(|| async { Ok(context.broker.declare(queue).await?) }).await?;
     }
     tracing::info!(worker = context.name, slots = context.places.len(), "registered");
     let (sender, membership) = watch::channel(member);
@@ -170,20 +167,10 @@ async fn replay(context: &Arc<Context>) -> Result<(), Problem> {
     }
     tracing::info!(attempts = entries.len(), "publishing what the journal holds");
     for entry in &entries {
-        insist(|| async { consume::publish(context, RESULTS, entry).await.map_err(|e| broker_problem(&e)) }).await?;
+        insist(|| async { Ok(consume::publish(context, RESULTS, entry).await?) }).await?;
         context.attempts.add_published(entry.task, entry.attempt);
     }
     Ok(())
-}
-
-fn broker_problem(error: &BrokerError) -> Problem {
-    let (code, field) = match error {
-        BrokerError::BadUrl { .. } => (Code::InvalidArgument, "broker"),
-        _ => (Code::Unreachable, "broker"),
-    };
-    Problem::new(code, error.to_string())
-        .with_field(field)
-        .with_hint("check that the broker runs and that --broker names it")
 }
 
 /// Tries for [`START_PATIENCE`].

@@ -221,7 +221,7 @@ impl Work for WorkApi {
         let slots: Vec<SlotDoc> = request.slots.iter().map(slot_doc).collect::<Result<_, _>>()?;
         for pool in slots.iter().map(|slot| &slot.pool).collect::<HashSet<_>>() {
             let declared = self.core.broker.declare(&task_queue(pool)).await;
-            declared.map_err(|e| status_of(&Problem::new(modelmeter_common::Code::Unreachable, e.to_string())))?;
+            declared.map_err(|e| status_of(&e.into()))?;
         }
         self.end_old_leases(&request).await?;
         let now = self.core.now();
