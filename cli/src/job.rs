@@ -7,7 +7,7 @@ use crate::{
 use modelmeter_common::{
     Problem, artifact,
     engine::Protocol,
-    error::closest,
+    error::did_you_mean,
     load::Load,
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
@@ -163,7 +163,7 @@ fn protocol(given: Option<&str>) -> Result<Protocol, Problem> {
     let given = given.unwrap_or(Protocol::KserveV2.as_str());
     KNOWN.into_iter().find(|known| known.as_str() == given).ok_or_else(|| {
         let names = KNOWN.map(Protocol::as_str);
-        let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+        let meant = did_you_mean(given, names);
         Problem::invalid("protocol", format!("unknown protocol '{given}'"))
             .with_hint(format!("{meant}this version speaks {}", names.join(", ")))
     })

@@ -8,7 +8,7 @@ use modelmeter_common::{
     Code, Problem, SCHEMA_VERSION, Timestamp,
     artifact::{self, Opened},
     engine::Protocol,
-    error::closest,
+    error::did_you_mean,
     model::{ArtifactRef, Dim, Format, Model, ModelName, ModelRef, TensorSpec},
     wire::sha256_hex,
 };
@@ -98,7 +98,7 @@ async fn unknown(given: &str, name_is_known: bool, known: &[Model], client: &mut
     }
     let others = client.models(None).await?;
     let names = others.iter().map(|m| m.id.name.as_str()).chain(reference::NAMES);
-    let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+    let meant = did_you_mean(given, names);
     let built_in = reference::NAMES.join(", ");
     Ok(problem
         .with_hint(format!("{meant}name a file, a model of `modelmeter model list`, or a built-in one: {built_in}")))

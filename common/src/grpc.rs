@@ -25,7 +25,8 @@ pub fn problem_of(status: &Status) -> Problem {
         Grpc::Unavailable | Grpc::Unknown | Grpc::Cancelled | Grpc::Aborted | Grpc::DeadlineExceeded => {
             unreachable(format!("the coordinator is gone: {}", reason(status)))
         }
-        Grpc::Unimplemented => unreachable("what answers there is not a modelmeter coordinator of this version".into()),
+        Grpc::Unimplemented => unreachable("what answers there is not a modelmeter coordinator of this version".into())
+            .with_hint("name a coordinator with --coordinator, and run the same version of modelmeter everywhere"),
         Grpc::InvalidArgument | Grpc::FailedPrecondition => Problem::new(Code::InvalidArgument, status.message()),
         Grpc::NotFound => Problem::new(Code::NotFound, status.message()),
         Grpc::AlreadyExists => Problem::new(Code::AlreadyExists, status.message()),

@@ -84,12 +84,7 @@ impl House {
     }
 
     async fn try_register(&mut self, incarnation: &str, wire_version: u16) -> Result<String, tonic::Status> {
-        let slot = Slot {
-            index: 0,
-            device_class: "cpu".into(),
-            device_json: serde_json::to_string(&cpu()).unwrap(),
-            engines: vec!["rten".into()],
-        };
+        let slot = Slot { index: 0, device_json: serde_json::to_string(&cpu()).unwrap(), engines: vec!["rten".into()] };
         let request = RegisterRequest {
             worker: "w".into(),
             incarnation: incarnation.into(),

@@ -29,7 +29,6 @@ pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
         let can_run = context.engines.values().filter(|engine| engine.runs_on(place.device.kind));
         Slot {
             index: place.index,
-            device_class: place.device.class.clone(),
             device_json: serde_json::to_string(&place.device).expect("a device is plain JSON"),
             engines: can_run.map(|engine| engine.name.clone()).collect(),
         }

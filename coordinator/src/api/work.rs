@@ -123,12 +123,7 @@ impl WorkApi {
             cell: task.cell.clone(),
             plan,
         };
-        Ok(Granted {
-            task_id: task.id.to_string(),
-            attempt: task.attempt,
-            task_json: to_json(&assignment)?,
-            lease_ms: self.core.lease.as_millis() as u64,
-        })
+        Ok(Granted { task_id: task.id.to_string(), attempt: task.attempt, task_json: to_json(&assignment)? })
     }
 
     async fn fate(&self, incarnation: &str, attempt: &AttemptRef) -> Result<Fate, Status> {

@@ -13,7 +13,7 @@ mod random;
 mod resnet;
 
 use graph::Graph;
-use modelmeter_common::{Code, Problem, error::closest};
+use modelmeter_common::{Code, Problem, error::did_you_mean};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
@@ -85,7 +85,7 @@ pub const NAMES: [&str; MODELS.len()] = {
 /// `not_found`, with the names there are.
 pub fn find(name: &str) -> Result<&'static Reference, Problem> {
     MODELS.iter().find(|model| model.name == name).ok_or_else(|| {
-        let meant = closest(name, NAMES).map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+        let meant = did_you_mean(name, NAMES);
         Problem::new(Code::NotFound, format!("there is no built-in model '{name}'"))
             .with_field("model")
             .with_hint(format!("{meant}built-in models are {}", NAMES.join(", ")))
@@ -186,6 +186,6 @@ mod tests {
         assert!(problem.hint.unwrap().contains("--home"));
         let problem = ensure("resnet5", file.path()).unwrap_err();
         assert_eq!(problem.code, Code::NotFound);
-        assert!(problem.hint.unwrap().starts_with("did you mean resnet50? built-in models are mlp"));
+        assert!(problem.hint.unwrap().starts_with("did you mean 'resnet50'? built-in models are mlp"));
     }
 }

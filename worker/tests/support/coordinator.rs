@@ -87,7 +87,6 @@ impl Book {
                     task_id: task.to_string(),
                     attempt: assignment.attempt,
                     task_json: serde_json::to_string(assignment).unwrap(),
-                    lease_ms: LEASE_MS,
                 })
             }
             State::Claimed => refused(Why::Held),
