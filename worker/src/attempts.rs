@@ -10,6 +10,9 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+/// A result that is published again so often and never arrives cannot be taken: its lease shall run out.
+const MAX_AGAIN: u32 = 5;
+
 type Key = (TaskId, u32);
 
 /// How far an attempt has come.
@@ -27,7 +30,15 @@ enum Stage {
 struct Entry {
     stage: Stage,
     progress: String,
+    /// How often its result was lost after it was published.
+    lost: u32,
     dropped: CancellationToken,
+}
+
+impl Entry {
+    fn new(stage: Stage) -> Self {
+        Self { stage, progress: String::new(), lost: 0, dropped: CancellationToken::new() }
+    }
 }
 
 /// All of them. Shared by the slots and the renew loop.
@@ -54,20 +65,15 @@ impl Attempts {
 
     /// A claim was granted: its lease is renewed from now on.
     pub fn begin(self: &Arc<Self>, task: TaskId, number: u32) -> Attempt {
-        let dropped = CancellationToken::new();
-        let entry = Entry { stage: Stage::Running, progress: String::new(), dropped: dropped.clone() };
+        let entry = Entry::new(Stage::Running);
+        let dropped = entry.dropped.clone();
         self.entries().insert((task, number), entry);
         Attempt { task, number, all: self.clone(), dropped }
     }
 
     /// A journal of an earlier life, published again.
     pub fn add_published(&self, task: TaskId, number: u32) {
-        let entry = Entry {
-            stage: Stage::Published(Instant::now()),
-            progress: String::new(),
-            dropped: CancellationToken::new(),
-        };
-        self.entries().insert((task, number), entry);
+        self.entries().insert((task, number), Entry::new(Stage::Published(Instant::now())));
     }
 
     /// What to ask the coordinator about.
@@ -112,15 +118,21 @@ impl Attempts {
     }
 
     /// Those that were published this long ago and are still asked about: what the broker confirmed was lost behind it.
-    /// They count as journaled again.
+    /// They count as journaled again; one that was lost too often is not answered for any more.
     pub fn overdue(self: &Arc<Self>, after: Duration) -> Vec<Attempt> {
         let mut overdue = Vec::new();
-        for (&(task, number), entry) in self.entries().iter_mut() {
-            if matches!(entry.stage, Stage::Published(at) if at.elapsed() >= after) {
-                entry.stage = Stage::Journaled;
-                overdue.push(Attempt { task, number, all: self.clone(), dropped: entry.dropped.clone() });
+        self.entries().retain(|&(task, number), entry| {
+            if !matches!(entry.stage, Stage::Published(at) if at.elapsed() >= after) {
+                return true;
             }
-        }
+            (entry.stage, entry.lost) = (Stage::Journaled, entry.lost + 1);
+            if entry.lost > MAX_AGAIN {
+                tracing::error!(%task, attempt = number, "the coordinator never gets the result: giving it up");
+                return false;
+            }
+            overdue.push(Attempt { task, number, all: self.clone(), dropped: entry.dropped.clone() });
+            true
+        });
         overdue
     }
 
@@ -198,5 +210,11 @@ mod tests {
         assert!(all.overdue(Duration::from_secs(60)).is_empty(), "it may be on its way");
         assert_eq!(all.overdue(Duration::ZERO).len(), 1);
         assert!(all.overdue(Duration::ZERO).is_empty(), "it is being published again");
+        for _ in 1..MAX_AGAIN {
+            attempt.published();
+            assert_eq!(all.overdue(Duration::ZERO).len(), 1);
+        }
+        attempt.published();
+        assert!(all.overdue(Duration::ZERO).is_empty() && all.refs().is_empty(), "its lease shall run out");
     }
 }
