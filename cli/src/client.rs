@@ -4,18 +4,16 @@
 use modelmeter_common::{
     Code, Problem, RequestId,
     artifact::archive,
+    grpc,
     model::{ArtifactRef, Model},
     profile::Profile,
     request::{Request, RequestDoc},
     status::{Dryrun, Status, WorkerDoc},
 };
-use modelmeter_proto::{
-    PROBLEM_KEY,
-    control::{
-        AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
-        ListRequestsRequest, ListWorkersRequest, PlanRequest, ResultsRequest, StatusReply, StatusRequest,
-        SubmitRequest, artifact_chunk::Content, control_client::ControlClient,
-    },
+use modelmeter_proto::control::{
+    AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
+    ListRequestsRequest, ListWorkersRequest, PlanRequest, ResultsRequest, StatusReply, StatusRequest, SubmitRequest,
+    artifact_chunk::Content, control_client::ControlClient,
 };
 use serde::de::DeserializeOwned;
 use std::{
@@ -64,7 +62,7 @@ impl Client {
                     let control = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
                     return Ok(Self { control });
                 }
-                Err(e) => tried.push(format!("{address}: {}", root(&e))),
+                Err(e) => tried.push(format!("{address}: {}", grpc::root(&e))),
             }
         }
         Err(Problem::new(Code::Unreachable, format!("no coordinator answers ({})", tried.join("; ")))
@@ -216,31 +214,13 @@ impl Watch {
     }
 }
 
-/// The problem that a status carries, else one made of its code and text.
+/// What went wrong with a call, and what is left of a request that it was about.
 fn problem(status: tonic::Status) -> Problem {
-    let carried = status.metadata().get_bin(PROBLEM_KEY).and_then(|value| value.to_bytes().ok());
-    if let Some(problem) = carried.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-        return problem;
-    }
-    match status.code() {
-        // A connection that broke under a call is `Unknown` or `Cancelled` to tonic.
-        tonic::Code::Unavailable
-        | tonic::Code::Unknown
-        | tonic::Code::Cancelled
-        | tonic::Code::Aborted
-        | tonic::Code::DeadlineExceeded => {
-            Problem::new(Code::Unreachable, format!("the coordinator is gone: {}", status.message()))
-                .with_field("coordinator")
-                .with_hint("what is measured already is in the hub; `modelmeter watch ID` picks the request up again")
+    match grpc::problem_of(&status) {
+        gone @ Problem { code: Code::Unreachable, hint: None, .. } => {
+            gone.with_hint("what is measured already is in the hub; `modelmeter watch ID` picks the request up again")
         }
-        tonic::Code::InvalidArgument => Problem::new(Code::InvalidArgument, status.message()),
-        tonic::Code::NotFound => Problem::new(Code::NotFound, status.message()),
-        tonic::Code::Unauthenticated => Problem::new(Code::Unauthenticated, status.message()),
-        tonic::Code::Unimplemented => {
-            Problem::new(Code::Unreachable, "what answers there is not a modelmeter coordinator of this version")
-                .with_field("coordinator")
-        }
-        _ => Problem::new(Code::Internal, status.message()),
+        other => other,
     }
 }
 
@@ -259,30 +239,9 @@ fn read_all<T: DeserializeOwned>(documents: &[Document]) -> Result<Vec<T>, Probl
     documents.iter().map(|document| read(&document.json)).collect()
 }
 
-/// The innermost cause: "connection refused", not "transport error".
-fn root(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_problem_comes_back_whole_from_a_status() {
-        let sent = Problem::invalid("engines", "unknown engine 'onxx'").with_hint("did you mean 'onnx'?");
-        let mut status = tonic::Status::invalid_argument("engines: unknown");
-        let bytes = serde_json::to_vec(&sent).unwrap();
-        status.metadata_mut().insert_bin(PROBLEM_KEY, tonic::metadata::MetadataValue::from_bytes(&bytes));
-        assert_eq!(problem(status), sent);
-        assert_eq!(problem(tonic::Status::not_found("gone")).code, Code::NotFound);
-        let broken = tonic::Status::unknown("h2 protocol error: error reading a body from connection");
-        assert_eq!(problem(broken).code, Code::Unreachable);
-    }
 
     #[tokio::test]
     async fn what_was_tried_is_told() {

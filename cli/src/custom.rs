@@ -1,5 +1,6 @@
 //! Engines and inspectors that the configuration defines: what a worker may run by name besides the built-in ones.
 
+use crate::engines::on_path;
 use modelmeter_common::{
     Code, Problem,
     config::{self, Config, CustomEngine, CustomInspector, TimedIn},
@@ -108,11 +109,7 @@ fn command(words: &[String], field: &str) -> Result<(PathBuf, Vec<String>), Prob
 
 /// Whether a program is at this path or, as a bare name, on PATH.
 fn is_there(program: &Path) -> bool {
-    if program.components().count() > 1 {
-        return program.is_file();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    if program.components().count() > 1 { program.is_file() } else { on_path(program).is_some() }
 }
 
 fn seconds(text: &str, field: &str) -> Result<std::time::Duration, Problem> {

@@ -3,7 +3,7 @@
 use crate::{client::Client, models::Local};
 use modelmeter_common::{
     Code, Problem,
-    model::{ArtifactRef, Model},
+    model::{ArtifactRef, Model, ModelName},
     request::Request,
     testdata::{DataSet, Files, Source},
 };
@@ -77,9 +77,9 @@ pub async fn store(
 }
 
 async fn in_hub(model: &str, client: &mut Client) -> Result<Option<Model>, Problem> {
-    let (name, version) = model.split_once(':').map_or((model, None), |(name, version)| (name, Some(version)));
-    let known = client.models(Some(name)).await?;
-    Ok(known.into_iter().find(|model| version.is_none_or(|version| model.id.version == version)))
+    let named: ModelName = model.parse()?;
+    let known = client.models(Some(&named.name)).await?;
+    Ok(known.into_iter().find(|model| named.is(&model.id)))
 }
 
 /// Writes the data where a worker of this home looks for it.

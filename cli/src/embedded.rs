@@ -13,7 +13,6 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::Ipv4Addr,
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -186,13 +185,8 @@ fn lock(home: &Path) -> Result<File, Problem> {
         Problem::new(Code::Storage, format!("cannot lock {}: {e}", path.display())).with_field("home")
     };
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    // SAFETY: the descriptor is open while `file` lives; flock touches no memory of ours.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+    if worker::try_flock(&file, false).map_err(failed)? {
         return Ok(file);
-    }
-    let error = std::io::Error::last_os_error();
-    if error.kind() != std::io::ErrorKind::WouldBlock {
-        return Err(failed(error));
     }
     Err(Problem::new(Code::Busy, format!("another modelmeter measures with {}", home.display()))
         .with_field("home")

@@ -5,7 +5,8 @@ use modelmeter_common::{
     Code, Problem, VERSION,
     config::{Config, CustomEngine},
     container::Container,
-    engine::{self, EngineInfo, Protocol},
+    engine::{self, ENDPOINT, EngineInfo, Protocol},
+    error::did_you_mean,
 };
 use modelmeter_serving::onnxruntime;
 use modelmeter_worker::{EngineSpec, Launch, Layout, Ports, docker_version};
@@ -16,9 +17,6 @@ use std::{
     sync::OnceLock,
     time::Duration,
 };
-
-/// The engine that a server at an endpoint is.
-pub const ENDPOINT: &str = "endpoint";
 
 /// One engine on this machine.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -154,9 +152,7 @@ pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Prob
 
 fn unknown(name: &str, found: &[Found]) -> Problem {
     let names = found.iter().map(|f| f.name.as_str());
-    let meant = modelmeter_common::error::closest(name, names.clone())
-        .map(|near| format!("did you mean '{near}'? "))
-        .unwrap_or_default();
+    let meant = did_you_mean(name, names.clone());
     Problem::invalid("engines", format!("unknown engine '{name}'"))
         .with_hint(format!("{meant}known are {}", names.collect::<Vec<_>>().join(", ")))
 }
@@ -209,9 +205,9 @@ pub fn endpoint(address: &str, model: &str, protocol: Protocol) -> EngineSpec {
 }
 
 /// A program on PATH.
-pub fn on_path(name: &str) -> Option<PathBuf> {
+pub fn on_path(name: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|candidate| candidate.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(&name)).find(|candidate| candidate.is_file())
 }
 
 /// Set where this process is `modelmeter` itself, whatever its file is called.

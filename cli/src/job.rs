@@ -7,9 +7,9 @@ use crate::{
 use modelmeter_common::{
     Problem, artifact,
     engine::Protocol,
-    error::closest,
+    error::did_you_mean,
     load::Load,
-    model::{self, TensorSpec},
+    model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
 use modelmeter_worker::inspector::Custom;
@@ -45,8 +45,8 @@ pub enum Target {
 /// One model in one or more formats.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Files {
-    /// What to call it; none: as the first file is called.
-    pub name: Option<String>,
+    /// What to call it; none: as the first file is called, in the version that its content gives.
+    pub name: Option<ModelName>,
     /// Where it lies; without a format, what it is found to be.
     pub paths: Vec<(Option<model::Format>, PathBuf)>,
     /// What it takes, where that is to beat what the files say.
@@ -139,7 +139,8 @@ pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Pro
     let (paths, inputs) = (artifacts.paths(), artifacts.inputs.clone());
     if !paths.is_empty() {
         let paths = paths.into_iter().map(|(format, path)| (Some(format), path)).collect();
-        return Ok(Target::Files(Files { name: name.map(str::to_owned), paths, inputs }));
+        let name = name.map(str::parse).transpose()?;
+        return Ok(Target::Files(Files { name, paths, inputs }));
     }
     let given = name.ok_or_else(|| {
         Problem::invalid("model", "no model was named").with_hint(format!(
@@ -162,7 +163,7 @@ fn protocol(given: Option<&str>) -> Result<Protocol, Problem> {
     let given = given.unwrap_or(Protocol::KserveV2.as_str());
     KNOWN.into_iter().find(|known| known.as_str() == given).ok_or_else(|| {
         let names = KNOWN.map(Protocol::as_str);
-        let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+        let meant = did_you_mean(given, names);
         Problem::invalid("protocol", format!("unknown protocol '{given}'"))
             .with_hint(format!("{meant}this version speaks {}", names.join(", ")))
     })
@@ -363,6 +364,20 @@ mod tests {
         let request = job_of("resnet50", false).unwrap().request;
         assert_eq!((request.engines, request.budget_ms), (vec!["auto".to_owned()], None));
         assert_eq!(job("dir/m.onnx").request.engines, ["auto"]);
+    }
+
+    #[test]
+    fn a_name_beside_files_may_have_a_version_and_others_may_have_colons() {
+        let files = |line| match job(line).target {
+            Target::Files(files) => files.name,
+            other => panic!("{other:?}"),
+        };
+        let v2 = ModelName { name: "resnet50".into(), version: Some("v2".into()) };
+        assert_eq!(files("resnet50:v2 --onnx f.onnx"), Some(v2));
+        assert_eq!(files("./bert:v2.onnx"), None, "named after its file");
+        let Target::Endpoint { model, .. } = job("--endpoint h:8001 --model llama:8b").target else { panic!() };
+        assert_eq!(model, "llama:8b");
+        assert_eq!(job_of(":v2 --onnx f.onnx", true).unwrap_err().field.as_deref(), Some("model"));
     }
 
     #[test]

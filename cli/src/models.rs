@@ -8,8 +8,8 @@ use modelmeter_common::{
     Code, Problem, SCHEMA_VERSION, Timestamp,
     artifact::{self, Opened},
     engine::Protocol,
-    error::closest,
-    model::{ArtifactRef, Dim, Format, Model, ModelRef, TensorSpec},
+    error::did_you_mean,
+    model::{ArtifactRef, Dim, Format, Model, ModelName, ModelRef, TensorSpec},
     wire::sha256_hex,
 };
 use modelmeter_serving::reference;
@@ -35,11 +35,18 @@ pub struct Local {
 }
 
 impl Local {
-    /// Puts it into the hub; gives `name:version`.
-    pub async fn add(&self, client: &mut Client) -> Result<String, Problem> {
+    /// Adds it to what the hub has of this very version: a format that is named again is replaced.
+    pub async fn add(&self, client: &mut Client) -> Result<Model, Problem> {
+        let mut model = self.model.clone();
+        let known = client.models(Some(&model.id.name)).await?;
+        if let Some(before) = known.into_iter().find(|known| known.id == model.id) {
+            let new: Vec<Format> = model.artifacts.iter().map(|artifact| artifact.format).collect();
+            model.artifacts.extend(before.artifacts.into_iter().filter(|artifact| !new.contains(&artifact.format)));
+            model.created_at = before.created_at;
+        }
         let files: Vec<(ArtifactRef, &Path)> = self.files.iter().map(|(a, path)| (a.clone(), path.as_path())).collect();
-        client.add_model(&self.model, &files).await?;
-        Ok(self.model.id.to_string())
+        client.add_model(&model, &files).await?;
+        Ok(model)
     }
 }
 
@@ -68,16 +75,17 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
 /// the same name.
 pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<String, Problem> {
     let Target::Name(given) = target else {
-        return local.expect("files and endpoints are found without a hub").add(client).await;
+        let added = local.expect("files and endpoints are found without a hub").add(client).await?;
+        return Ok(added.id.to_string());
     };
-    let (name, version) = given.split_once(':').map_or((given.as_str(), None), |(n, v)| (n, Some(v)));
-    let known = client.models(Some(name)).await?;
+    let named: ModelName = given.parse()?;
+    let known = client.models(Some(&named.name)).await?;
     match (known.first(), local) {
         (Some(newest), Some(local)) if newest.artifacts.iter().all(|a| !local.model.artifacts.contains(a)) => {
             Ok(newest.id.to_string())
         }
-        (_, Some(local)) => local.add(client).await,
-        (Some(_), None) if version.is_none_or(|v| known.iter().any(|m| m.id.version == v)) => Ok(given.clone()),
+        (_, Some(local)) => Ok(local.add(client).await?.id.to_string()),
+        (Some(_), None) if known.iter().any(|model| named.is(&model.id)) => Ok(given.clone()),
         (newest, None) => Err(unknown(given, newest.is_some(), &known, client).await?),
     }
 }
@@ -90,7 +98,7 @@ async fn unknown(given: &str, name_is_known: bool, known: &[Model], client: &mut
     }
     let others = client.models(None).await?;
     let names = others.iter().map(|m| m.id.name.as_str()).chain(reference::NAMES);
-    let meant = closest(given, names).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+    let meant = did_you_mean(given, names);
     let built_in = reference::NAMES.join(", ");
     Ok(problem
         .with_hint(format!("{meant}name a file, a model of `modelmeter model list`, or a built-in one: {built_in}")))
@@ -121,11 +129,10 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
             return Err(Problem::invalid("input", message).with_hint("for example --input x:fp32:3,224,224"));
         }
     };
-    let name = files.name.clone().unwrap_or_else(|| first.name_stem.clone());
     let artifacts: Vec<ArtifactRef> = opened.iter().map(|(opened, _)| opened.artifact.clone()).collect();
     let model = Model {
         schema_version: SCHEMA_VERSION,
-        id: ModelRef { name, version: version(&artifacts) },
+        id: id(files.name.as_ref(), &first.name_stem, &artifacts),
         created_at: Timestamp::now(),
         artifacts,
         inputs,
@@ -172,6 +179,14 @@ fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
     };
     Err(Problem::invalid("model", format!("the formats differ in their inputs: {}, {}", text(one), text(other)))
         .with_hint("export them with the same names, types and shapes"))
+}
+
+/// A model is called as its first file is, and its version is of its content, unless it was named.
+fn id(named: Option<&ModelName>, name_stem: &str, artifacts: &[ArtifactRef]) -> ModelRef {
+    ModelRef {
+        name: named.map_or(name_stem, |named| &named.name).to_owned(),
+        version: named.and_then(|named| named.version.clone()).unwrap_or_else(|| version(artifacts)),
+    }
 }
 
 /// The version that its content gives a model.

@@ -148,7 +148,8 @@ impl Profiler {
         let mut job = job::resolve(&args, config.client.coordinators.is_empty(), false)?;
         job.inspectors.clone_from(&self.inspectors);
         self.edit.iter().for_each(|edit| (edit.0)(&mut job.request));
-        let finished = run::profile(&config, job, &mut Progress::new(self.quiet), &self.stop).await?;
+        let finished = run::profile(&config, job, &mut Progress::new(self.quiet), &self.stop).await;
+        let finished = finished.map_err(|failure| failure.problem)?;
         Ok(Profiles { request_id: finished.request_id, state: finished.state, profiles: finished.profiles })
     }
 }

@@ -7,7 +7,6 @@ use modelmeter_common::{
     task::TaskState,
 };
 use std::{
-    collections::BTreeMap,
     io::{IsTerminal, Write},
     time::{Duration, Instant},
 };
@@ -59,11 +58,6 @@ impl Progress {
         self.last = Some(status);
     }
 
-    /// The newest status that was shown.
-    pub fn last(&self) -> Option<&Status> {
-        self.last.as_ref()
-    }
-
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Shown::Bar(bar) = &self.shown {
@@ -98,7 +92,7 @@ fn message(status: &Status, elapsed: Duration) -> String {
     }
     let mut running = status.cells.iter().filter(|cell| cell.state == TaskState::Claimed);
     if let Some(cell) = running.next() {
-        parts.push(describe(cell));
+        parts.push(describe(cell, inputs_differ(status)));
         parts.extend(cell.reason.clone());
         let others = running.count();
         if others > 0 {
@@ -110,24 +104,27 @@ fn message(status: &Status, elapsed: Duration) -> String {
     parts.join(" · ")
 }
 
-fn describe(cell: &CellStatus) -> String {
+fn inputs_differ(status: &Status) -> bool {
+    report::shapes_differ(status.cells.iter().map(|cell| cell.inputs.as_slice()))
+}
+
+/// `inputs`: say them too, since other cells have others.
+fn describe(cell: &CellStatus, inputs: bool) -> String {
     let settings = crate::job::settings_text(&cell.engine_settings);
     let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
     let repeat = if cell.repeat == 0 { String::new() } else { format!(" repeat {}", cell.repeat) };
-    format!("{}{settings} {} batch {}{repeat}", cell.engine, cell.device, cell.batch_size)
+    let inputs = if inputs { format!(" {}", report::shapes(&cell.inputs)) } else { String::new() };
+    format!("{}{settings} {}{inputs} batch {}{repeat}", cell.engine, cell.device, cell.batch_size)
 }
 
-/// A line for each cell whose state changed in a way that a reader of a log cares for: begun, ended, stuck.
+/// A line for each cell whose state changed in a way that a reader of a log cares for: begun, ended, stuck. Cells keep
+/// their places from status to status.
 fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
-    let key = |cell: &CellStatus| {
-        (cell.engine.clone(), format!("{:?}", cell.engine_settings), cell.device.clone(), cell.batch_size, cell.repeat)
-    };
-    let known: BTreeMap<_, TaskState> =
-        before.iter().flat_map(|s| &s.cells).map(|cell| (key(cell), cell.state)).collect();
-    let (done, all) = (ended(now), now.cells.len());
+    let was = |place: usize| before.and_then(|status| status.cells.get(place)).map(|cell| cell.state);
+    let (done, all, inputs) = (ended(now), now.cells.len(), inputs_differ(now));
     let mut lines = Vec::new();
-    for cell in &now.cells {
-        if known.get(&key(cell)) == Some(&cell.state) {
+    for (place, cell) in now.cells.iter().enumerate() {
+        if was(place) == Some(cell.state) {
             continue;
         }
         let reason = cell.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default();
@@ -140,7 +137,7 @@ fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
             TaskState::Waiting if before.is_none() && reason.starts_with("no ") => format!("waits: {reason}"),
             TaskState::Waiting | TaskState::Queued => continue,
         };
-        lines.push(format!("[{done}/{all}] {}: {what}", describe(cell)));
+        lines.push(format!("[{done}/{all}] {}: {what}", describe(cell, inputs)));
     }
     lines
 }
@@ -148,7 +145,12 @@ fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::{RequestId, Timestamp, model::ModelRef, request::RequestState};
+    use modelmeter_common::{
+        RequestId, Timestamp,
+        model::{Datatype, ModelRef, TensorShape},
+        request::RequestState,
+    };
+    use std::collections::BTreeMap;
 
     fn cell(batch_size: u32, state: TaskState, reason: Option<&str>) -> CellStatus {
         CellStatus {
@@ -156,6 +158,7 @@ mod tests {
             engine_settings: BTreeMap::new(),
             device: "cpu".into(),
             batch_size,
+            inputs: Vec::new(),
             repeat: 0,
             state,
             attempts: 1,
@@ -188,6 +191,20 @@ mod tests {
         assert_eq!(
             changes(Some(&second), &third),
             ["[2/2] rten cpu batch 1: done", "[2/2] rten cpu batch 2: failed: it died"]
+        );
+    }
+
+    #[test]
+    fn cells_that_differ_in_shape_alone_have_lines_of_their_own() {
+        let of = |length, state| CellStatus {
+            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Int64, shape: vec![1, length] }],
+            ..cell(1, state, None)
+        };
+        let before = status(vec![of(128, TaskState::Claimed), of(512, TaskState::Queued)]);
+        let now = status(vec![of(128, TaskState::Done), of(512, TaskState::Claimed)]);
+        assert_eq!(
+            changes(Some(&before), &now),
+            ["[1/2] rten cpu x INT64 [N, 128] batch 1: done", "[1/2] rten cpu x INT64 [N, 512] batch 1: measuring"]
         );
     }
 

@@ -57,6 +57,36 @@ impl Finished {
     }
 }
 
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+pub struct Failure {
+    /// What stood in the way.
+    pub problem: Problem,
+    /// The request was taken in before: nobody can mend it by asking otherwise.
+    pub begun: bool,
+}
+
+impl Failure {
+    /// Something went wrong with a request that runs.
+    pub fn later(problem: Problem) -> Self {
+        Self { problem, begun: true }
+    }
+
+    /// As [`Code::exit_code`]; 2 only as long as nothing has begun.
+    pub fn exit_code(&self) -> u8 {
+        match self.problem.code.exit_code() {
+            2 if self.begun => 1,
+            code => code,
+        }
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self { problem, begun: false }
+    }
+}
+
 /// Where a job runs.
 struct Place {
     client: Client,
@@ -67,13 +97,13 @@ struct Place {
 /// Measures. `stop` interrupts it: then what is measured already is given.
 ///
 /// # Errors
-/// Everything that is wrong with the input, before any engine starts.
+/// Everything that is wrong with the input, before any engine starts; the loss of a request that runs.
 pub async fn profile(
     config: &Config,
     job: Job,
     progress: &mut Progress,
     stop: &CancellationToken,
-) -> Result<Finished, Problem> {
+) -> Result<Finished, Failure> {
     let place = within(stop, prepare(config, job, progress)).await?;
     let Place { mut client, embedded, request } = place;
     let finished = measure(&mut client, &request, progress, stop).await;
@@ -106,10 +136,13 @@ pub async fn dry_run(
     plan
 }
 
-async fn within<T>(stop: &CancellationToken, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+async fn within<T, E: From<Problem>>(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     tokio::select! {
         biased;
-        () = stop.cancelled() => Err(interrupted()),
+        () = stop.cancelled() => Err(interrupted().into()),
         done = work => done,
     }
 }
@@ -283,25 +316,25 @@ async fn measure(
     request: &Request,
     progress: &mut Progress,
     stop: &CancellationToken,
-) -> Result<Finished, Problem> {
+) -> Result<Finished, Failure> {
     let id = RequestId::random();
     let watched = async {
         let tasks = client.submit(id, request).await?;
         progress.say(&format!("request {id}: {tasks} task{} of {}", if tasks == 1 { "" } else { "s" }, request.model));
-        watch(client, id, progress).await
+        watch(client, id, progress).await.map_err(Failure::later)
     };
     match within(stop, watched).await {
         Ok(status) => {
-            let profiles = client.results(Some(id), None, Some(u32::MAX)).await?;
+            let profiles = client.results(Some(id), None, Some(u32::MAX)).await.map_err(Failure::later)?;
             Ok(Finished { request_id: id, state: status.state, interrupted: false, profiles })
         }
-        Err(problem) if problem.code == Code::Cancelled && stop.is_cancelled() => {
+        Err(failure) if failure.problem.code == Code::Cancelled && stop.is_cancelled() => {
             progress.finish();
             progress.say("interrupted: stopping; once more ends it at once");
             let profiles = timeout(FAREWELL, give_up(client, id)).await.unwrap_or_default();
             Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
         }
-        Err(problem) => Err(problem),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -354,4 +387,17 @@ async fn follow(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_usage_is_what_was_found_before_anything_began() {
+        let lost = || Problem::new(Code::Unreachable, "no coordinator answers");
+        assert_eq!(Failure::from(lost()).exit_code(), 2);
+        assert_eq!(Failure::later(lost()).exit_code(), 1);
+        assert_eq!(Failure::later(interrupted()).exit_code(), 130);
+    }
 }

@@ -6,10 +6,12 @@
 pub mod archive;
 pub mod savedmodel;
 pub mod triton;
+pub mod verify;
 
 use crate::{
     Code, Problem,
     model::{ArtifactRef, Datatype, Dim, Format, TensorSpec},
+    wire::hex,
 };
 use bytes::{Bytes, BytesMut};
 use modelmeter_proto::onnx::{
@@ -87,10 +89,18 @@ pub fn signature(path: &Path, format: Format) -> Result<(Vec<TensorSpec>, Vec<Te
 
 /// Hashes what travels of an artifact.
 fn addressed(path: &Path, format: Format) -> Result<ArtifactRef, Problem> {
+    let (sha256, bytes) = sha256_of(path).map_err(|error| unreadable(path, &error))?;
+    Ok(ArtifactRef { format, sha256, bytes })
+}
+
+/// The sha256, in hex, and the size of what travels of a file or directory.
+///
+/// # Errors
+/// What reading failed with.
+pub fn sha256_of(path: &Path) -> io::Result<(String, u64)> {
     let mut hash = Hashing(Sha256::new(), 0);
-    archive::write_to(path, &mut hash).map_err(|error| unreadable(path, &error))?;
-    let Hashing(hash, bytes) = hash;
-    Ok(ArtifactRef { format, sha256: hex(hash), bytes })
+    archive::write_to(path, &mut hash)?;
+    Ok((hex(hash.0), hash.1))
 }
 
 struct Hashing(Sha256, u64);
@@ -105,10 +115,6 @@ impl Write for Hashing {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A TorchScript file is a zip archive with `constants.pkl` in it, which saved weights alone do not have. The archive's

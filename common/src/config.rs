@@ -2,7 +2,13 @@
 //!
 //! The first three are merged here; flags are applied by the command line, which owns them.
 
-use crate::{Problem, container::Container, engine::Protocol, model::Format, redact::redact};
+use crate::{
+    Problem,
+    container::Container,
+    engine::Protocol,
+    model::Format,
+    redact::{HIDDEN, redact},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -488,13 +494,16 @@ const VARIABLES: [Variable; 27] = [
 ];
 
 impl Config {
-    /// As TOML, with the passwords in addresses blanked out.
+    /// As TOML, with the passwords in addresses, and what engines and inspectors get in their environment, blanked out.
     pub fn dump(&self) -> String {
         let mut shown = self.clone();
         let addresses = [&mut shown.coordinator.broker, &mut shown.coordinator.hub, &mut shown.worker.broker];
         addresses.into_iter().flatten().for_each(|url| *url = redact(url));
         let lists = shown.client.coordinators.iter_mut().chain(&mut shown.worker.coordinators);
         lists.for_each(|url| *url = redact(url));
+        let engines = shown.engines.values_mut().map(|engine| &mut engine.env);
+        let env = engines.chain(shown.inspectors.values_mut().map(|inspector| &mut inspector.env));
+        env.flat_map(BTreeMap::values_mut).for_each(|value| *value = HIDDEN.into());
         toml::to_string_pretty(&shown).expect("a configuration holds nothing that TOML cannot carry")
     }
 }

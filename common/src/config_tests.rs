@@ -60,8 +60,11 @@ fn a_dump_hides_passwords_and_reads_back() {
     let mut config = Config { home: "/h".into(), ..Config::default() };
     config.coordinator.broker = Some("amqp://bob:s3cret@host:5672/%2f".into());
     config.coordinator.hub = Some("mongodb://bob:s3@cret@a,b/modelmeter?x=1".into());
+    let env = || BTreeMap::from([("HF_TOKEN".to_owned(), "s3cret".to_owned())]);
+    config.engines.insert("mine".into(), CustomEngine { env: env(), ..CustomEngine::default() });
+    config.inspectors.insert("mine".into(), CustomInspector { env: env(), ..CustomInspector::default() });
     let dump = config.dump();
-    assert!(!dump.contains("s3"), "{dump}");
+    assert!(!dump.contains("s3") && dump.matches("HF_TOKEN = \"***\"").count() == 2, "{dump}");
     assert!(dump.contains("amqp://***@host:5672/%2f") && dump.contains("mongodb://***@a,b/modelmeter"));
     assert!(toml::from_str::<Config>(&dump).is_ok());
 }

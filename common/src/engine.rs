@@ -61,11 +61,13 @@ pub const TFS_HTTP_PORT: u16 = 8501;
 pub const TFS_GRPC_PORT: u16 = 8500;
 pub const TFS_GPU_HTTP_PORT: u16 = 8510;
 pub const TFS_GPU_GRPC_PORT: u16 = 8511;
+/// The engine that a server at an endpoint is.
+pub const ENDPOINT: &str = "endpoint";
 /// Slot k of a worker adds k times this to an engine's ports.
 pub const SLOT_PORT_STEP: u16 = 1000;
 
 /// The built-in engines. `null` (answers at once with zeros; for measuring modelmeter itself) and `endpoint` (a
-/// server that already runs) are never chosen by `auto`.
+/// server that already runs, which only the process that was told its address offers) are never chosen by `auto`.
 pub const ENGINES: [EngineInfo; 7] = [
     EngineInfo {
         name: "onnx",
@@ -122,8 +124,8 @@ pub const ENGINES: [EngineInfo; 7] = [
         metrics_port: None,
     },
     EngineInfo {
-        name: "endpoint",
-        title: "a server that already runs, named by the worker's configuration",
+        name: ENDPOINT,
+        title: "a server that already runs, named by --endpoint",
         formats: &[],
         protocol: Protocol::KserveV2,
         cpu_ports: (0, 0),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What went wrong, for programs. One enum maps to gRPC status, HTTP status and exit code.
+/// What went wrong, for programs. One enum maps to gRPC status and exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
@@ -147,8 +147,13 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// The closest of `known` to `given`, for "did you mean": at most half of it away in edits.
-pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// How a hint begins where one of `known` is close to `given`: "did you mean 'onnx'? "; else nothing.
+pub fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    closest(given, known).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default()
+}
+
+/// The closest of `known` to `given`: at most half of it away in edits.
+fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, best) = known.into_iter().map(|k| (edits(given, k), k)).min()?;
     (distance <= given.len().max(4) / 2).then_some(best)
 }
@@ -175,6 +180,7 @@ mod tests {
     fn suggests_only_what_is_close() {
         assert_eq!(closest("tritn", ["onnx", "triton"]), Some("triton"));
         assert_eq!(closest("vllm", ["onnx", "triton"]), None);
+        assert_eq!(did_you_mean("onxx", ["onnx"]) + "known is onnx", "did you mean 'onnx'? known is onnx");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod container;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod grpc;
 pub mod ids;
 pub mod load;
 pub mod model;

@@ -19,6 +19,37 @@ impl fmt::Display for ModelRef {
     }
 }
 
+/// `NAME[:VERSION]`, as a user names a model; without a version its newest one. The version is what follows the last
+/// colon: a name may have some itself, as models of a running server have, and our versions have none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModelName {
+    /// The model's name.
+    pub name: String,
+    /// Its version, where one was named.
+    pub version: Option<String>,
+}
+
+impl ModelName {
+    /// Whether it names this model.
+    pub fn is(&self, model: &ModelRef) -> bool {
+        self.name == model.name && self.version.as_ref().is_none_or(|version| *version == model.version)
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let (name, version) = text.rsplit_once(':').map_or((text, None), |(name, version)| (name, Some(version)));
+        if name.is_empty() || version == Some("") {
+            return Err(
+                Problem::invalid("model", format!("'{text}' is not a model's name")).with_hint("NAME or NAME:VERSION")
+            );
+        }
+        Ok(Self { name: name.into(), version: version.map(Into::into) })
+    }
+}
+
 /// The format of an artifact.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,5 +242,25 @@ impl FromStr for Datatype {
             Problem::invalid("dtype", format!("unknown element type '{text}'"))
                 .with_hint(format!("one of {}", Self::ALL.map(Self::as_str).join(", ")))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_what_follows_the_last_colon() {
+        for (text, name, version) in
+            [("m", "m", None), ("m:1", "m", Some("1")), ("llama:8b:0a1b", "llama:8b", Some("0a1b"))]
+        {
+            let named: ModelName = text.parse().unwrap();
+            assert_eq!((named.name.as_str(), named.version.as_deref()), (name, version), "{text}");
+        }
+        let id = ModelRef { name: "llama:8b".into(), version: "0a1b".into() };
+        assert!(id.to_string().parse::<ModelName>().unwrap().is(&id), "what we print reads back");
+        for bad in ["", ":", "m:", ":1"] {
+            assert!(bad.parse::<ModelName>().is_err(), "{bad}");
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! Addresses as they may be shown: in messages, logs and `--dump-config`.
 
+/// What stands in the place of a secret.
+pub const HIDDEN: &str = "***";
+
 /// A URL with `***` in the place of user and password, and without its options. Errs on the side of hiding: a
 /// password that was not escaped may hold any sign.
 pub fn redact(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(_, rest)| (&url[..url.len() - rest.len()], rest));
-    let shown = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, host)| format!("***@{host}"));
+    let shown = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, host)| format!("{HIDDEN}@{host}"));
     format!("{scheme}{}", shown.split('?').next().unwrap_or_default())
 }
 

@@ -1,6 +1,12 @@
 //! What `status`, `watch`, `--dry-run` and `workers` show.
 
-use crate::{RequestId, Timestamp, device::Device, model::ModelRef, request::RequestState, task::TaskState};
+use crate::{
+    RequestId, Timestamp,
+    device::Device,
+    model::{ModelRef, TensorShape},
+    request::RequestState,
+    task::TaskState,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,6 +31,8 @@ pub struct CellStatus {
     pub engine_settings: BTreeMap<String, Value>,
     pub device: String,
     pub batch_size: u32,
+    #[serde(default)]
+    pub inputs: Vec<TensorShape>,
     pub repeat: u32,
     pub state: TaskState,
     pub attempts: u32,
@@ -58,6 +66,8 @@ pub struct PlannedCell {
     pub engine_settings: BTreeMap<String, Value>,
     pub device: String,
     pub batch_size: u32,
+    #[serde(default)]
+    pub inputs: Vec<TensorShape>,
     pub repeats: u32,
     /// Slots that could run it now.
     pub slots: u32,
@@ -72,9 +82,11 @@ pub struct WorkerDoc {
     #[serde(rename = "_id")]
     pub name: String,
     pub schema_version: u32,
-    pub revision: u64,
     pub incarnation: String,
     pub version: String,
+    /// Of the envelope of its results ([`crate::wire::VERSION`]).
+    #[serde(default)]
+    pub wire_version: u16,
     pub slots: Vec<SlotDoc>,
     pub labels: BTreeMap<String, String>,
     pub registered_at: Timestamp,

@@ -143,7 +143,12 @@ fn header(bytes: &[u8]) -> Result<(u16, &[u8]), WireError> {
 
 /// The sha256 (hex) of a message's wire form: how a final names its parts.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+/// What was hashed as its sha256 in lower-case hex.
+pub fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -49,21 +49,22 @@ enum CollectError {
     Hub(#[from] HubError),
 }
 
-/// One delivery: tried again while the hub is away, quarantined if it is not ours.
+/// One delivery: tried again while the hub is away, quarantined if that cannot help. Its worker keeps it in the journal
+/// and publishes it again.
 async fn handle(core: Arc<Core>, delivery: Delivery, stop: CancellationToken) {
     let settled = loop {
         match take_in(&core, &delivery.body).await {
             Ok(()) => break delivery.ack().await,
-            Err(CollectError::Wire(error)) => {
-                tracing::warn!(%error, bytes = delivery.body.len(), "quarantined a result");
-                break delivery.reject().await;
-            }
-            Err(CollectError::Hub(error)) => {
+            Err(CollectError::Hub(error)) if error.retryable() => {
                 tracing::warn!(%error, "a result waits for the hub");
                 tokio::select! {
                     () = stop.cancelled() => break delivery.requeue().await,
                     () = tokio::time::sleep(HUB_PAUSE) => {}
                 }
+            }
+            Err(error) => {
+                tracing::warn!(%error, bytes = delivery.body.len(), "quarantined a result");
+                break delivery.reject().await;
             }
         }
     };

@@ -6,7 +6,7 @@ use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     device::{self, CPU_CLASS},
     engine::{self, ENGINES},
-    error::closest,
+    error::did_you_mean,
     model::{ArtifactRef, Dim, Format, Model, TensorShape},
     request::{MAX_CELLS, MAX_TASKS, Request},
     task::{Cell, Plan, Task},
@@ -160,11 +160,7 @@ fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<(String
     let chosen: Vec<_> = ENGINES
         .iter()
         .filter(|info| info.name != "null" && on_offer(info.name))
-        .filter_map(|info| {
-            let attached = info.formats.is_empty() && model.artifacts.is_empty();
-            let artifact = fitting(model, info.formats);
-            (attached || artifact.is_some()).then(|| (info.name.to_owned(), artifact))
-        })
+        .filter_map(|info| Some((info.name.to_owned(), Some(fitting(model, info.formats)?))))
         .collect();
     if chosen.is_empty() {
         let has: Vec<_> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
@@ -253,10 +249,7 @@ fn list(names: &[&str]) -> String {
 
 fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Problem {
     let all = known.iter().copied().collect::<Vec<_>>().join(", ");
-    let hint = match closest(given, known) {
-        Some(near) => format!("did you mean '{near}'? known are {all}"),
-        None => format!("known are {all}"),
-    };
+    let hint = format!("{}known are {all}", did_you_mean(given, known));
     Problem::invalid(field, format!("unknown {what} '{given}'")).with_hint(hint)
 }
 

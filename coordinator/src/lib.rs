@@ -19,7 +19,7 @@ pub mod sweep;
 use crate::{core::Core, hub::Hub};
 use modelmeter_common::{
     Code, Problem,
-    broker::{Broker, BrokerError, QUARANTINE, RESULTS},
+    broker::{Broker, QUARANTINE, RESULTS},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -96,9 +96,9 @@ pub async fn start(options: Options, grpc: TcpListener, http: Option<TcpListener
     let mut tasks = JoinSet::new();
     if !read_only {
         for queue in [RESULTS, QUARANTINE] {
-            core.broker.declare(queue).await.map_err(broker_problem)?;
+            core.broker.declare(queue).await?;
         }
-        let results = core.broker.consume(RESULTS, collect::PREFETCH).await.map_err(broker_problem)?;
+        let results = core.broker.consume(RESULTS, collect::PREFETCH).await?;
         tasks.spawn(dispatch::run(core.clone(), stop.clone()));
         tasks.spawn(collect::run(core.clone(), results, stop.clone()));
         tasks.spawn(sweep::run(core.clone(), sweep_every, stop.clone()));
@@ -108,9 +108,4 @@ pub async fn start(options: Options, grpc: TcpListener, http: Option<TcpListener
     }
     tasks.spawn(api::grpc::run(core, grpc, stop.clone()));
     Ok(Handle { grpc_addr, http_addr, stop, tasks })
-}
-
-fn broker_problem(error: BrokerError) -> Problem {
-    let code = if matches!(error, BrokerError::BadUrl { .. }) { Code::InvalidArgument } else { Code::Unreachable };
-    Problem::new(code, error.to_string())
 }

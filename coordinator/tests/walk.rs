@@ -20,9 +20,9 @@ use modelmeter_common::{
 use modelmeter_coordinator::{Handle, Options, hub};
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, CancelRequest, ClaimNextRequest, ClaimRequest,
-    RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content,
-    attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
-    work_client::WorkClient,
+    HandBackRequest, RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest,
+    artifact_chunk::Content, attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient,
+    refused::Why, work_client::WorkClient,
 };
 use std::{sync::Arc, time::Duration};
 use tonic::transport::Channel;
@@ -52,16 +52,16 @@ impl House {
         let (control, work) = (ControlClient::new(channel.clone()), WorkClient::new(channel));
         let mut house =
             Self { coordinator: Some(coordinator), broker, control, work, queue: String::new(), _home: home };
-        house.add_model().await;
+        house.add_model("m", "1").await;
         house.queue = house.register("one").await;
         house
     }
 
-    async fn add_model(&mut self) {
+    async fn add_model(&mut self, name: &str, version: &str) {
         let artifact = ArtifactRef { format: Format::Onnx, sha256: sha256_hex(BYTES), bytes: BYTES.len() as u64 };
         let model = Model {
             schema_version: SCHEMA_VERSION,
-            id: ModelRef { name: "m".into(), version: "1".into() },
+            id: ModelRef { name: name.into(), version: version.into() },
             created_at: Timestamp::now(),
             artifacts: vec![artifact.clone()],
             inputs: vec![TensorSpec {
@@ -80,19 +80,19 @@ impl House {
 
     /// Registers an incarnation of the worker; gives its slot's queue.
     async fn register(&mut self, incarnation: &str) -> String {
-        let slot = Slot {
-            index: 0,
-            device_class: "cpu".into(),
-            device_json: serde_json::to_string(&cpu()).unwrap(),
-            engines: vec!["rten".into()],
-        };
+        self.try_register(incarnation, wire::VERSION).await.unwrap()
+    }
+
+    async fn try_register(&mut self, incarnation: &str, wire_version: u16) -> Result<String, tonic::Status> {
+        let slot = Slot { index: 0, device_json: serde_json::to_string(&cpu()).unwrap(), engines: vec!["rten".into()] };
         let request = RegisterRequest {
             worker: "w".into(),
             incarnation: incarnation.into(),
             slots: vec![slot],
+            wire_version: wire_version.into(),
             ..Default::default()
         };
-        self.work.register(request).await.unwrap().into_inner().queues.remove(0)
+        Ok(self.work.register(request).await?.into_inner().queues.remove(0))
     }
 
     async fn submit(&mut self, change: impl FnOnce(&mut Request)) -> RequestId {
@@ -130,6 +130,20 @@ impl House {
             claim_id: claim_id.into(),
         };
         outcome(self.work.claim(claim).await.unwrap().into_inner().outcome)
+    }
+
+    /// Gives it back, since a port is busy.
+    async fn hand_back(&mut self, task: &Assignment) {
+        let busy = Problem::new(Code::Busy, "port 8001 is held by something");
+        let request = HandBackRequest {
+            worker: "w".into(),
+            incarnation: "one".into(),
+            task_id: task.task_id.to_string(),
+            attempt: task.attempt,
+            reason: busy.message.clone(),
+            problem_json: serde_json::to_string(&busy).unwrap(),
+        };
+        self.work.hand_back(request).await.unwrap();
     }
 
     async fn publish(&self, done: &Assignment, parts: &[Part], outcome: Outcome) {
@@ -354,6 +368,65 @@ async fn a_new_incarnation_ends_the_leases_of_the_old_one() {
     assert_eq!((after.task_id, after.attempt), (before.task_id, 2));
     house.measure(&after, 10.0).await;
     assert_eq!(house.ended(id).await.state, RequestState::Done);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_of_another_wire_version_is_refused() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let refused = house.try_register("two", wire::VERSION + 1).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("wire version"), "{refused}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_is_handed_back_waits_and_counts_only_where_the_request_does_not() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    for _ in 0..5 {
+        let task = house.claim("one").await.unwrap();
+        house.hand_back(&task).await;
+    }
+    let task = house.claim("one").await.unwrap();
+    house.measure(&task, 10.0).await;
+    assert_eq!(house.ended(id).await.state, RequestState::Done);
+
+    let id = house.submit(|request| (request.batch_sizes, request.no_wait) = (vec![1], true)).await;
+    for _ in 0..3 {
+        let task = house.claim("one").await.unwrap();
+        house.hand_back(&task).await;
+    }
+    let status = house.ended(id).await;
+    assert_eq!(status.state, RequestState::Failed);
+    assert!(status.cells[0].reason.as_ref().unwrap().contains("port 8001"), "{status:?}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_models_name_may_have_a_colon() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    house.add_model("llama:8b", "0a1b").await;
+    let id = house.submit(|request| (request.model, request.batch_sizes) = ("llama:8b:0a1b".into(), vec![1])).await;
+    let task = house.claim("one").await.unwrap();
+    house.measure(&task, 10.0).await;
+    house.ended(id).await;
+    for (model, found) in [("llama:8b:0a1b", true), ("llama:8b", true), ("llama", false), ("llama:8b:2", false)] {
+        let request = ResultsRequest { model: model.into(), ..Default::default() };
+        let mut results = house.control.results(request).await.unwrap().into_inner();
+        assert_eq!(results.message().await.unwrap().is_some(), found, "{model}");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_is_nothing_to_wait_for() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let request = Request { model: "m".into(), engines: vec!["endpoint".into()], ..Request::default() };
+    let request_json = serde_json::to_string(&request).unwrap();
+    let submit = SubmitRequest { request_id: RequestId::random().to_string(), request_json };
+    let refused = house.control.submit(submit).await.unwrap_err();
+    assert!(refused.message().contains("no worker offers 'endpoint'"), "{refused}");
     house.close().await;
 }
 

@@ -1,7 +1,7 @@
 //! The settings of each engine: their names, values and defaults, checked whole.
 
 use crate::ENGINES;
-use modelmeter_common::{Problem, error::closest};
+use modelmeter_common::{Problem, error::did_you_mean};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -121,8 +121,7 @@ fn allowed_names(given: &str, known: &[(&'static str, Kind)]) -> String {
     if known.is_empty() {
         return "it has no settings".into();
     }
-    let meant =
-        closest(given, known.iter().map(|(name, _)| *name)).map(|n| format!("did you mean {n}? ")).unwrap_or_default();
+    let meant = did_you_mean(given, known.iter().map(|(name, _)| *name));
     let each: Vec<String> = known.iter().map(|(name, kind)| format!("{name} ({})", kind.allowed())).collect();
     format!("{meant}it takes {}", each.join(", "))
 }
@@ -156,7 +155,7 @@ mod tests {
                 "onnx",
                 json!({"thread": 2}),
                 "engine_settings.onnx.thread",
-                "did you mean threads? it takes threads (a whole",
+                "did you mean 'threads'? it takes threads (a whole",
             ),
             ("onnx", json!({"threads": 0}), "engine_settings.onnx.threads", "it takes a whole number from 1 to 1024"),
             ("rten", json!({"threads": "2"}), "engine_settings.rten.threads", "it takes a whole number"),

@@ -5,8 +5,13 @@ use modelmeter_proto::control::{AttemptFate, AttemptRef, HeldFinal, attempt_fate
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
+
+/// A result that is published again so often and never arrives cannot be taken: its lease shall run out.
+const MAX_AGAIN: u32 = 5;
 
 type Key = (TaskId, u32);
 
@@ -17,20 +22,32 @@ enum Stage {
     Running,
     /// In the journal, on its way to the results queue.
     Journaled,
-    /// Confirmed by the broker; the coordinator need not have it yet.
-    Published,
+    /// Confirmed by the broker at this time; the coordinator need not have it yet.
+    Published(Instant),
 }
 
 #[derive(Debug)]
 struct Entry {
     stage: Stage,
     progress: String,
+    /// How often its result was lost after it was published.
+    lost: u32,
     dropped: CancellationToken,
+}
+
+impl Entry {
+    fn new(stage: Stage) -> Self {
+        Self { stage, progress: String::new(), lost: 0, dropped: CancellationToken::new() }
+    }
 }
 
 /// All of them. Shared by the slots and the renew loop.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(Mutex<BTreeMap<Key, Entry>>);
+pub(crate) struct Attempts {
+    entries: Mutex<BTreeMap<Key, Entry>>,
+    /// Woken when one does something else than before.
+    pub news: Notify,
+}
 
 /// One attempt in a slot's hands.
 #[derive(Clone, Debug)]
@@ -43,21 +60,20 @@ pub(crate) struct Attempt {
 
 impl Attempts {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A claim was granted: its lease is renewed from now on.
     pub fn begin(self: &Arc<Self>, task: TaskId, number: u32) -> Attempt {
-        let dropped = CancellationToken::new();
-        let entry = Entry { stage: Stage::Running, progress: String::new(), dropped: dropped.clone() };
+        let entry = Entry::new(Stage::Running);
+        let dropped = entry.dropped.clone();
         self.entries().insert((task, number), entry);
         Attempt { task, number, all: self.clone(), dropped }
     }
 
     /// A journal of an earlier life, published again.
     pub fn add_published(&self, task: TaskId, number: u32) {
-        let entry = Entry { stage: Stage::Published, progress: String::new(), dropped: CancellationToken::new() };
-        self.entries().insert((task, number), entry);
+        self.entries().insert((task, number), Entry::new(Stage::Published(Instant::now())));
     }
 
     /// What to ask the coordinator about.
@@ -92,13 +108,32 @@ impl Attempts {
                 (_, Stage::Running) => entry.dropped.cancel(),
                 // Its slot still publishes it; asked again afterwards.
                 (_, Stage::Journaled) => {}
-                (_, Stage::Published) => {
+                (_, Stage::Published(_)) => {
                     entries.remove(&key);
                     forgotten.push(key);
                 }
             }
         }
         forgotten
+    }
+
+    /// Those that were published this long ago and are still asked about: what the broker confirmed was lost behind it.
+    /// They count as journaled again; one that was lost too often is not answered for any more.
+    pub fn overdue(self: &Arc<Self>, after: Duration) -> Vec<Attempt> {
+        let mut overdue = Vec::new();
+        self.entries().retain(|&(task, number), entry| {
+            if !matches!(entry.stage, Stage::Published(at) if at.elapsed() >= after) {
+                return true;
+            }
+            (entry.stage, entry.lost) = (Stage::Journaled, entry.lost + 1);
+            if entry.lost > MAX_AGAIN {
+                tracing::error!(%task, attempt = number, "the coordinator never gets the result: giving it up");
+                return false;
+            }
+            overdue.push(Attempt { task, number, all: self.clone(), dropped: entry.dropped.clone() });
+            true
+        });
+        overdue
     }
 
     fn set_stage(&self, key: Key, stage: Stage) {
@@ -118,10 +153,11 @@ impl Attempt {
         self.dropped.cancelled().await;
     }
 
-    /// One line for `watch`.
+    /// One line for `watch`, which the coordinator is told soon.
     pub fn progress(&self, line: impl Into<String>) {
         if let Some(entry) = self.all.entries().get_mut(&self.key()) {
             entry.progress = line.into();
+            self.all.news.notify_one();
         }
     }
 
@@ -130,7 +166,7 @@ impl Attempt {
     }
 
     pub fn published(&self) {
-        self.all.set_stage(self.key(), Stage::Published);
+        self.all.set_stage(self.key(), Stage::Published(Instant::now()));
     }
 
     /// It ended without a result: nothing is renewed or held any more.
@@ -161,5 +197,24 @@ mod tests {
         assert_eq!(all.apply(&[fate(task, 1, Fate::Terminal)]), [(task, 1)]);
         assert!(all.refs().is_empty() && all.held().is_empty());
         assert!(all.apply(&[fate(task, 1, Fate::Lost)]).is_empty(), "one that is not known changes nothing");
+    }
+
+    #[test]
+    fn what_was_published_and_did_not_arrive_is_overdue_once() {
+        let all = Arc::new(Attempts::default());
+        let task = TaskId(uuid::Uuid::from_u128(1));
+        let attempt = all.begin(task, 1);
+        attempt.journaled();
+        assert!(all.overdue(Duration::ZERO).is_empty(), "its slot still publishes it");
+        attempt.published();
+        assert!(all.overdue(Duration::from_secs(60)).is_empty(), "it may be on its way");
+        assert_eq!(all.overdue(Duration::ZERO).len(), 1);
+        assert!(all.overdue(Duration::ZERO).is_empty(), "it is being published again");
+        for _ in 1..MAX_AGAIN {
+            attempt.published();
+            assert_eq!(all.overdue(Duration::ZERO).len(), 1);
+        }
+        attempt.published();
+        assert!(all.overdue(Duration::ZERO).is_empty() && all.refs().is_empty(), "its lease shall run out");
     }
 }

@@ -4,11 +4,13 @@
 use crate::coordinator::Coordinator;
 use modelmeter_common::{
     Code, Problem,
-    artifact::archive,
+    artifact::{
+        archive,
+        verify::{Mismatch, Verifier, is_sha256},
+    },
     model::{ArtifactRef, Format},
 };
 use modelmeter_proto::control::artifact_chunk::Content;
-use sha2::{Digest, Sha256};
 use std::{io, path::Path, path::PathBuf, time::Duration};
 use tokio::{
     fs::{self, File},
@@ -47,7 +49,7 @@ impl Cache {
     /// `unreachable`, `storage`.
     pub async fn get(&self, artifact: &ArtifactRef, coordinator: &Coordinator) -> Result<PathBuf, Problem> {
         let sha256 = &artifact.sha256;
-        if sha256.len() != 64 || !sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if !is_sha256(sha256) {
             return Err(Problem::invalid("artifact.sha256", format!("'{sha256}' is not a sha256 in hex")));
         }
         let path = self.folder.join(format!("{sha256}.{}", extension(artifact.format)));
@@ -69,21 +71,14 @@ impl Cache {
         let failed = |e: io::Error| storage(path, &e);
         let mut stream = coordinator.artifact(&artifact.sha256).await?;
         let mut file = File::create(path).await.map_err(failed)?;
-        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        let other = |mismatch: Mismatch| Problem::new(Code::BadResponse, mismatch.to_string());
+        let mut verifier = Verifier::new(artifact).map_err(other)?;
         while let Some(data) = next(&mut stream).await? {
-            bytes += data.len() as u64;
-            if bytes > artifact.bytes {
-                return Err(mismatch(artifact, "more bytes than it has"));
-            }
-            hash.update(&data);
+            verifier.update(&data).map_err(other)?;
             file.write_all(&data).await.map_err(failed)?;
         }
-        file.sync_all().await.map_err(failed)?;
-        let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if bytes != artifact.bytes || sha256 != artifact.sha256 {
-            return Err(mismatch(artifact, "other content than its sha256 says"));
-        }
-        Ok(())
+        verifier.finish().map_err(other)?;
+        file.sync_all().await.map_err(failed)
     }
 }
 
@@ -134,10 +129,6 @@ fn extension(format: Format) -> &'static str {
         Format::Triton => "triton",
         Format::Data => "data",
     }
-}
-
-fn mismatch(artifact: &ArtifactRef, what: &str) -> Problem {
-    Problem::new(Code::BadResponse, format!("artifact {} came with {what}", artifact.sha256))
 }
 
 fn storage(path: &Path, error: &io::Error) -> Problem {

@@ -41,6 +41,8 @@ pub(crate) struct Slot {
     pub deployment: Option<Deployment>,
     /// The result of the task before, on its way: at most one.
     pub publishing: Option<JoinHandle<()>>,
+    /// After a busy port, from the first on to the next task that finds its ports free.
+    pub busy: Backoff,
 }
 
 /// How one attempt went.
@@ -49,8 +51,10 @@ enum Ended {
     Measured(Attempt, Entry),
     /// The coordinator does not want it any more.
     Dropped,
-    /// The worker stops, and gave it back.
+    /// It went back, since the worker stops.
     HandedBack,
+    /// It went back, since a port is busy: not to be taken again at once.
+    Busy,
     /// The worker stops; its lease must run out, or its journal be replayed.
     Left,
 }
@@ -117,6 +121,14 @@ impl Slot {
                     self.claim_on(task).await;
                 }
                 Ended::Left => settled(delivery.requeue().await),
+                Ended::Busy => {
+                    // Meanwhile the delivery is held, so that this slot is not given the same task again.
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = self.busy.pause() => {}
+                    }
+                    settled(delivery.ack().await);
+                }
                 Ended::Dropped | Ended::HandedBack => settled(delivery.ack().await),
             },
             None => settled(delivery.ack().await),
@@ -196,7 +208,11 @@ impl Slot {
             tracing::warn!(task = %attempt.task, attempt = attempt.number, %problem, "the attempt failed");
             // Whatever it was, the next task shall not inherit it.
             self.stop_engine().await;
+            if problem.code == Code::Busy {
+                return self.hand_back(&attempt, Some(problem)).await;
+            }
         }
+        self.busy = Backoff::default();
         let head = Head { assignment, worker: &context.name, place: &place, started_at };
         match head.journal(&context, measured).await {
             Ok(entry) => {
@@ -213,22 +229,37 @@ impl Slot {
 
     /// Ends an attempt that was interrupted: the worker stops, or the coordinator does not want it.
     async fn give_up(&self, attempt: &Attempt) -> Ended {
-        let stopping = self.context.stop.is_cancelled();
-        attempt.forget();
-        if !stopping {
-            tracing::info!(task = %attempt.task, attempt = attempt.number, "stopped: it is not wanted any more");
-            return Ended::Dropped;
+        if self.context.stop.is_cancelled() {
+            return self.hand_back(attempt, None).await;
         }
+        attempt.forget();
+        tracing::info!(task = %attempt.task, attempt = attempt.number, "stopped: it is not wanted any more");
+        Ended::Dropped
+    }
+
+    /// Gives an attempt back unmeasured: because of this problem, or because the worker stops.
+    async fn hand_back(&self, attempt: &Attempt, problem: Option<&Problem>) -> Ended {
+        attempt.forget();
+        let (context, name) = (&self.context, &self.context.name);
         let request = HandBackRequest {
-            worker: self.context.name.clone(),
-            incarnation: self.context.incarnation.clone(),
+            worker: name.clone(),
+            incarnation: context.incarnation.clone(),
             task_id: attempt.task.to_string(),
             attempt: attempt.number,
-            reason: format!("worker {} stopped", self.context.name),
+            reason: match problem {
+                Some(problem) => format!("worker {name} gave it back: {}", problem.message),
+                None => format!("worker {name} stopped"),
+            },
+            problem_json: problem.map(|p| serde_json::to_string(p).expect("plain JSON")).unwrap_or_default(),
         };
-        match tokio::time::timeout(FAREWELL, self.context.coordinator.hand_back(&request)).await {
-            Ok(Ok(())) => Ended::HandedBack,
-            _ => Ended::Left,
+        let handed_back = tokio::select! {
+            done = patiently(|| context.coordinator.hand_back(&request)) => done.is_ok(),
+            () = async { context.stop.cancelled().await; tokio::time::sleep(FAREWELL).await } => false,
+        };
+        match problem {
+            _ if !handed_back => Ended::Left,
+            Some(_) => Ended::Busy,
+            None => Ended::HandedBack,
         }
     }
 
@@ -254,7 +285,13 @@ impl Slot {
 }
 
 /// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
-async fn deliver(context: Arc<Context>, queue: String, attempt: Attempt, entry: Entry, delivery: Option<Delivery>) {
+pub(crate) async fn deliver(
+    context: Arc<Context>,
+    queue: String,
+    attempt: Attempt,
+    entry: Entry,
+    delivery: Option<Delivery>,
+) {
     let stop = &context.stop;
     let published = async {
         let mut backoff = Backoff::default();

@@ -1,12 +1,9 @@
 //! The client of the coordinator's `Work` service: several coordinators tried in turn, each call with a deadline.
 
-use modelmeter_common::{Code, Problem};
-use modelmeter_proto::{
-    PROBLEM_KEY,
-    control::{
-        ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
-        RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
-    },
+use modelmeter_common::{Code, Problem, grpc};
+use modelmeter_proto::control::{
+    ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
+    RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
 };
 use std::{
     future::Future,
@@ -94,8 +91,13 @@ impl Coordinator {
                     self.current.store(at, Ordering::Relaxed);
                     return Ok(reply.into_inner());
                 }
-                Ok(Err(status)) if !may_be_another(&status) => return Err(refused(&status)),
-                Ok(Err(status)) => tried.push(format!("{address}: {}", reason(&status))),
+                Ok(Err(status)) => match grpc::problem_of(&status) {
+                    // Another one, or the same one later, may answer.
+                    Problem { code: Code::Unreachable, .. } => {
+                        tried.push(format!("{address}: {}", grpc::reason(&status)));
+                    }
+                    refused => return Err(refused),
+                },
                 Err(_) => tried.push(format!("{address}: no answer within {} s", CALL_TIMEOUT.as_secs())),
             }
         }
@@ -122,43 +124,6 @@ fn client(address: &str) -> Result<WorkClient<Channel>, Problem> {
         .keep_alive_while_idle(true)
         .connect_lazy();
     Ok(WorkClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
-}
-
-/// Whether another coordinator, or the same one later, may answer where this one did not.
-fn may_be_another(status: &Status) -> bool {
-    use tonic::Code;
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown
-    )
-}
-
-/// The innermost source says what really happened ("connection refused"), the outer ones only where.
-fn reason(status: &Status) -> String {
-    let mut source = std::error::Error::source(status);
-    let mut text = status.message().to_owned();
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    text
-}
-
-/// What a coordinator said, in its own words where it is one of ours.
-fn refused(status: &Status) -> Problem {
-    use tonic::Code as Grpc;
-    let whole = status.metadata().get_bin(PROBLEM_KEY).and_then(|value| value.to_bytes().ok());
-    if let Some(problem) = whole.and_then(|json| serde_json::from_slice(&json).ok()) {
-        return problem;
-    }
-    let code = match status.code() {
-        Grpc::InvalidArgument | Grpc::FailedPrecondition => Code::InvalidArgument,
-        Grpc::NotFound => Code::NotFound,
-        Grpc::AlreadyExists => Code::AlreadyExists,
-        Grpc::Unauthenticated | Grpc::PermissionDenied => Code::Unauthenticated,
-        _ => Code::Internal,
-    };
-    Problem::new(code, format!("the coordinator refused: {}", status.message()))
 }
 
 /// Pauses between tries: doubling, with jitter, so that workers do not come back all at once.

@@ -151,6 +151,12 @@ impl Journal {
         Ok(files.into_iter().filter_map(|(_, path)| self.read_one(&path)).collect())
     }
 
+    /// One attempt; none if it is not held, or is damaged and was set aside.
+    pub fn read_attempt(&self, task: TaskId, attempt: u32) -> Option<Entry> {
+        let path = self.path(task, attempt);
+        path.exists().then(|| self.read_one(&path))?
+    }
+
     fn read_one(&self, path: &Path) -> Option<Entry> {
         let read = fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| Entry::from_bytes(&bytes));
         match read {
@@ -204,6 +210,8 @@ mod tests {
         journal.write(&entry).unwrap();
         journal.write(&entry).unwrap();
         assert_eq!(journal.read().unwrap(), std::slice::from_ref(&entry));
+        assert_eq!(journal.read_attempt(entry.task, entry.attempt).as_ref(), Some(&entry));
+        assert_eq!(journal.read_attempt(entry.task, entry.attempt + 1), None);
         journal.remove(entry.task, entry.attempt).unwrap();
         journal.remove(entry.task, entry.attempt).unwrap();
         assert!(journal.read().unwrap().is_empty());

@@ -24,6 +24,7 @@ mod testing;
 mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
+pub use lock::try_flock;
 pub use options::{Options, SlotOptions};
 pub use service::{Handle, start};
 pub use trial::Trial;

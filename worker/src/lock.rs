@@ -230,8 +230,8 @@ fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
     }
 }
 
-/// `false`: somebody else has it.
-pub(crate) fn try_flock(file: &File, shared: bool) -> io::Result<bool> {
+/// Locks an open file (`flock`) without waiting. `false`: somebody else has it.
+pub fn try_flock(file: &File, shared: bool) -> io::Result<bool> {
     let how = if shared { libc::LOCK_SH } else { libc::LOCK_EX };
     // SAFETY: a plain system call on a descriptor that `file` keeps open.
     if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {

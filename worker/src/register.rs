@@ -1,13 +1,18 @@
 //! A worker's membership: it registers, renews its leases, and forgets what the coordinator has.
 
-use crate::{Context, coordinator::patiently};
-use modelmeter_common::Problem;
+use crate::{Context, attempts::Attempt, consume, coordinator::patiently};
+use modelmeter_common::{Problem, wire};
 use modelmeter_proto::control::{RegisterRequest, RenewRequest, Slot};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// The shortest pause between renewals, whatever lease a coordinator gives.
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(20);
+
+/// What attempts do is told at most this often.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
+/// A result that the coordinator does not have this many leases after the broker took it was lost on its way.
+const LOST_AFTER_LEASES: u32 = 2;
 
 /// What the coordinator said at the last registration.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -24,7 +29,6 @@ pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
         let can_run = context.engines.values().filter(|engine| engine.runs_on(place.device.kind));
         Slot {
             index: place.index,
-            device_class: place.device.class.clone(),
             device_json: serde_json::to_string(&place.device).expect("a device is plain JSON"),
             engines: can_run.map(|engine| engine.name.clone()).collect(),
         }
@@ -36,6 +40,7 @@ pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
         held: context.attempts.held(),
         labels: context.labels.clone().into_iter().collect(),
         version: modelmeter_common::VERSION.into(),
+        wire_version: wire::VERSION.into(),
     };
     let reply = context.coordinator.register(&request).await?;
     if reply.queues.len() != context.places.len() {
@@ -60,19 +65,52 @@ pub(crate) async fn register_again(context: &Context, membership: &watch::Sender
     }
 }
 
-/// Renews all leases three times a lease until the worker stops.
+/// Renews all leases three times a lease until the worker stops, and publishes again what was lost on its way.
 pub(crate) async fn renew_forever(context: Arc<Context>, membership: watch::Sender<Membership>) {
+    let (mut again, mut renewed) = (JoinSet::new(), Instant::now());
     loop {
-        let pause = (membership.borrow().lease / 3).max(SHORTEST_RENEWAL);
+        let lease = membership.borrow().lease;
+        let pause = (lease / 3).max(SHORTEST_RENEWAL);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = context.renew_now.notified() => {}
+            () = news(&context, renewed) => {}
         }
+        renewed = Instant::now();
         match renew(&context).await {
-            Ok(true) => {}
+            Ok(true) => {
+                for attempt in context.attempts.overdue(lease * LOST_AFTER_LEASES) {
+                    let queue = membership.borrow().results.clone();
+                    again.spawn(publish_again(context.clone(), queue, attempt));
+                }
+                while again.try_join_next().is_some() {}
+            }
             Ok(false) => register_again(&context, &membership).await,
             // Work goes on: a result may still be the first complete one when the lease has run out.
             Err(problem) => tracing::warn!(%problem, "leases were not renewed"),
+        }
+    }
+}
+
+/// Completes when there is something to tell, a while after it was told last.
+async fn news(context: &Context, told: Instant) {
+    context.attempts.news.notified().await;
+    tokio::time::sleep_until(told + NEWS_PAUSE).await;
+}
+
+/// Publishes an attempt's journal once more: results are inserted once, however often they come.
+async fn publish_again(context: Arc<Context>, queue: String, attempt: Attempt) {
+    let (reader, task, number) = (context.clone(), attempt.task, attempt.number);
+    let entry = tokio::task::spawn_blocking(move || reader.journal.read_attempt(task, number)).await;
+    match entry {
+        Ok(Some(entry)) => {
+            tracing::warn!(%task, attempt = number, "the coordinator still lacks the result: publishing it again");
+            consume::deliver(context, queue, attempt, entry, None).await;
+        }
+        // With nothing to give, its lease shall run out, so that it is measured again.
+        _ => {
+            tracing::warn!(%task, attempt = number, "the result was lost, and the journal does not have it");
+            attempt.forget();
         }
     }
 }

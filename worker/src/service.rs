@@ -7,15 +7,12 @@ use crate::{
     consume::{self, Slot},
     coordinator::{Backoff, Coordinator},
     cpus,
-    engine::{Census, Launch, Place, remove_orphans},
+    engine::{Census, Launch, Place, check_ports, remove_orphans},
     journal::Journal,
     lock::DeviceLock,
     register,
 };
-use modelmeter_common::{
-    Code, Problem,
-    broker::{BrokerError, RESULTS},
-};
+use modelmeter_common::{Code, Problem, broker::RESULTS};
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, watch},
@@ -41,14 +38,14 @@ pub struct Handle {
 /// Starts a worker; when this returns it is registered and takes tasks.
 ///
 /// # Errors
-/// Options that make no sense; `busy` for a device that another worker has, naming it; `storage` for a home that
+/// Options that make no sense; `busy` for a device that another worker has, or a port, naming the holder; `storage` for a home that
 /// cannot be written to; `unreachable`, after ten seconds, for coordinator and broker.
 pub async fn start(options: Options) -> Result<Handle, Problem> {
     let context = Arc::new(prepare(options).await?);
     replay(&context).await?;
     let member = insist(|| register::register(&context)).await?;
     for queue in member.queues.iter().chain([&member.results]) {
-        insist(|| async { context.broker.declare(queue).await.map_err(|e| broker_problem(&e)) }).await?;
+        insist(|| async { Ok(context.broker.declare(queue).await?) }).await?;
     }
     tracing::info!(worker = context.name, slots = context.places.len(), "registered");
     let (sender, membership) = watch::channel(member);
@@ -56,7 +53,15 @@ pub async fn start(options: Options) -> Result<Handle, Problem> {
     renewal.spawn(register::renew_forever(context.clone(), sender));
     for place in &context.places {
         let (context, place) = (context.clone(), place.clone());
-        slots.spawn(Slot { context, place, membership: membership.clone(), deployment: None, publishing: None }.run());
+        let slot = Slot {
+            context,
+            place,
+            membership: membership.clone(),
+            deployment: None,
+            publishing: None,
+            busy: Backoff::default(),
+        };
+        slots.spawn(slot.run());
     }
     Ok(Handle { context, slots, renewal })
 }
@@ -113,25 +118,26 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
     let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
     let journal = Journal::open(options.home.join("journal").join(&options.name))?;
     let of_this_worker = |what: &str| options.home.join(what).join(&options.name);
-    let places =
-        (0..).zip(options.slots.into_iter().zip(cpus.slots)).zip(locks).map(|((index, (slot, cores)), lock)| {
-            Arc::new(Place {
-                index,
-                device: slot.device,
-                cores: cores.pinned,
-                lock,
-                ports: options.ports,
-                logs: of_this_worker("logs"),
-                run: of_this_worker("run"),
-                census: Census::default(),
-            })
-        });
+    let places = (0..).zip(options.slots.iter().zip(cpus.slots)).zip(locks).map(|((index, (slot, cores)), lock)| {
+        Arc::new(Place {
+            index,
+            device: slot.device.clone(),
+            cores: cores.pinned,
+            lock,
+            ports: options.ports,
+            logs: of_this_worker("logs"),
+            run: of_this_worker("run"),
+            census: Census::default(),
+        })
+    });
     let places: Vec<_> = places.collect();
     if options.engines.iter().any(|engine| matches!(engine.launch, Launch::Docker { .. }))
         && let Err(problem) = remove_orphans(&places).await
     {
         tracing::warn!(%problem, "containers that a dead worker left, if any, were not removed");
     }
+    // With the devices locked no engine of a dead worker is left on them.
+    check_ports(&options.engines, &options.slots, options.ports)?;
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),
         broker: options.broker,
@@ -161,20 +167,10 @@ async fn replay(context: &Arc<Context>) -> Result<(), Problem> {
     }
     tracing::info!(attempts = entries.len(), "publishing what the journal holds");
     for entry in &entries {
-        insist(|| async { consume::publish(context, RESULTS, entry).await.map_err(|e| broker_problem(&e)) }).await?;
+        insist(|| async { Ok(consume::publish(context, RESULTS, entry).await?) }).await?;
         context.attempts.add_published(entry.task, entry.attempt);
     }
     Ok(())
-}
-
-fn broker_problem(error: &BrokerError) -> Problem {
-    let (code, field) = match error {
-        BrokerError::BadUrl { .. } => (Code::InvalidArgument, "broker"),
-        _ => (Code::Unreachable, "broker"),
-    };
-    Problem::new(code, error.to_string())
-        .with_field(field)
-        .with_hint("check that the broker runs and that --broker names it")
 }
 
 /// Tries for [`START_PATIENCE`].

@@ -6,11 +6,11 @@ mod support;
 
 use async_trait::async_trait;
 use modelmeter_common::{
-    Code,
+    Code, Problem,
     broker::{Broker, BrokerError, Consumer, QUARANTINE, RESULTS},
     part::Outcome,
 };
-use modelmeter_worker::{Options, start};
+use modelmeter_worker::{Options, PortPair, PortPolicy, start};
 use std::{
     sync::{
         Arc,
@@ -106,6 +106,16 @@ async fn a_cancelled_task_stops_at_once_and_leaves_no_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_task_does_is_told_soon_however_long_the_lease() {
+    let bench = Bench::new().await;
+    bench.coordinator.book().lease_ms = Some(600_000);
+    let worker = start(bench.options()).await.unwrap();
+    bench.hint(bench.coordinator.add(assignment(1, "endpoint", ENDLESS))).await;
+    until("it is told", || bench.coordinator.book().progress.iter().any(|p| p.contains("measuring"))).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_hands_back_what_runs_and_ends_engines_in_time() {
     let bench = Bench::new().await;
     let worker = start(bench.options()).await.unwrap();
@@ -178,6 +188,64 @@ async fn a_journal_is_published_before_the_next_life_registers() {
     assert_eq!((registered[1].held[0].task_id.clone(), registered[1].held[0].attempt), (task.to_string(), 1));
     bench.coordinator.set(task, State::Terminal);
     until("the journal is forgotten", || bench.journals() == 0).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_lost_behind_the_broker_is_published_again() {
+    let bench = Bench::new().await;
+    bench.coordinator.book().lease_ms = Some(150);
+    let worker = start(bench.options()).await.unwrap();
+    let task = bench.coordinator.add(assignment(1, "endpoint", 5));
+    bench.hint(task).await;
+    // Taken off the queue, and never collected: the task stays claimed.
+    let lost = bench.results(1).await;
+    let again = bench.results(1).await;
+    assert_eq!(again.finals, lost.finals);
+    assert_eq!(bench.journals(), 1);
+    bench.coordinator.set(task, State::Terminal);
+    until("the journal is forgotten", || bench.journals() == 0).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_port_stops_a_start_and_later_only_puts_tasks_off() {
+    let bench = Bench::new().await;
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let options = || {
+        let mut options = Options { ports: PortPolicy::Default, ..bench.options() };
+        options.engines[1].ports.cpu = Some(PortPair { http: port, grpc: 0, metrics: None });
+        options
+    };
+    let problem = start(options()).await.unwrap_err();
+    assert!(problem.code == Code::Busy && problem.message.contains(&format!("port {port}")), "{problem}");
+
+    drop(holder);
+    let worker = start(options()).await.unwrap();
+    let holder = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let content = b"model";
+    let task = bench.coordinator.add(with_artifact(assignment(1, "broken", 5), content));
+    let sha256 = modelmeter_common::wire::sha256_hex(content);
+    bench.coordinator.book().artifacts.insert(sha256, content.to_vec());
+    let started = Instant::now();
+    for times in 1..=2 {
+        bench.coordinator.set(task, State::Waiting);
+        bench.hint(task).await;
+        until("it is handed back", || bench.coordinator.book().handed_back.len() == times).await;
+    }
+    assert!(started.elapsed() >= Duration::from_millis(50), "a busy port is not asked for in a hot loop");
+    let handed_back = bench.coordinator.book().handed_back[0].clone();
+    assert!(handed_back.reason.contains(&format!("port {port}")), "{handed_back:?}");
+    let problem: Problem = serde_json::from_str(&handed_back.problem_json).unwrap();
+    assert_eq!(problem.code, Code::Busy);
+    assert_eq!(bench.broker.depth(RESULTS).await.unwrap(), Some(0), "no attempt has failed");
+
+    drop(holder);
+    bench.coordinator.set(task, State::Waiting);
+    bench.hint(task).await;
+    let finals = bench.results(1).await.finals;
+    assert!(matches!(&finals[0].outcome, Outcome::Failed { error } if error.code == Code::EngineFailed), "{finals:?}");
     worker.stop().await;
 }
 

@@ -136,7 +136,8 @@ pub struct ProfileArgs {
     /// Open loop: more calls than this in flight make the point invalid [default: 4096]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub max_in_flight: Option<u32>,
-    /// Wall time for the whole request, shared out over its cells [default: 2m for a built-in model]
+    /// Wall time for the whole request, shared out over its cells [default: 2m for a built-in model without a
+    /// coordinator, unless -f, --batches, --min-duration, --max-duration or --certified says how long]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub budget: Option<u64>,
     /// Independent repetitions of each cell [default: 1]

@@ -4,7 +4,7 @@ use super::Context;
 use crate::interrupt;
 use modelmeter_common::{
     Code, Problem,
-    broker::{Broker, BrokerError, amqp},
+    broker::{Broker, amqp},
     config,
     redact::redact,
 };
@@ -62,13 +62,7 @@ fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'
 
 /// Connects to a broker that other processes reach too.
 pub(super) async fn connect(url: &str) -> Result<Arc<dyn Broker>, Problem> {
-    let broker = amqp::connect(url).await.map_err(|e| {
-        let code = if matches!(e, BrokerError::BadUrl { .. }) { Code::InvalidArgument } else { Code::Unreachable };
-        Problem::new(code, e.to_string()).with_field("broker").with_hint(
-            "amqp://user:password@host:port/vhost; check that RabbitMQ runs and that this machine reaches it",
-        )
-    })?;
-    Ok(Arc::new(broker))
+    Ok(Arc::new(amqp::connect(url).await?))
 }
 
 /// Binds an address. Beyond loopback only where the user says that he knows: callers do not authenticate yet.

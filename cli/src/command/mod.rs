@@ -10,7 +10,10 @@ mod selfcheck;
 mod serve;
 mod worker;
 
-use crate::args::{Cli, Command, Global};
+use crate::{
+    args::{Cli, Command, Global},
+    run::Failure,
+};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use modelmeter_common::{
     Code, Problem,
@@ -41,20 +44,20 @@ pub fn main() -> ExitCode {
     };
     let json = cli.global.json;
     log_to_stderr(cli.global.verbose);
-    ExitCode::from(run(cli).unwrap_or_else(|problem| {
-        complain(&problem, json);
-        problem.code.exit_code()
+    ExitCode::from(run(cli).unwrap_or_else(|failure| {
+        complain(&failure.problem, json);
+        failure.exit_code()
     }))
 }
 
-fn run(cli: Cli) -> Result<u8, Problem> {
+fn run(cli: Cli) -> Result<u8, Failure> {
     let context = Context { config: configure(&cli)?, json: cli.global.json };
     if cli.global.dump_config {
         print(&context.config.dump());
         return Ok(0);
     }
     let Some(command) = cli.command else {
-        return Err(Problem::invalid("command", "no command was given").with_hint("see modelmeter --help"));
+        return Err(Problem::invalid("command", "no command was given").with_hint("see modelmeter --help").into());
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Command::Serve(args) = &command {
@@ -69,23 +72,23 @@ fn run(cli: Cli) -> Result<u8, Problem> {
     ended
 }
 
-async fn dispatch(context: Context, command: Command) -> Result<u8, Problem> {
-    match command {
-        Command::Profile(args) => profile::run(&context, &args).await,
-        Command::Model(command) => model::run(&context, command).await,
-        Command::Coordinator(_) => coordinator::run(&context).await,
-        Command::Worker(_) => worker::run(&context).await,
-        Command::Requests(args) => listing::requests(&context, args.limit).await,
-        Command::Status(args) => listing::status(&context, args.id).await,
-        Command::Watch(args) => profile::watch(&context, &args).await,
-        Command::Cancel(args) => listing::cancel(&context, args.id).await,
-        Command::Workers => listing::workers(&context).await,
-        Command::Check(args) => check::run(&context, args).await,
-        Command::Engines => engines::run(&context),
-        Command::Selfcheck => selfcheck::run(&context).await,
-        Command::Results(args) => listing::results(&context, &args).await,
-        Command::Serve(args) => serve::run(args).await,
-    }
+async fn dispatch(context: Context, command: Command) -> Result<u8, Failure> {
+    Ok(match command {
+        Command::Profile(args) => profile::run(&context, &args).await?,
+        Command::Model(command) => model::run(&context, command).await?,
+        Command::Coordinator(_) => coordinator::run(&context).await?,
+        Command::Worker(_) => worker::run(&context).await?,
+        Command::Requests(args) => listing::requests(&context, args.limit).await?,
+        Command::Status(args) => listing::status(&context, args.id).await?,
+        Command::Watch(args) => profile::watch(&context, &args).await?,
+        Command::Cancel(args) => listing::cancel(&context, args.id).await?,
+        Command::Workers => listing::workers(&context).await?,
+        Command::Check(args) => check::run(&context, args).await?,
+        Command::Engines => engines::run(&context)?,
+        Command::Selfcheck => selfcheck::run(&context).await?,
+        Command::Results(args) => listing::results(&context, &args).await?,
+        Command::Serve(args) => serve::run(args).await?,
+    })
 }
 
 /// Defaults < file < environment < flags.

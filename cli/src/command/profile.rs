@@ -6,11 +6,11 @@ use crate::{
     client::Client,
     interrupt, job,
     progress::Progress,
-    report, run,
+    report,
+    run::{self, Failure},
 };
-use modelmeter_common::Problem;
 
-pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Problem> {
+pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Failure> {
     let embedded = context.config.client.coordinators.is_empty();
     let job = job::resolve(args, embedded, context.json)?;
     let stop = interrupt::listen()?;
@@ -28,18 +28,20 @@ pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Pro
     Ok(finished.exit_code())
 }
 
-pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Problem> {
+pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Failure> {
     let id = args.id.id;
     let mut client = Client::connect(super::listing::needs_coordinator(context, "watch")?).await?;
     let stop = interrupt::listen()?;
     let mut progress = Progress::new(false);
+    // From here on the request is known to be there.
+    client.status(id).await?;
     let status = tokio::select! {
-        status = run::watch(&mut client, id, &mut progress) => status?,
+        status = run::watch(&mut client, id, &mut progress) => status.map_err(Failure::later)?,
         // Only the watching ends: the request goes on.
-        () = stop.cancelled() => return Err(interrupt::interrupted()),
+        () = stop.cancelled() => return Err(interrupt::interrupted().into()),
     };
     progress.finish();
-    let profiles = client.results(Some(id), None, Some(u32::MAX)).await?;
+    let profiles = client.results(Some(id), None, Some(u32::MAX)).await.map_err(Failure::later)?;
     let finished = run::Finished { request_id: id, state: status.state, interrupted: false, profiles };
     let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
     if !finished.profiles.is_empty() || format == Format::Json {

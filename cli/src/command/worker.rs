@@ -6,7 +6,7 @@ use modelmeter_common::{
     Code, Problem,
     config::Worker,
     device::{Device, DeviceKind},
-    error::closest,
+    error::did_you_mean,
 };
 use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, sample};
 
@@ -102,7 +102,7 @@ fn known(word: &str, devices: &[Device], no_gpus: Option<&str>) -> Result<(), Pr
         return Err(problem.with_hint(no_gpus.unwrap_or("the driver lists none").to_owned()));
     }
     let names = || devices.iter().map(|device| device.class.as_str()).chain(["gpu", "all"]);
-    let meant = closest(word, names()).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+    let meant = did_you_mean(word, names());
     let all = names().collect::<Vec<_>>().join(", ");
     Err(Problem::invalid("devices", format!("unknown device '{word}'")).with_hint(format!("{meant}known are {all}")))
 }

@@ -1,6 +1,7 @@
 //! The classic block of six indicators, one a cell: single calls, one after another, as the classic profiler makes them.
 
 use super::{
+    footer::{why_invalid, why_missing},
     number::{NONE, bytes, number, or_none, percent},
     profiles::point_of,
 };
@@ -12,7 +13,9 @@ pub fn classic(found: &[Profile]) -> String {
 }
 
 fn block(p: &Profile) -> String {
-    let point = p.reference.as_ref().and_then(|reference| point_of(p, reference.load));
+    let measured = p.reference.as_ref().and_then(|reference| point_of(p, reference.load));
+    // As in the table: what does not stand is not shown as a figure.
+    let point = measured.filter(|point| point.valid);
     let ms = |of: fn(&ProfilePoint) -> Option<f64>| or_none(point.and_then(of), |v| format!("{} ms", number(v)));
     let gpu = point.and_then(|point| point.gpu.as_ref());
     let fields = [
@@ -42,8 +45,17 @@ fn block(p: &Profile) -> String {
     if let Some(error) = &p.error {
         text += &format!("{:<26}{error}\n", "failed");
     }
-    if gpu.is_none() && point.is_some() {
-        text += &format!("({NONE}: not measured; --json says why)\n");
+    match (measured, point) {
+        (Some(measured), None) => text += &format!("{:<26}{}\n", "invalid", why_invalid(measured)),
+        (_, Some(point)) => {
+            if let Some(why) = why_missing(point) {
+                text += &format!("({NONE}: {why})\n");
+            }
+            if gpu.is_none() {
+                text += &format!("({NONE} of the GPU: not measured; --json says why)\n");
+            }
+        }
+        (None, None) => {}
     }
     text
 }
@@ -51,6 +63,7 @@ fn block(p: &Profile) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::samples, *};
+    use modelmeter_common::part::Warning;
 
     #[test]
     fn a_block_has_the_six_indicators() {
@@ -64,7 +77,27 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
+        let text = classic(&[samples::starved(8)]);
+        assert!(text.contains("needs ") && text.contains("latency 99th percentile   –"), "{text}");
         let text = classic(&[samples::failed(2)]);
         assert!(text.contains("engine rten exited") && text.contains("all_batch_throughput      –"), "{text}");
+    }
+
+    #[test]
+    fn what_does_not_stand_is_no_figure() {
+        let mut profile = samples::cpu(1);
+        let point =
+            profile.points.iter_mut().find(|point| Some(point.load) == profile.reference.as_ref().map(|r| r.load));
+        let point = point.unwrap();
+        point.valid = false;
+        point.warnings = vec![Warning { code: "errors".into(), message: "3 calls of 40 failed".into() }];
+        let text = classic(&[profile]);
+        for line in [
+            "all_batch_throughput      –",
+            "latency 50th percentile   –",
+            "invalid                   3 calls of 40 failed",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
     }
 }

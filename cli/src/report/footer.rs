@@ -66,12 +66,23 @@ fn percentiles(group: &[&Profile], lines: &mut Vec<String>) {
 
 fn missing_percentiles(p: &Profile) -> Option<String> {
     let point = point_of(p, p.reference.as_ref()?.load)?;
+    Some(format!("{NONE} {}: {}", name(p), why_missing(point)?))
+}
+
+/// Why percentiles of a point are missing, if any are.
+pub(super) fn why_missing(point: &ProfilePoint) -> Option<String> {
     let reason = |name: &str| {
         let reason = point.unavailable.get(&format!("latency_ms.{name}"))?;
         Some(format!("{name} {}", reason.message))
     };
     let reasons: Vec<String> = ["p50", "p95", "p99"].into_iter().filter_map(reason).collect();
-    (!reasons.is_empty()).then(|| format!("{NONE} {}: {}", name(p), reasons.join("; ")))
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// What made a point invalid.
+pub(super) fn why_invalid(point: &ProfilePoint) -> String {
+    let why = point.warnings.iter().filter(|warning| warning.spoils()).map(|warning| warning.message.as_str());
+    why.collect::<Vec<_>>().join("; ")
 }
 
 /// Where the server says that the time of a single call went, beside the client's latency.
@@ -118,8 +129,7 @@ fn failures(group: &[&Profile], lines: &mut Vec<String>) {
 /// What each point that does not stand met.
 fn spoiled(group: &[&Profile], lines: &mut Vec<String>) {
     let told = |p: &Profile, point: &ProfilePoint| {
-        let why = point.warnings.iter().filter(|w| w.spoils()).map(|w| w.message.as_str());
-        format!("invalid: {}, {}: {}", name(p), load(point.load), why.collect::<Vec<_>>().join("; "))
+        format!("invalid: {}, {}: {}", name(p), load(point.load), why_invalid(point))
     };
     let points =
         group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));

@@ -1,6 +1,9 @@
 //! What the listing commands print: requests, cells, plans, workers, models.
 
-use super::table::{Align, Table};
+use super::{
+    profiles::{shapes, shapes_differ},
+    table::{Align, Table},
+};
 use crate::job::settings_text;
 use modelmeter_common::{
     Timestamp,
@@ -57,12 +60,16 @@ pub fn cells(status: &Status) -> String {
         counts.join(", ")
     );
     let settings = status.cells.iter().any(|cell| !cell.engine_settings.is_empty());
+    let inputs = shapes_differ(status.cells.iter().map(|cell| cell.inputs.as_slice()));
     let mut table = Table::default().column("engine", Align::Left);
     if settings {
         table = table.column("settings", Align::Left);
     }
+    table = table.column("device", Align::Left);
+    if inputs {
+        table = table.column("input", Align::Left);
+    }
     table = table
-        .column("device", Align::Left)
         .column("batch", Align::Right)
         .column("repeat", Align::Right)
         .column("state", Align::Left)
@@ -70,7 +77,7 @@ pub fn cells(status: &Status) -> String {
         .column("worker", Align::Left)
         .column("reason", Align::Left);
     for cell in status.cells.iter().take(MAX_ROWS) {
-        table.row(cell_row(cell, settings));
+        table.row(cell_row(cell, settings, inputs));
     }
     text += &table.to_string();
     if let Some(hidden) = status.cells.len().checked_sub(MAX_ROWS).filter(|n| *n > 0) {
@@ -79,13 +86,16 @@ pub fn cells(status: &Status) -> String {
     text
 }
 
-fn cell_row(cell: &CellStatus, settings: bool) -> Vec<String> {
+fn cell_row(cell: &CellStatus, settings: bool, inputs: bool) -> Vec<String> {
     let mut row = vec![cell.engine.clone()];
     if settings {
         row.push(settings_text(&cell.engine_settings));
     }
+    row.push(cell.device.clone());
+    if inputs {
+        row.push(shapes(&cell.inputs));
+    }
     row.extend([
-        cell.device.clone(),
         cell.batch_size.to_string(),
         cell.repeat.to_string(),
         cell.state.as_str().to_owned(),
@@ -98,24 +108,25 @@ fn cell_row(cell: &CellStatus, settings: bool) -> Vec<String> {
 
 /// What a request would do.
 pub fn dryrun(plan: &Dryrun) -> String {
-    let mut table = Table::default()
-        .column("engine", Align::Left)
-        .column("settings", Align::Left)
-        .column("device", Align::Left)
+    let inputs = shapes_differ(plan.cells.iter().map(|cell| cell.inputs.as_slice()));
+    let mut table =
+        Table::default().column("engine", Align::Left).column("settings", Align::Left).column("device", Align::Left);
+    if inputs {
+        table = table.column("input", Align::Left);
+    }
+    table = table
         .column("batch", Align::Right)
         .column("repeats", Align::Right)
         .column("slots", Align::Right)
         .column("cannot run now because", Align::Left);
     for cell in plan.cells.iter().take(MAX_ROWS) {
-        table.row(vec![
-            cell.engine.clone(),
-            settings_text(&cell.engine_settings),
-            cell.device.clone(),
-            cell.batch_size.to_string(),
-            cell.repeats.to_string(),
-            cell.slots.to_string(),
-            cell.reason.clone().unwrap_or_default(),
-        ]);
+        let mut row = vec![cell.engine.clone(), settings_text(&cell.engine_settings), cell.device.clone()];
+        if inputs {
+            row.push(shapes(&cell.inputs));
+        }
+        row.extend([cell.batch_size, cell.repeats, cell.slots].map(|n| n.to_string()));
+        row.push(cell.reason.clone().unwrap_or_default());
+        table.row(row);
     }
     let stuck = plan.cells.iter().filter(|cell| cell.reason.is_some()).count();
     let mut text = format!("{}: {} cells\n\n{table}\n", plan.model, plan.cells.len());
@@ -195,7 +206,12 @@ pub fn models(found: &[Model]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::{RequestId, model::ModelRef, task::TaskState};
+    use modelmeter_common::{
+        RequestId,
+        model::{Datatype, ModelRef, TensorShape},
+        status::{Estimate, PlannedCell},
+        task::TaskState,
+    };
 
     #[test]
     fn a_status_says_what_each_cell_waits_for() {
@@ -204,6 +220,7 @@ mod tests {
             engine_settings: BTreeMap::new(),
             device: "cpu".into(),
             batch_size,
+            inputs: Vec::new(),
             repeat: 0,
             state,
             attempts: 0,
@@ -227,6 +244,28 @@ mod tests {
             text.lines().any(|line| line.contains("waiting") && line.ends_with("no worker offers rten on cpu")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn cells_that_differ_in_shape_alone_are_told_apart() {
+        let cell = |length| PlannedCell {
+            engine: "rten".into(),
+            engine_settings: BTreeMap::new(),
+            device: "cpu".into(),
+            batch_size: 1,
+            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Int64, shape: vec![1, length] }],
+            repeats: 1,
+            slots: 1,
+            reason: None,
+        };
+        let plan = |lengths: &[u64]| Dryrun {
+            model: ModelRef { name: "m".into(), version: "1".into() },
+            cells: lengths.iter().map(|&length| cell(length)).collect(),
+            estimated_seconds: Estimate { low: 1.0, high: 2.0 },
+        };
+        let text = dryrun(&plan(&[128, 512]));
+        assert!(text.contains("x INT64 [N, 128]") && text.contains("x INT64 [N, 512]"), "{text}");
+        assert!(!dryrun(&plan(&[128, 128])).contains("INT64"), "only where they differ");
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub use classic::classic;
 pub use lists::{cells, dryrun, models, requests, time, workers};
 pub use number::{bytes, number};
 pub use profiles::profiles;
+pub(crate) use profiles::{shapes, shapes_differ};
 pub use table::{Align, Table};
 
 use crate::args::Format;

@@ -60,13 +60,19 @@ fn heading(group: &[&Profile]) -> String {
 }
 
 /// `x FP32 [N, 3, 224, 224]`, the batch axis left open.
-fn shapes(inputs: &[TensorShape]) -> String {
+pub(crate) fn shapes(inputs: &[TensorShape]) -> String {
     let one = |input: &TensorShape| {
         let axes: Vec<String> =
             input.shape.iter().enumerate().map(|(i, n)| if i == 0 { "N".into() } else { n.to_string() }).collect();
         format!("{} {} [{}]", input.name, input.dtype, axes.join(", "))
     };
     inputs.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether these cells differ in their inputs, besides the batch.
+pub(crate) fn shapes_differ<'a>(mut cells: impl Iterator<Item = &'a [TensorShape]>) -> bool {
+    let first = cells.next().map(shapes);
+    cells.any(|inputs| Some(shapes(inputs)) != first)
 }
 
 /// Which columns beyond the usual ones a group needs.
@@ -82,7 +88,7 @@ impl Wanted {
         let many = |of: &dyn Fn(&Profile) -> String| group.iter().map(|p| of(p)).collect::<BTreeSet<_>>().len() > 1;
         Self {
             settings: many(&|p| settings_text(&p.engine.settings)),
-            shapes: many(&|p| shapes(&p.inputs)),
+            shapes: shapes_differ(group.iter().map(|p| p.inputs.as_slice())),
             sla: group.iter().any(|p| p.sla.is_some()),
             energy: group.iter().any(|p| energy(p).is_some()),
         }

@@ -7,6 +7,7 @@ pub mod amqp;
 pub mod conformance;
 pub mod memory;
 
+use crate::{Code, Problem};
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -134,4 +135,13 @@ pub enum BrokerError {
     Refused(String),
     #[error("the broker connection was closed")]
     Closed,
+}
+
+impl From<BrokerError> for Problem {
+    fn from(error: BrokerError) -> Self {
+        let code = if matches!(error, BrokerError::BadUrl { .. }) { Code::InvalidArgument } else { Code::Unreachable };
+        Self::new(code, error.to_string()).with_field("broker").with_hint(
+            "amqp://user:password@host:port/vhost; check that RabbitMQ runs and that this machine reaches it",
+        )
+    }
 }

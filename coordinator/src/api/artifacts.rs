@@ -3,12 +3,13 @@
 use super::{hub_status, status_of};
 use crate::{
     core::Core,
-    hub::{HubError, Inserted, artifact::is_sha256},
+    hub::{HubError, Inserted},
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use modelmeter_common::{
     Problem,
+    artifact::verify::is_sha256,
     model::{ArtifactRef, Format},
 };
 use modelmeter_proto::control::{ArtifactChunk, ArtifactHeader, PutArtifactReply, artifact_chunk::Content};

@@ -9,7 +9,8 @@ use crate::{
 use futures::{Stream, StreamExt, stream};
 use modelmeter_common::{
     RequestId,
-    model::Model,
+    model::{Model, ModelName},
+    profile::Profile,
     request::{Request as Asked, RequestDoc},
     status::Status as RequestStatus,
     task::TaskState,
@@ -52,6 +53,22 @@ impl ControlApi {
         let parsed: RequestId = parse("request_id", id)?;
         let found = self.core.hub.request(parsed).await.map_err(hub_status)?;
         found.ok_or_else(|| not_found("request", id, "`modelmeter requests` lists those that are there"))
+    }
+
+    /// The profiles of a model, if one is named. What has no such version may be a name with a colon in it.
+    async fn profiles(&self, of_all: ProfileFilter, model: &str) -> Result<Vec<Profile>, Status> {
+        let hub = &self.core.hub;
+        if model.is_empty() {
+            return hub.profiles(&of_all).await.map_err(hub_status);
+        }
+        let ModelName { name, version } = model.parse().map_err(|p| status_of(&p))?;
+        let whole_name = version.is_some().then(|| ProfileFilter { model: Some(model.into()), ..of_all.clone() });
+        let of_version = ProfileFilter { model: Some(name), version, ..of_all };
+        let found = hub.profiles(&of_version).await.map_err(hub_status)?;
+        match whole_name {
+            Some(whole_name) if found.is_empty() => hub.profiles(&whole_name).await.map_err(hub_status),
+            _ => Ok(found),
+        }
     }
 }
 
@@ -134,17 +151,13 @@ impl Control for ControlApi {
     async fn results(&self, request: Request<ResultsRequest>) -> Reply<Self::ResultsStream> {
         let ResultsRequest { request_id, model, limit } = request.into_inner();
         let request = if request_id.is_empty() { None } else { Some(self.request_doc(&request_id).await?.id) };
-        let (name, version) = match model.split_once(':') {
-            Some((name, version)) => (name.to_owned(), Some(version.to_owned())),
-            None => (model, None),
-        };
         let limit = match (limit, request) {
             (0, Some(_)) => None,
             (0, None) => Some(DEFAULT_RESULTS),
             (limit, _) => Some(limit),
         };
-        let filter = ProfileFilter { request, model: Some(name).filter(|n| !n.is_empty()), version, limit };
-        let profiles = self.core.hub.profiles(&filter).await.map_err(hub_status)?;
+        let all = ProfileFilter { request, limit, ..Default::default() };
+        let profiles = self.profiles(all, &model).await?;
         let sent = stream::iter(profiles).map(|profile| Ok(Document { json: to_json(&profile)? }));
         Ok(Response::new(Box::pin(sent)))
     }

@@ -8,20 +8,8 @@ pub mod submit;
 mod work;
 
 use crate::hub::HubError;
-use modelmeter_common::{Code, Problem};
-use tonic::{Code as GrpcCode, Status};
-
-/// The metadata key under which a problem travels as JSON.
-pub use modelmeter_proto::PROBLEM_KEY;
-
-/// A problem as a gRPC status: its code, its text, and the whole of it as binary metadata.
-pub(crate) fn status_of(problem: &Problem) -> Status {
-    let mut status = Status::new(GrpcCode::from_i32(problem.code.grpc()), problem.to_string());
-    if let Ok(json) = serde_json::to_vec(problem) {
-        status.metadata_mut().insert_bin(PROBLEM_KEY, tonic::metadata::MetadataValue::from_bytes(&json));
-    }
-    status
-}
+use modelmeter_common::{Code, Problem, grpc::status_of};
+use tonic::Status;
 
 /// A hub's error as a gRPC status.
 pub(crate) fn hub_status(error: HubError) -> Status {

@@ -9,7 +9,8 @@ use crate::{
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
-    model::Model,
+    engine::ENDPOINT,
+    model::{Model, ModelName},
     request::{Request, RequestDoc, RequestState},
     status::Dryrun,
     task::{Cell, Plan},
@@ -79,19 +80,29 @@ async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, V
         return Err(Problem::invalid("data", "names files of the user's machine")
             .with_hint("`modelmeter profile` uploads them and names what it uploaded"));
     }
-    let (name, version) = match request.model.split_once(':') {
-        Some((name, version)) => (name, Some(version)),
-        None => (request.model.as_str(), None),
-    };
-    let model = core.hub.model(name, version).await?;
+    let named: ModelName = request.model.parse()?;
+    let model = core.hub.model(&named.name, named.version.as_deref()).await?;
     let model = model.ok_or_else(|| {
         Problem::new(Code::NotFound, format!("no model '{}' in the hub", request.model)).with_field("model").with_hint(
             "`modelmeter model list` shows those that are there; a path or a built-in name is added by `profile`",
         )
     })?;
     let pools = core.pools().await?;
+    check_endpoint(request, &pools)?;
     let cells = expand::cells(request, &model, &pools)?;
     Ok((model, cells, pools))
+}
+
+/// No worker of a cluster will ever offer it: only a process that was told an address does, for its own request.
+fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
+    let asked = request.engines.iter().any(|engine| engine == ENDPOINT);
+    if asked && !pools.iter().any(|pool| pool.engines.iter().any(|engine| engine == ENDPOINT)) {
+        return Err(Problem::invalid("engines", format!("no worker offers '{ENDPOINT}': it is no engine to choose"))
+            .with_hint(
+                "`modelmeter profile --endpoint HOST:PORT`, without a coordinator, measures a server that already runs",
+            ));
+    }
+    Ok(())
 }
 
 fn resolved(request: Request, cells: &[Cell]) -> Request {

@@ -8,11 +8,12 @@ use crate::{
 };
 use futures::Stream;
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION,
+    Problem, SCHEMA_VERSION, TaskId,
     broker::{RESULTS, task_queue},
     device::Device,
     status::{SlotDoc, WorkerDoc},
     task::{Assignment, Lease, Refusal, Task, TaskState},
+    wire,
 };
 use modelmeter_proto::control::{
     ArtifactChunk, ArtifactId, AttemptFate, AttemptRef, ClaimNextRequest, ClaimReply, ClaimRequest, Granted,
@@ -26,6 +27,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tonic::{Request, Response, Status};
 
@@ -53,10 +55,13 @@ impl WorkApi {
         Self { core, next: AtomicUsize::new(0) }
     }
 
-    /// The registered worker of this incarnation.
+    /// The registered worker of this incarnation; none too if a coordinator of another build registered it.
     async fn worker(&self, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, Status> {
         let workers = self.core.workers().await.map_err(hub_status)?;
-        Ok(workers.into_iter().find(|worker| worker.name == name && worker.incarnation == incarnation))
+        let is_it = |worker: &WorkerDoc| {
+            worker.name == name && worker.incarnation == incarnation && worker.wire_version == wire::VERSION
+        };
+        Ok(workers.into_iter().find(is_it))
     }
 
     /// The slot that claims, or why it may not.
@@ -118,12 +123,7 @@ impl WorkApi {
             cell: task.cell.clone(),
             plan,
         };
-        Ok(Granted {
-            task_id: task.id.to_string(),
-            attempt: task.attempt,
-            task_json: to_json(&assignment)?,
-            lease_ms: self.core.lease.as_millis() as u64,
-        })
+        Ok(Granted { task_id: task.id.to_string(), attempt: task.attempt, task_json: to_json(&assignment)? })
     }
 
     async fn fate(&self, incarnation: &str, attempt: &AttemptRef) -> Result<Fate, Status> {
@@ -137,6 +137,16 @@ impl WorkApi {
             Step::Refused(Refusal::Terminal, _) => Fate::Terminal,
             Step::Refused(..) | Step::Unknown => Fate::Lost,
         })
+    }
+
+    /// Whether a task's request still waits for what stands in its way.
+    async fn waits(&self, id: TaskId) -> Result<bool, Status> {
+        let Some(task) = self.core.hub.task(id).await.map_err(hub_status)? else { return Ok(true) };
+        let stored = self.core.stored_request(task.request_id).await.map_err(hub_status)?;
+        Ok(stored.is_none_or(|doc| {
+            let deadline = Duration::from_millis(doc.request.deadline_ms);
+            !doc.request.no_wait && self.core.now().since(doc.created_at) < deadline
+        }))
     }
 
     /// Ends the leases of a worker's earlier incarnations, except those of attempts that it measured to the end; those
@@ -164,6 +174,21 @@ impl WorkApi {
     }
 }
 
+/// Results in another wire version would be quarantined one by one: better said at once.
+fn check_wire_version(request: &RegisterRequest) -> Result<(), Status> {
+    let (theirs, ours) = (request.wire_version, u32::from(wire::VERSION));
+    if theirs == ours {
+        return Ok(());
+    }
+    let (worker, version) = (&request.worker, &request.version);
+    let message = format!(
+        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {ours}",
+        modelmeter_common::VERSION
+    );
+    let hint = "run the same version of modelmeter as worker and as coordinator";
+    Err(status_of(&Problem::invalid("version", message).with_hint(hint)))
+}
+
 fn slot_doc(slot: &Slot) -> Result<SlotDoc, Status> {
     let device: Device = from_json("device", &slot.device_json)?;
     let pool = pool::id(&device.class, &slot.engines);
@@ -187,10 +212,11 @@ impl Work for WorkApi {
         if request.worker.is_empty() || request.slots.is_empty() {
             return Err(status_of(&Problem::invalid("worker", "needs a name and at least one slot")));
         }
+        check_wire_version(&request)?;
         let slots: Vec<SlotDoc> = request.slots.iter().map(slot_doc).collect::<Result<_, _>>()?;
         for pool in slots.iter().map(|slot| &slot.pool).collect::<HashSet<_>>() {
             let declared = self.core.broker.declare(&task_queue(pool)).await;
-            declared.map_err(|e| status_of(&Problem::new(modelmeter_common::Code::Unreachable, e.to_string())))?;
+            declared.map_err(|e| status_of(&e.into()))?;
         }
         self.end_old_leases(&request).await?;
         let now = self.core.now();
@@ -198,9 +224,9 @@ impl Work for WorkApi {
         let worker = WorkerDoc {
             name: request.worker,
             schema_version: SCHEMA_VERSION,
-            revision: 0,
             incarnation: request.incarnation,
             version: request.version,
+            wire_version: wire::VERSION,
             slots,
             labels: request.labels.into_iter().collect(),
             registered_at: now,
@@ -274,9 +300,18 @@ impl Work for WorkApi {
     }
 
     async fn hand_back(&self, request: Request<HandBackRequest>) -> Reply<HandBackReply> {
-        let HandBackRequest { task_id, attempt, reason, .. } = request.into_inner();
+        let HandBackRequest { task_id, attempt, reason, problem_json, .. } = request.into_inner();
         let id = parse("task_id", &task_id)?;
-        self.core.step(id, |task, now| task.hand_back(attempt, &reason, now)).await.map_err(hub_status)?;
+        let stands_in_the_way = match problem_json.as_str() {
+            "" => None,
+            _ if self.waits(id).await? => None,
+            json => Some(from_json::<Problem>("problem", json)?),
+        };
+        let step = self.core.step(id, |task, now| match &stands_in_the_way {
+            Some(problem) => task.fail(attempt, problem.clone(), now),
+            None => task.hand_back(attempt, &reason, now),
+        });
+        step.await.map_err(hub_status)?;
         Ok(Response::new(HandBackReply {}))
     }
 

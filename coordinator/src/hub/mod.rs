@@ -2,7 +2,6 @@
 //! compare-and-swap on one document, each part and final is inserted once and never changed.
 //! `design.md` beside this file says how the two adapters keep that.
 
-pub(crate) mod artifact;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod mongo;
@@ -16,6 +15,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use modelmeter_common::{
     Problem, ProfileId, RequestId, TaskId, Timestamp,
+    artifact::verify::Mismatch,
     model::{ArtifactRef, Model},
     part::{Final, Part},
     profile::Profile,
@@ -116,6 +116,9 @@ pub trait Hub: Send + Sync + 'static {
     async fn artifact(&self, sha256: &str) -> Result<Option<ByteStream>, HubError>;
 }
 
+/// The largest piece in which an artifact is read.
+const PIECE: usize = 1024 * 1024;
+
 /// Bytes on their way in or out.
 pub type ByteStream = BoxStream<'static, Result<Bytes, HubError>>;
 
@@ -132,8 +135,8 @@ pub enum HubError {
     /// A write may have happened: repeat it or read.
     #[error("the hub did not answer within {0:?}")]
     TimedOut(std::time::Duration),
-    #[error("artifact {sha256} came with {what} that does not match")]
-    Mismatch { sha256: String, what: &'static str },
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
     #[error("the hub holds a document that does not read as a {what}: {reason}")]
     Corrupt { what: &'static str, reason: String },
     #[error("the hub cannot write: {0}")]
@@ -162,9 +165,7 @@ impl From<HubError> for Problem {
                 Code::InvalidArgument,
                 Some("mongodb://HOST:PORT/DATABASE, mongodb+srv://HOST/DATABASE, sqlite:PATH or the path of a file"),
             ),
-            HubError::Mismatch { .. } => {
-                (Code::InvalidArgument, Some("the upload was cut off or altered; send it again"))
-            }
+            HubError::Mismatch(_) => (Code::InvalidArgument, Some("the upload was cut off or altered; send it again")),
             HubError::Storage(_) => (Code::Storage, Some("check free space and permissions of the hub's folder")),
             HubError::Corrupt { .. } | HubError::Failed(_) => (Code::Internal, None),
         };

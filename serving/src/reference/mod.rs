@@ -13,11 +13,10 @@ mod random;
 mod resnet;
 
 use graph::Graph;
-use modelmeter_common::{Code, Problem, error::closest};
-use sha2::{Digest, Sha256};
+use modelmeter_common::{Code, Problem, artifact::sha256_of, error::did_you_mean};
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -85,7 +84,7 @@ pub const NAMES: [&str; MODELS.len()] = {
 /// `not_found`, with the names there are.
 pub fn find(name: &str) -> Result<&'static Reference, Problem> {
     MODELS.iter().find(|model| model.name == name).ok_or_else(|| {
-        let meant = closest(name, NAMES).map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+        let meant = did_you_mean(name, NAMES);
         Problem::new(Code::NotFound, format!("there is no built-in model '{name}'"))
             .with_field("model")
             .with_hint(format!("{meant}built-in models are {}", NAMES.join(", ")))
@@ -127,7 +126,7 @@ pub fn write(name: &str, path: &Path) -> Result<(), Problem> {
 pub fn ensure(name: &str, cache: &Path) -> Result<PathBuf, Problem> {
     let model = find(name)?;
     let path = cache.join(format!("{name}.onnx"));
-    if sha256_of(&path).is_ok_and(|sha256| sha256 == model.sha256) {
+    if sha256_of(&path).is_ok_and(|(sha256, _)| sha256 == model.sha256) {
         return Ok(path);
     }
     std::fs::create_dir_all(cache).map_err(|error| unwritable(&path, &error))?;
@@ -139,17 +138,6 @@ fn unwritable(path: &Path, error: &io::Error) -> Problem {
     Problem::new(Code::Storage, format!("cannot write {}: {error}", path.display()))
         .with_field("home")
         .with_hint("the cache must be writable and have room: choose another place with --home or MODELMETER_HOME")
-}
-
-fn sha256_of(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => hash.update(&piece[..count]),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -174,7 +162,7 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), written);
         std::fs::write(&path, "half").unwrap();
         ensure("mlp", path.parent().unwrap()).unwrap();
-        assert_eq!(sha256_of(&path).unwrap(), find("mlp").unwrap().sha256);
+        assert_eq!(sha256_of(&path).unwrap().0, find("mlp").unwrap().sha256);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "leftovers in the cache");
     }
 
@@ -186,6 +174,6 @@ mod tests {
         assert!(problem.hint.unwrap().contains("--home"));
         let problem = ensure("resnet5", file.path()).unwrap_err();
         assert_eq!(problem.code, Code::NotFound);
-        assert!(problem.hint.unwrap().starts_with("did you mean resnet50? built-in models are mlp"));
+        assert!(problem.hint.unwrap().starts_with("did you mean 'resnet50'? built-in models are mlp"));
     }
 }

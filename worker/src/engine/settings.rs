@@ -1,6 +1,6 @@
 //! Settings of engines that are configured by files or flags of their own: names and values, checked whole.
 
-use modelmeter_common::{Problem, error::closest};
+use modelmeter_common::{Problem, error::did_you_mean};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -46,8 +46,7 @@ impl<'a> Settings<'a> {
             let field = format!("engine_settings.{engine}.{name}");
             let Some((_, kind)) = known.iter().find(|(known, _)| known == name) else {
                 let names = known.iter().map(|(name, _)| *name);
-                let meant =
-                    closest(name, names.clone()).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+                let meant = did_you_mean(name, names.clone());
                 let all = names.collect::<Vec<_>>().join(", ");
                 let hint = if all.is_empty() { "it takes none here".into() } else { format!("{meant}it takes {all}") };
                 return Err(Problem::invalid(field, format!("engine {engine} has no setting '{name}'")).with_hint(hint));

@@ -2,7 +2,7 @@
 
 use super::{Inspector, Subject, child};
 use crate::engine::Place;
-use modelmeter_common::{Code, Problem, error::closest, load::Load};
+use modelmeter_common::{Code, Problem, error::did_you_mean, load::Load};
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// The name that means the engine's own inspector.
@@ -73,7 +73,7 @@ pub fn find<'a>(
             return Ok(None);
         }
         let known = || inspectors.keys().map(String::as_str).chain([DEFAULT]);
-        let meant = closest(name, known()).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+        let meant = did_you_mean(name, known());
         let known = known().collect::<Vec<_>>().join(", ");
         return Err(Problem::invalid("inspector", format!("unknown inspector '{name}'"))
             .with_hint(format!("{meant}known are {known}; others are named under [inspectors] in modelmeter.toml")));

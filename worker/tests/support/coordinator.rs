@@ -18,7 +18,8 @@ use std::{
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status};
 
-const LEASE_MS: u64 = 150;
+/// Renewals are a third of it apart: short, but no result is published twice in a test that does not mean it.
+const LEASE_MS: u64 = 3_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
@@ -35,6 +36,8 @@ pub struct Book {
     pub handed_back: Vec<HandBackRequest>,
     pub progress: Vec<String>,
     pub artifacts: BTreeMap<String, Vec<u8>>,
+    /// What a worker that registers is told; [`LEASE_MS`] unless set.
+    pub lease_ms: Option<u64>,
     /// Forgets its workers once: as a coordinator with a new hub would.
     pub forgetful: bool,
 }
@@ -84,7 +87,6 @@ impl Book {
                     task_id: task.to_string(),
                     attempt: assignment.attempt,
                     task_json: serde_json::to_string(assignment).unwrap(),
-                    lease_ms: LEASE_MS,
                 })
             }
             State::Claimed => refused(Why::Held),
@@ -114,8 +116,10 @@ impl Work for Service {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterReply>, Status> {
         let request = request.into_inner();
         let queues = request.slots.iter().map(|_| super::QUEUE.to_owned()).collect();
-        self.0.lock().unwrap().registered.push(request);
-        Ok(Response::new(RegisterReply { queues, results_queue: RESULTS.into(), lease_ms: LEASE_MS }))
+        let mut book = self.0.lock().unwrap();
+        book.registered.push(request);
+        let lease_ms = book.lease_ms.unwrap_or(LEASE_MS);
+        Ok(Response::new(RegisterReply { queues, results_queue: RESULTS.into(), lease_ms }))
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {

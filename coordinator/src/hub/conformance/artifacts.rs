@@ -2,8 +2,7 @@
 
 use super::{super::*, race};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use modelmeter_common::model::Format;
-use sha2::{Digest as _, Sha256};
+use modelmeter_common::{model::Format, wire::sha256_hex};
 use std::{sync::Arc, time::Duration};
 
 fn bytes(length: usize, seed: u8) -> Vec<u8> {
@@ -11,8 +10,7 @@ fn bytes(length: usize, seed: u8) -> Vec<u8> {
 }
 
 fn named(content: &[u8]) -> ArtifactRef {
-    let sha256 = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-    ArtifactRef { format: Format::Onnx, sha256, bytes: content.len() as u64 }
+    ArtifactRef { format: Format::Onnx, sha256: sha256_hex(content), bytes: content.len() as u64 }
 }
 
 /// The content in pieces of this length.

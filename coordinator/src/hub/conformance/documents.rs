@@ -307,9 +307,9 @@ pub fn worker(name: &str) -> WorkerDoc {
     WorkerDoc {
         name: name.to_owned(),
         schema_version: SCHEMA_VERSION,
-        revision: 0,
         incarnation: "i1".to_owned(),
         version: VERSION.to_owned(),
+        wire_version: modelmeter_common::wire::VERSION,
         slots: vec![SlotDoc { index: 0, device: device(), engines: vec!["rten".to_owned()], pool }],
         labels: labels(),
         registered_at: at(0),

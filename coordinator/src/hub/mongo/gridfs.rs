@@ -5,14 +5,15 @@
 //! document in `artifacts.files` makes them visible, and its unique name lets one upload of many win.
 //! Source of the format: MongoDB specifications, "GridFS Spec".
 
-use super::super::{
-    ByteStream, HubError, Inserted,
-    artifact::{PIECE, Verifier, is_sha256},
-};
+use super::super::{ByteStream, HubError, Inserted, PIECE};
 use super::{Calls, date, int};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
-use modelmeter_common::{Timestamp, model::ArtifactRef};
+use modelmeter_common::{
+    Timestamp,
+    artifact::verify::{Verifier, is_sha256},
+    model::ArtifactRef,
+};
 use mongodb::{
     Collection, Database,
     bson::{Binary, Document, doc, oid::ObjectId, spec::BinarySubtype},

@@ -2,12 +2,12 @@
 //!
 //! A file gets its name after its bytes were checked and are on the disk: what has the name has the content.
 
-use super::super::{
-    ByteStream, HubError, Inserted,
-    artifact::{PIECE, Verifier, is_sha256},
-};
+use super::super::{ByteStream, HubError, Inserted, PIECE};
 use futures::{StreamExt as _, TryStreamExt as _};
-use modelmeter_common::model::ArtifactRef;
+use modelmeter_common::{
+    artifact::verify::{Verifier, is_sha256},
+    model::ArtifactRef,
+};
 use std::{
     io,
     path::{Path, PathBuf},
