@@ -247,6 +247,34 @@ impl Core {
             }
         }
         let count = |state| counts.get(&state).copied().unwrap_or(0);
+    /// Cancels the tasks of a request that have not ended; gives how many.
+    pub async fn cancel_tasks(&self, request: RequestId, reason: &str) -> Result<u64, HubError> {
+        let states = TaskState::ALL.into_iter().filter(|state| !state.is_terminal()).collect();
+        let mut cancelled = 0;
+        for task in self.hub.tasks(&TaskFilter { request: Some(request), states, ..Default::default() }).await? {
+            let step = self.step(task.id, |task, now| task.cancel(reason, now)).await?;
+            cancelled += u64::from(matches!(step, Step::Stepped(_)));
+        }
+        Ok(cancelled)
+    }
+
+    /// Ends a request that cannot be expanded, with whatever an earlier try had inserted.
+    pub async fn fail_request(&self, request: &RequestDoc, why: &Problem) -> Result<(), HubError> {
+        tracing::warn!(request = %request.id, %why, "the request does not expand");
+        self.cancel_tasks(request.id, &format!("the request does not expand: {why}")).await?;
+        let failed = RequestDoc { state: RequestState::Failed, ended_at: Some(self.now()), ..request.clone() };
+        self.hub.update_request(request, &failed).await?;
+        self.forget(request.id);
+        Ok(())
+    }
+
+    /// The request has ended.
+    fn forget(&self, request: RequestId) {
+        self.open.lock().expect("never poisoned: no panic while held").remove(&request);
+        self.requests.lock().expect("never poisoned: no panic while held").remove(&request);
+        self.changed(request);
+    }
+
         let state = match (count(TaskState::Done), count(TaskState::Cancelled)) {
             (done, _) if done == total => RequestState::Done,
             (_, cancelled) if cancelled > 0 => RequestState::Cancelled,
@@ -257,9 +285,7 @@ impl Core {
         if self.hub.update_request(request, &ended).await? {
             tracing::info!(request = %request.id, ?state, "request ended");
         }
-        self.open.lock().expect("never poisoned: no panic while held").remove(&request.id);
-        self.requests.lock().expect("never poisoned: no panic while held").remove(&request.id);
-        self.changed(request.id);
+        self.forget(request.id);
         Ok(())
     }
 }

@@ -56,6 +56,22 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
     Ok(cells)
 }
 
+/// The request with `auto`, `gpu` and `all` as what they came to: a repeated expansion must not depend on who is there
+/// by then.
+pub fn resolved(request: &Request, cells: &[Cell]) -> Request {
+    let distinct = |of: fn(&Cell) -> &String| -> Vec<String> {
+        cells.iter().map(of).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    };
+    narrowed(request, &distinct(|cell| &cell.engine), &distinct(|cell| &cell.device_class))
+}
+
+/// The request on these engines and devices: settings of an engine that `auto` did not choose mean nothing.
+pub fn narrowed(request: &Request, engines: &[String], devices: &[String]) -> Request {
+    let mut narrowed = Request { engines: engines.to_vec(), devices: devices.to_vec(), ..request.clone() };
+    narrowed.engine_settings.retain(|engine, _| engines.contains(engine));
+    narrowed
+}
+
 fn too_many() -> Problem {
     Problem::invalid("request", format!("more than {MAX_CELLS} cells or {MAX_TASKS} tasks"))
         .with_hint("submit it in parts")
@@ -337,6 +353,17 @@ mod tests {
         let names: BTreeSet<_> = cells.iter().map(|c| c.engine.as_str()).collect();
         assert_eq!(names, ["onnx", "rten"].into());
         assert_eq!(super::cells(&request, &model(), &[]).unwrap_err().code, Code::NoWorker);
+    }
+
+    #[test]
+    fn settings_of_an_engine_that_is_not_offered_are_left_out() {
+        let mut request = Request { engines: vec!["auto".into()], ..request() };
+        request.engine_settings.insert("triton".into(), [("instances".to_owned(), json!([1, 2]))].into());
+        let chosen = cells(&request, &model(), &pools()).unwrap();
+        let stored = resolved(&request, &chosen);
+        assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
+        assert_eq!(cells(&stored, &model(), &pools()).unwrap(), chosen, "what is stored expands to the same");
+        assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
     }
 
     #[test]

@@ -50,8 +50,9 @@ async fn sweep(core: &Core) -> Result<(), HubError> {
 }
 
 async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
-    if !request.expanded {
-        submit::expand(core, request).await?;
+    // One that does not expand has been ended.
+    if !request.expanded && submit::expand(core, request).await?.is_err() {
+        return Ok(());
     }
     live_tasks(core, request).await?;
     core.close_request(request).await

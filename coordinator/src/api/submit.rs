@@ -15,7 +15,6 @@ use modelmeter_common::{
     task::{Cell, Plan},
     testdata::Source,
 };
-use std::collections::BTreeSet;
 
 /// Stores a request and its tasks. `true`: it had been submitted before, with the same content.
 pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64, bool), Problem> {
@@ -34,28 +33,32 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         tasks,
         cells: cells.len() as u64,
         model: model.id,
-        // `auto`, `gpu` and `all` are resolved once: a repeated expansion must not depend on who is there then.
-        request: resolved(request.clone(), &cells),
+        request: expand::resolved(&request, &cells),
     };
     if core.hub.insert_request(&doc).await? == Inserted::Existed {
         let stored = core.hub.request(id).await?.ok_or_else(|| Problem::new(Code::Internal, "the request vanished"))?;
         return same_again(stored, &request);
     }
-    expand(core, &doc).await?;
+    expand(core, &doc).await??;
     Ok((tasks, false))
 }
 
-/// Inserts the tasks of a stored request that are not there yet, and marks it expanded.
-pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<(), HubError> {
-    let wrong = |problem: Problem| HubError::Failed(format!("request {} no longer expands: {problem}", doc.id));
-    let model = core.hub.model(&doc.model.name, Some(&doc.model.version)).await?;
-    let model = model.ok_or_else(|| HubError::Failed(format!("model {} of request {} vanished", doc.model, doc.id)))?;
-    let cells = expand::cells(&doc.request, &model, &resolving_pools(&doc.request)).map_err(wrong)?;
+/// Inserts the tasks of a stored request that are not there yet, and marks it expanded. The inner error says why it does
+/// not expand: it never will, so that it has been ended as failed.
+pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>, HubError> {
+    let cells = match core.hub.model(&doc.model.name, Some(&doc.model.version)).await? {
+        Some(model) => expand::cells(&doc.request, &model, &resolving_pools(&doc.request)),
+        None => Err(Problem::new(Code::NotFound, format!("model {} vanished", doc.model)).with_field("model")),
+    };
+    let cells = match cells {
+        Ok(cells) => cells,
+        Err(problem) => return core.fail_request(doc, &problem).await.map(|()| Err(problem)),
+    };
     core.hub.insert_tasks(&expand::tasks(doc.id, &doc.request, &cells, doc.created_at)).await?;
     core.hub.update_request(doc, &RequestDoc { expanded: true, ..doc.clone() }).await?;
     core.changed(doc.id);
     core.work.notify_one();
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// What a request would do.
@@ -94,12 +97,6 @@ async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, V
     Ok((model, cells, pools))
 }
 
-fn resolved(request: Request, cells: &[Cell]) -> Request {
-    let distinct =
-        |of: fn(&Cell) -> &String| cells.iter().map(of).collect::<BTreeSet<_>>().into_iter().cloned().collect();
-    Request { engines: distinct(|cell| &cell.engine), devices: distinct(|cell| &cell.device_class), ..request }
-}
-
 /// Pools that offer exactly what a resolved request names, so that custom engines and classes are known.
 fn resolving_pools(request: &Request) -> Vec<Pool> {
     let pool =
@@ -108,8 +105,7 @@ fn resolving_pools(request: &Request) -> Vec<Pool> {
 }
 
 fn same_again(stored: RequestDoc, request: &Request) -> Result<(u64, bool), Problem> {
-    let as_asked = |r: &Request| Request { engines: Vec::new(), devices: Vec::new(), ..r.clone() };
-    if as_asked(&stored.request) == as_asked(request) {
+    if stored.request == expand::narrowed(request, &stored.request.engines, &stored.request.devices) {
         return Ok((stored.tasks, true));
     }
     Err(Problem::new(Code::AlreadyExists, format!("request {} exists with other content", stored.id))
