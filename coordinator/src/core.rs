@@ -38,6 +38,8 @@ pub struct Core {
     pub work: Notify,
     changes: broadcast::Sender<RequestId>,
     clock: Mutex<(Timestamp, Instant)>,
+    /// Since when, without a break, workers could say that they live.
+    listens_since: Mutex<Timestamp>,
     workers: Mutex<Option<(Instant, Vec<WorkerDoc>)>>,
     /// Attempts whose final came before all of its parts.
     pub pending: Mutex<HashSet<(TaskId, u32)>>,
@@ -56,6 +58,7 @@ impl Core {
             work: Notify::new(),
             changes: broadcast::channel(1024).0,
             clock: Mutex::new((now, Instant::now())),
+            listens_since: Mutex::new(now),
             workers: Mutex::default(),
             pending: Mutex::default(),
             open: Mutex::default(),
@@ -74,6 +77,21 @@ impl Core {
         let now = self.hub.now().await?;
         *self.clock.lock().expect("never poisoned: no panic while held") = (now, Instant::now());
         Ok(())
+    }
+
+    /// Since when, without a break, workers could say that they live.
+    pub fn listens_since(&self) -> Timestamp {
+        *self.listens_since.lock().expect("never poisoned: no panic while held")
+    }
+
+    /// Whether a silence says something: every worker that lives has had a lease's time to be heard.
+    pub fn has_listened(&self) -> bool {
+        self.now().since(self.listens_since()) >= self.lease
+    }
+
+    /// The hub was not there: nobody could be heard.
+    pub fn listen_anew(&self) {
+        *self.listens_since.lock().expect("never poisoned: no panic while held") = self.now();
     }
 
     /// Tells watchers that something of this request changed.
@@ -229,24 +247,6 @@ impl Core {
         Err(HubError::Failed(format!("profile {} was changed {SWAP_TRIES} times under its fold", task.profile_id)))
     }
 
-    /// Ends a request whose tasks have all ended, after each of its cells has a profile.
-    pub async fn close_request(&self, request: &RequestDoc) -> Result<(), HubError> {
-        let counts = self.hub.count_tasks(request.id).await?;
-        let total: u64 = counts.values().sum();
-        let ended: u64 = counts.iter().filter(|(state, _)| state.is_terminal()).map(|(_, n)| n).sum();
-        if !request.expanded || total != request.tasks || ended != total {
-            return Ok(());
-        }
-        let filter = crate::hub::ProfileFilter { request: Some(request.id), ..Default::default() };
-        let folded: HashSet<_> = self.hub.profiles(&filter).await?.into_iter().map(|profile| profile.id).collect();
-        if (folded.len() as u64) < request.cells {
-            for task in self.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await? {
-                if !folded.contains(&task.profile_id) {
-                    self.fold_cell(request, &task).await?;
-                }
-            }
-        }
-        let count = |state| counts.get(&state).copied().unwrap_or(0);
     /// Cancels the tasks of a request that have not ended; gives how many.
     pub async fn cancel_tasks(&self, request: RequestId, reason: &str) -> Result<u64, HubError> {
         let states = TaskState::ALL.into_iter().filter(|state| !state.is_terminal()).collect();
@@ -275,6 +275,24 @@ impl Core {
         self.changed(request);
     }
 
+    /// Ends a request whose tasks have all ended, after each of its cells has a profile.
+    pub async fn close_request(&self, request: &RequestDoc) -> Result<(), HubError> {
+        let counts = self.hub.count_tasks(request.id).await?;
+        let total: u64 = counts.values().sum();
+        let ended: u64 = counts.iter().filter(|(state, _)| state.is_terminal()).map(|(_, n)| n).sum();
+        if !request.expanded || total != request.tasks || ended != total {
+            return Ok(());
+        }
+        let filter = crate::hub::ProfileFilter { request: Some(request.id), ..Default::default() };
+        let folded: HashSet<_> = self.hub.profiles(&filter).await?.into_iter().map(|profile| profile.id).collect();
+        if (folded.len() as u64) < request.cells {
+            for task in self.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await? {
+                if !folded.contains(&task.profile_id) {
+                    self.fold_cell(request, &task).await?;
+                }
+            }
+        }
+        let count = |state| counts.get(&state).copied().unwrap_or(0);
         let state = match (count(TaskState::Done), count(TaskState::Cancelled)) {
             (done, _) if done == total => RequestState::Done,
             (_, cancelled) if cancelled > 0 => RequestState::Cancelled,

@@ -48,6 +48,20 @@ pub fn fits(task: &Task, class: &str, engines: &[String]) -> bool {
     device::selects(&task.cell.device_class, class) && engines.contains(&task.cell.engine)
 }
 
+/// Whether some slot takes from the queue of this pool.
+pub fn is_there(id: &str, pools: &[Pool]) -> bool {
+    pools.iter().any(|pool| pool.id == id)
+}
+
+/// How many slots can run one of these engines on one of these device classes.
+pub fn slots(engines: &[String], device_classes: &[String], pools: &[Pool]) -> u32 {
+    let can = |pool: &&Pool| {
+        device_classes.iter().any(|class| device::selects(class, &pool.class))
+            && engines.iter().any(|engine| pool.engines.contains(engine))
+    };
+    pools.iter().filter(can).map(|pool| pool.slots).sum()
+}
+
 /// Why no pool can run this engine on this device class; none if one can.
 pub fn why_not(engine: &str, device_class: &str, pools: &[Pool]) -> Option<String> {
     if pools.is_empty() {
@@ -76,6 +90,17 @@ mod tests {
         let (a, b) = (["onnx".to_owned(), "rten".to_owned()], ["rten".to_owned(), "onnx".to_owned()]);
         assert_eq!(id("cpu", &a), id("cpu", &b));
         assert_ne!(id("cpu", &a), id("cpu", &a[..1]));
+    }
+
+    #[test]
+    fn slots_count_where_they_can_run_some_of_it() {
+        let pools = [pool("cpu", &["onnx", "rten"]), pool("cpu", &["rten"]), pool("nvidia-a10", &["onnx", "triton"])];
+        let count = |engines: &[&str], classes: &[&str]| {
+            let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+            slots(&owned(engines), &owned(classes), &pools)
+        };
+        assert_eq!((count(&["rten"], &["cpu"]), count(&["onnx"], &["cpu"])), (2, 1));
+        assert_eq!((count(&["rten"], &["gpu"]), count(&["onnx", "rten"], &["gpu", "cpu"])), (0, 3));
     }
 
     #[test]

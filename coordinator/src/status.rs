@@ -44,20 +44,25 @@ fn cell(task: &Task, pools: &[Pool]) -> CellStatus {
 fn why(task: &Task, pools: &[Pool]) -> Option<String> {
     match task.state {
         TaskState::Waiting => {
-            let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
-            let waits = blocked.unwrap_or_else(|| "waits for its turn: the slots that can run it are busy".into());
+            let waits = waits_for(task, pools);
             Some(match &task.reason {
                 Some(before) => format!("{before}; {waits}"),
                 None => waits,
             })
         }
-        TaskState::Queued => {
-            Some(format!("queued for a free slot of pool {}", task.pool.as_deref().unwrap_or("(none)")))
-        }
+        TaskState::Queued => Some(match task.pool.as_deref() {
+            Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
+            _ => format!("its pool is gone; {}", waits_for(task, pools)),
+        }),
         TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
         TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
         TaskState::Done => None,
     }
+}
+
+fn waits_for(task: &Task, pools: &[Pool]) -> String {
+    let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
+    blocked.unwrap_or_else(|| "waits for its turn: the slots that can run it are busy".into())
 }
 
 /// What a request would do: its cells, why some cannot run, how long it will take.
@@ -70,17 +75,16 @@ pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, poo
             device: cell.device_class.clone(),
             batch_size: cell.batch_size,
             repeats: request.repeats,
-            slots: slots(&cell.engine, &cell.device_class, pools),
+            slots: slots(cell, pools),
             reason: pool::why_not(&cell.engine, &cell.device_class, pools),
         })
         .collect();
     Dryrun { model: model.id.clone(), estimated_seconds: estimate(cells, request, plan, pools), cells: planned }
 }
 
-/// How many slots could run a cell of this engine and device.
-pub fn slots(engine: &str, device_class: &str, pools: &[Pool]) -> u32 {
-    let can = |pool: &&Pool| pool::why_not(engine, device_class, &[(*pool).clone()]).is_none();
-    pools.iter().filter(can).map(|pool| pool.slots).sum()
+/// How many slots could run this cell.
+fn slots(cell: &Cell, pools: &[Pool]) -> u32 {
+    pool::slots(std::slice::from_ref(&cell.engine), std::slice::from_ref(&cell.device_class), pools)
 }
 
 /// From the fewest seconds that the stop rules allow to the most, over the slots that are there.
@@ -98,7 +102,7 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, pools: &[Pool]) -> E
     let cap = plan.budget_ms.map_or(f64::INFINITY, seconds);
     let (low, high) =
         ((few * seconds(plan.stop.min_duration_ms)).min(cap), (many * seconds(plan.stop.max_duration_ms)).min(cap));
-    let widest = cells.iter().map(|cell| slots(&cell.engine, &cell.device_class, pools)).max().unwrap_or(0).max(1);
+    let widest = cells.iter().map(|cell| slots(cell, pools)).max().unwrap_or(0).max(1);
     let rounds = (cells.len() as f64 * f64::from(request.repeats) / f64::from(widest)).ceil();
     let deployments = cells.iter().map(Cell::deployment_key).collect::<std::collections::BTreeSet<_>>().len() as f64;
     let deploying = deployments * DEPLOY_S / f64::from(widest);
