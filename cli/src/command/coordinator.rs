@@ -109,7 +109,10 @@ mod tests {
     fn a_hub_that_knows_what_to_do_is_not_talked_over() {
         let refused = HubError::Unauthenticated { address: "h:1".into(), reason: "no user".into() };
         let hint = |error| hub_problem(error).hint.unwrap();
-        assert!(hint(refused).contains("put a user"), "the reason is known: whether the server runs is not in question");
+        assert!(
+            hint(refused).contains("put a user"),
+            "the reason is known: whether the server runs is not in question"
+        );
         assert!(hint(HubError::Failed("code 59".into())).contains("mongodb://host:port/database"));
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     core::Core,
     expand,
     hub::{HubError, Inserted},
-    pool::Pool,
+    pool::{self, Pool},
     status,
 };
 use modelmeter_common::{
@@ -65,15 +65,19 @@ pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>
 pub async fn plan(core: &Core, request: &Request) -> Result<Dryrun, Problem> {
     let (model, cells, pools) = expanded(core, request).await?;
     let tasks = cells.len() as u64 * u64::from(request.repeats);
-    let plan = expand::plan(request, tasks, pools.iter().map(|pool| pool.slots).sum());
+    let plan = expand::plan(request, tasks, slots(&expand::resolved(request, &cells), &pools));
     Ok(status::dryrun(request, &model, &cells, &plan, &pools))
 }
 
 /// What the tasks of a stored request measure.
 pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
-    let slots =
-        if doc.request.budget_ms.is_some() { core.pools().await?.iter().map(|pool| pool.slots).sum() } else { 1 };
+    let slots = if doc.request.budget_ms.is_some() { slots(&doc.request, &core.pools().await?) } else { 1 };
     Ok(expand::plan(&doc.request, doc.tasks, slots))
+}
+
+/// The slots that share out the tasks of a resolved request.
+fn slots(resolved: &Request, pools: &[Pool]) -> u32 {
+    pool::slots(&resolved.engines, &resolved.devices, pools)
 }
 
 async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, Vec<Pool>), Problem> {
