@@ -318,6 +318,7 @@ mod tests {
                 repeats: 3,
                 ..Request::default()
             },
+            formats: BTreeMap::new(),
         }
     }
 

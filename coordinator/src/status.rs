@@ -1,7 +1,11 @@
 //! What `status`, `watch` and a dry run show, purely: where each cell stands, and what it waits for and why.
 
-use crate::pool::{self, Pool};
+use crate::{
+    expand,
+    pool::{self, Pool},
+};
 use modelmeter_common::{
+    Problem,
     load::Load,
     model::Model,
     request::{Request, RequestDoc},
@@ -61,12 +65,19 @@ fn why(task: &Task, pools: &[Pool]) -> Option<String> {
 }
 
 fn waits_for(task: &Task, pools: &[Pool]) -> String {
-    let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
-    blocked.unwrap_or_else(|| "waits for its turn: the slots that can run it are busy".into())
+    let blocked = pool::why_not(&task.cell, pools);
+    blocked.map_or_else(|| "waits for its turn: the slots that can run it are busy".into(), |problem| problem.message)
 }
 
 /// What a request would do: its cells, why some cannot run, how long it will take.
-pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, pools: &[Pool]) -> Dryrun {
+///
+/// # Errors
+/// What is wrong with the request.
+pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun, Problem> {
+    let cells = expand::cells(request, model, pools)?;
+    let tasks = cells.len() as u64 * u64::from(request.repeats);
+    let resolved = expand::resolved(request, &cells);
+    let plan = expand::plan(request, tasks, pool::slots(&resolved.engines, &resolved.devices, pools));
     let planned: Vec<PlannedCell> = cells
         .iter()
         .map(|cell| PlannedCell {
@@ -76,15 +87,15 @@ pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, poo
             batch_size: cell.batch_size,
             repeats: request.repeats,
             slots: slots(cell, pools),
-            reason: pool::why_not(&cell.engine, &cell.device_class, pools),
+            reason: pool::why_not(cell, pools).map(|problem| problem.message),
         })
         .collect();
-    Dryrun { model: model.id.clone(), estimated_seconds: estimate(cells, request, plan, pools), cells: planned }
+    Ok(Dryrun { model: model.id.clone(), estimated_seconds: estimate(&cells, request, &plan, pools), cells: planned })
 }
 
 /// How many slots could run this cell.
 fn slots(cell: &Cell, pools: &[Pool]) -> u32 {
-    pool::slots(std::slice::from_ref(&cell.engine), std::slice::from_ref(&cell.device_class), pools)
+    pools.iter().filter(|pool| pool.fits(cell)).map(|pool| pool.slots).sum()
 }
 
 /// From the fewest seconds that the stop rules allow to the most, over the slots that are there.

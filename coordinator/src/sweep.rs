@@ -11,7 +11,6 @@ use crate::{
     pool::{self, Pool},
 };
 use modelmeter_common::{
-    Code, Problem,
     broker::task_queue,
     request::RequestDoc,
     task::{Refusal, Task, TaskState},
@@ -131,10 +130,10 @@ async fn queued(
 async fn hopeless(core: &Core, request: &RequestDoc, pools: &[Pool], overdue: bool) -> Result<(), HubError> {
     let waiting = TaskFilter { request: Some(request.id), states: vec![TaskState::Waiting], ..Default::default() };
     for task in core.hub.tasks(&waiting).await? {
-        let Some(why) = pool::why_not(&task.cell.engine, &task.cell.device_class, pools) else { continue };
-        let when = if overdue { "at the request's deadline" } else { "and the request does not wait" };
-        let hint = "start a worker that can run it; `modelmeter workers` lists those that are there";
-        let problem = Problem::new(Code::NoWorker, format!("{why} {when}")).with_hint(hint);
+        let Some(mut problem) = pool::why_not(&task.cell, pools) else { continue };
+        if overdue {
+            problem.message = format!("at the request's deadline {}", problem.message);
+        }
         core.step(task.id, |task, now| task.give_up(problem.clone(), now)).await?;
     }
     Ok(())

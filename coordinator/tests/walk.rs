@@ -232,6 +232,7 @@ fn slot(device: &Device, engines: &[&str]) -> Slot {
         device_class: device.class.clone(),
         device_json: serde_json::to_string(device).unwrap(),
         engines: engines.iter().map(ToString::to_string).collect(),
+        abilities_json: String::new(),
     }
 }
 
@@ -413,7 +414,7 @@ async fn what_no_slot_can_run_waits_and_says_why_or_fails_at_once() {
     let mut house = House::build(Duration::from_secs(30)).await;
     let waits = house.submit(|request| request.devices = vec!["gpu".into()]).await;
     let reason = house.status(waits).await.cells[0].reason.clone().unwrap();
-    assert!(reason.contains("no connected worker has device 'gpu'"), "{reason}");
+    assert!(reason.contains("no slot has device 'gpu'"), "{reason}");
     let fails = house
         .submit(|request| {
             request.engines = vec!["onnx".into()];

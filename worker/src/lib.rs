@@ -24,7 +24,8 @@ mod testing;
 mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
-pub use options::{Options, SlotOptions};
+pub use options::{Lacking, Options, SlotOptions};
+pub use register::offered;
 pub use service::{Handle, start};
 pub use trial::Trial;
 
@@ -53,6 +54,7 @@ struct Context {
     coordinator: coordinator::Coordinator,
     places: Vec<Arc<engine::Place>>,
     engines: BTreeMap<String, EngineSpec>,
+    lacking: Lacking,
     inspectors: BTreeMap<String, inspector::Custom>,
     labels: BTreeMap<String, String>,
     /// What the client is pinned to.

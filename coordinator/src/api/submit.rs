@@ -11,8 +11,8 @@ use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
     model::Model,
     request::{Request, RequestDoc, RequestState},
-    status::Dryrun,
-    task::{Cell, Plan},
+    status::{Abilities, Dryrun},
+    task::Plan,
     testdata::Source,
 };
 
@@ -21,7 +21,8 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
     if let Some(stored) = core.hub.request(id).await? {
         return same_again(stored, &request);
     }
-    let (model, cells, _) = expanded(core, &request).await?;
+    let model = model(core, &request).await?;
+    let cells = expand::cells(&request, &model, &core.pools().await?)?;
     let tasks = cells.len() as u64 * u64::from(request.repeats);
     let doc = RequestDoc {
         id,
@@ -34,6 +35,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         cells: cells.len() as u64,
         model: model.id,
         request: expand::resolved(&request, &cells),
+        formats: expand::formats_of(&cells),
     };
     if core.hub.insert_request(&doc).await? == Inserted::Existed {
         let stored = core.hub.request(id).await?.ok_or_else(|| Problem::new(Code::Internal, "the request vanished"))?;
@@ -47,7 +49,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
 /// not expand: it never will, so that it has been ended as failed.
 pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>, HubError> {
     let cells = match core.hub.model(&doc.model.name, Some(&doc.model.version)).await? {
-        Some(model) => expand::cells(&doc.request, &model, &resolving_pools(&doc.request)),
+        Some(model) => expand::cells(&doc.request, &model, &resolving_pools(doc)),
         None => Err(Problem::new(Code::NotFound, format!("model {} vanished", doc.model)).with_field("model")),
     };
     let cells = match cells {
@@ -63,24 +65,22 @@ pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>
 
 /// What a request would do.
 pub async fn plan(core: &Core, request: &Request) -> Result<Dryrun, Problem> {
-    let (model, cells, pools) = expanded(core, request).await?;
-    let tasks = cells.len() as u64 * u64::from(request.repeats);
-    let plan = expand::plan(request, tasks, slots(&expand::resolved(request, &cells), &pools));
-    Ok(status::dryrun(request, &model, &cells, &plan, &pools))
+    let model = model(core, request).await?;
+    status::dryrun(request, &model, &core.pools().await?)
 }
 
 /// What the tasks of a stored request measure.
 pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
-    let slots = if doc.request.budget_ms.is_some() { slots(&doc.request, &core.pools().await?) } else { 1 };
-    Ok(expand::plan(&doc.request, doc.tasks, slots))
+    let request = &doc.request;
+    let slots = match request.budget_ms {
+        Some(_) => pool::slots(&request.engines, &request.devices, &core.pools().await?),
+        None => 1,
+    };
+    Ok(expand::plan(request, doc.tasks, slots))
 }
 
-/// The slots that share out the tasks of a resolved request.
-fn slots(resolved: &Request, pools: &[Pool]) -> u32 {
-    pool::slots(&resolved.engines, &resolved.devices, pools)
-}
-
-async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, Vec<Pool>), Problem> {
+/// The model of a request that makes sense as far as it goes.
+async fn model(core: &Core, request: &Request) -> Result<Model, Problem> {
     request.validate()?;
     if matches!(&request.data, Some(data) if !matches!(data, Source::Stored(_))) {
         return Err(Problem::invalid("data", "names files of the user's machine")
@@ -90,22 +90,19 @@ async fn expanded(core: &Core, request: &Request) -> Result<(Model, Vec<Cell>, V
         Some((name, version)) => (name, Some(version)),
         None => (request.model.as_str(), None),
     };
-    let model = core.hub.model(name, version).await?;
-    let model = model.ok_or_else(|| {
+    core.hub.model(name, version).await?.ok_or_else(|| {
         Problem::new(Code::NotFound, format!("no model '{}' in the hub", request.model)).with_field("model").with_hint(
             "`modelmeter model list` shows those that are there; a path or a built-in name is added by `profile`",
         )
-    })?;
-    let pools = core.pools().await?;
-    let cells = expand::cells(request, &model, &pools)?;
-    Ok((model, cells, pools))
+    })
 }
 
-/// Pools that offer exactly what a resolved request names, so that custom engines and classes are known.
-fn resolving_pools(request: &Request) -> Vec<Pool> {
-    let pool =
-        |class: &String| Pool { id: class.clone(), class: class.clone(), engines: request.engines.clone(), slots: 1 };
-    request.devices.iter().map(pool).collect()
+/// Pools that offer exactly what a stored request came to, so that engines of a configuration and classes are known.
+fn resolving_pools(doc: &RequestDoc) -> Vec<Pool> {
+    let formats = doc.formats.iter().map(|(engine, format)| (engine.clone(), vec![*format])).collect();
+    let abilities = Abilities { formats, ..Abilities::default() };
+    let pool = |class: &String| Pool::of(class, doc.request.engines.clone(), abilities.clone());
+    doc.request.devices.iter().map(pool).collect()
 }
 
 fn same_again(stored: RequestDoc, request: &Request) -> Result<(u64, bool), Problem> {
