@@ -64,21 +64,31 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
     }
 }
 
-/// The model's name in the hub, after putting there what is not there yet. A hub's own model beats a built-in one of
-/// the same name.
-pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<String, Problem> {
+/// The model in the hub, after putting there what is not there yet.
+pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
+    let model = meant(target, local, client).await?;
+    if let Some(local) = local.filter(|local| local.model == model) {
+        local.add(client).await?;
+    }
+    Ok(model)
+}
+
+/// The model that is meant, which the hub need not have yet. A hub's own model beats a built-in one of the same name.
+pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
     let Target::Name(given) = target else {
-        return local.expect("files and endpoints are found without a hub").add(client).await;
+        return Ok(local.expect("files and endpoints are found without a hub").model.clone());
     };
     let (name, version) = given.split_once(':').map_or((given.as_str(), None), |(n, v)| (n, Some(v)));
     let known = client.models(Some(name)).await?;
     match (known.first(), local) {
         (Some(newest), Some(local)) if newest.artifacts.iter().all(|a| !local.model.artifacts.contains(a)) => {
-            Ok(newest.id.to_string())
+            Ok(newest.clone())
         }
-        (_, Some(local)) => local.add(client).await,
-        (Some(_), None) if version.is_none_or(|v| known.iter().any(|m| m.id.version == v)) => Ok(given.clone()),
-        (newest, None) => Err(unknown(given, newest.is_some(), &known, client).await?),
+        (_, Some(local)) => Ok(local.model.clone()),
+        (newest, None) => match known.iter().find(|model| version.is_none_or(|v| model.id.version == v)) {
+            Some(model) => Ok(model.clone()),
+            None => Err(unknown(given, newest.is_some(), &known, client).await?),
+        },
     }
 }
 
