@@ -8,11 +8,11 @@ use modelmeter_common::{
     model::{ArtifactRef, Model},
     profile::Profile,
     request::{Request, RequestDoc},
-    status::{Dryrun, Status, WorkerDoc},
+    status::{Status, WorkerDoc},
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
-    ListRequestsRequest, ListWorkersRequest, PlanRequest, ResultsRequest, StatusReply, StatusRequest, SubmitRequest,
+    ListRequestsRequest, ListWorkersRequest, ResultsRequest, StatusReply, StatusRequest, SubmitRequest,
     artifact_chunk::Content, control_client::ControlClient,
 };
 use serde::de::DeserializeOwned;
@@ -74,12 +74,6 @@ impl Client {
     pub async fn submit(&mut self, id: RequestId, request: &Request) -> Result<u64, Problem> {
         let call = SubmitRequest { request_id: id.to_string(), request_json: json(request) };
         Ok(self.control.submit(call).await.map_err(problem)?.into_inner().tasks)
-    }
-
-    /// What a request would do.
-    pub async fn plan(&mut self, request: &Request) -> Result<Dryrun, Problem> {
-        let reply = self.control.plan(PlanRequest { request_json: json(request) }).await.map_err(problem)?;
-        read(&reply.into_inner().plan_json)
     }
 
     /// The newest requests.

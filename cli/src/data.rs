@@ -1,9 +1,9 @@
 //! A user's own test data, from the command line to the hub.
 
-use crate::{client::Client, models::Local};
+use crate::client::Client;
 use modelmeter_common::{
     Code, Problem,
-    model::{ArtifactRef, Model, ModelName},
+    model::{ArtifactRef, Model},
     request::Request,
     testdata::{DataSet, Files, Source},
 };
@@ -40,46 +40,26 @@ pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
     }
 }
 
-/// Reads the request's data and, where the model is at hand, fits it; axes that are open get the data's lengths.
+/// Reads the request's data and fits it to the model; axes that are open get the data's lengths. None: there is none
+/// to read.
 ///
 /// # Errors
 /// What does not fit, before anything starts.
-pub fn check(request: &mut Request, model: Option<&Model>) -> Result<Option<DataSet>, Problem> {
+pub fn check(request: &mut Request, model: &Model) -> Result<Option<DataSet>, Problem> {
     let files = request.data.as_ref().map_or(Ok(None), Files::read)?;
-    match (files, model) {
-        (Some(files), Some(model)) => files.fit(&model.inputs, &mut request.shapes).map(Some),
-        _ => Ok(None),
-    }
+    files.map(|files| files.fit(&model.inputs, &mut request.shapes)).transpose()
 }
 
-/// Puts the data into the hub, fitted to the model that the request names by now.
+/// Puts the data into the hub, fitted to the model.
 ///
 /// # Errors
 /// As [`check`], and of the hub.
-pub async fn store(
-    request: &mut Request,
-    local: Option<&Local>,
-    home: &Path,
-    client: &mut Client,
-) -> Result<(), Problem> {
-    if request.data.is_none() {
-        return Ok(());
-    }
-    let model = match local {
-        Some(local) => Some(local.model.clone()),
-        None => in_hub(&request.model, client).await?,
-    };
-    let Some(data) = check(request, model.as_ref())? else { return Ok(()) };
+pub async fn store(request: &mut Request, model: &Model, home: &Path, client: &mut Client) -> Result<(), Problem> {
+    let Some(data) = check(request, model)? else { return Ok(()) };
     let (artifact, path) = write(&data, home)?;
     client.add_artifacts(&[(artifact.clone(), path.as_path())]).await?;
     request.data = Some(Source::Stored(artifact));
     Ok(())
-}
-
-async fn in_hub(model: &str, client: &mut Client) -> Result<Option<Model>, Problem> {
-    let named: ModelName = model.parse()?;
-    let known = client.models(Some(&named.name)).await?;
-    Ok(known.into_iter().find(|model| named.is(&model.id)))
 }
 
 /// Writes the data where a worker of this home looks for it.

@@ -1,13 +1,19 @@
 //! Coordinator and worker in this process: memory broker, sqlite hub at home, the same gRPC on a loopback port.
 
-use crate::client::Client;
+use crate::{client::Client, engines::Offer};
 use modelmeter_common::{
     Code, Problem,
     broker::{Broker, memory::MemoryBroker},
     config::{self, Config, Ports},
     device::{Device, DeviceKind},
+    model::Model,
+    request::Request,
+    task::Cell,
 };
-use modelmeter_coordinator as coordinator;
+use modelmeter_coordinator::{
+    self as coordinator, expand,
+    pool::{self, Pool},
+};
 use modelmeter_worker::{self as worker, inspector::Custom};
 use std::{
     collections::BTreeMap,
@@ -85,7 +91,7 @@ impl Embedded {
         &mut self,
         config: &Config,
         slots: Vec<worker::SlotOptions>,
-        engines: Vec<worker::EngineSpec>,
+        offer: Offer,
         inspectors: BTreeMap<String, Custom>,
     ) -> Result<(), Problem> {
         let options = worker::Options {
@@ -93,7 +99,8 @@ impl Embedded {
             broker: self.broker.clone(),
             coordinators: vec![self.address.clone()],
             slots,
-            engines,
+            engines: offer.specs,
+            lacking: offer.lacking,
             inspectors,
             home: config.home.clone(),
             lock_dir: lock_dir(config),
@@ -129,6 +136,26 @@ pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::Sl
     let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
     let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
     chosen.map(|device| worker::SlotOptions { device, cores: None }).collect()
+}
+
+/// What the worker of these slots will announce: the pools as its coordinator will see them.
+pub fn pools(slots: &[worker::SlotOptions], offer: &Offer) -> Vec<Pool> {
+    let of_slot = |slot: &worker::SlotOptions| {
+        let (engines, abilities) = worker::offered(&offer.specs, &offer.lacking, slot.device.kind);
+        Pool::of(&slot.device.class, engines, abilities)
+    };
+    pool::gathered(slots.iter().map(of_slot))
+}
+
+/// The cells of a request where there are no other slots than these.
+///
+/// # Errors
+/// What is wrong with the request. What no engine here can do is to be installed, not to be waited for.
+pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
+    expand::cells(request, model, pools).map_err(|problem| match problem.code {
+        Code::NoWorker => Problem { code: Code::NotInstalled, ..problem },
+        _ => problem,
+    })
 }
 
 /// Device words of a request, one that names a single device of this machine as its class.

@@ -5,11 +5,12 @@ use modelmeter_common::{
     Code, Problem, VERSION,
     config::{Config, CustomEngine},
     container::Container,
+    device::DeviceKind,
     engine::{self, ENDPOINT, EngineInfo, Protocol},
     error::did_you_mean,
 };
 use modelmeter_serving::onnxruntime;
-use modelmeter_worker::{EngineSpec, Launch, Layout, Ports, docker_version};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Layout, Ports, docker_version, sample};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,14 @@ pub struct Found {
     pub reason: Option<String>,
     /// If it cannot run: what to do.
     pub hint: Option<String>,
+}
+
+impl Found {
+    /// Why it cannot run here.
+    fn problem(&self) -> Problem {
+        Problem::new(Code::NotInstalled, self.reason.as_deref().unwrap_or("it cannot run here"))
+            .with_hint(self.hint.as_deref().unwrap_or("see `modelmeter engines`"))
+    }
 }
 
 /// Looks at every built-in engine but `endpoint`, which is not installed but attached to, and at those of the
@@ -121,33 +130,69 @@ fn container<'a>(engine: &str, config: &'a Config) -> Option<&'a Container> {
     }
 }
 
-/// The engines that a worker on this machine may launch. `wanted` empty: each that can run here.
+/// The engines that a worker on this machine may launch, and why not the others.
+#[derive(Clone, Default, Debug)]
+pub struct Offer {
+    /// What it may launch.
+    pub specs: Vec<EngineSpec>,
+    /// What it may not.
+    pub lacking: Lacking,
+}
+
+impl Offer {
+    /// The first engine that it lacks, as the error of whoever cannot do without.
+    pub fn lack(&self) -> Option<Problem> {
+        let (name, why) = self.lacking.engines.first_key_value()?;
+        Some(Problem { message: format!("engine '{name}': {}", why.message), ..why.clone() }.with_field("engines"))
+    }
+}
+
+/// What a worker on this machine has of the wanted engines. `wanted` empty: of all.
 ///
 /// # Errors
-/// `not_installed` for a wanted one that cannot run here, with what to do; `invalid_argument` for an unknown one.
-pub fn specs(wanted: &[String], config: &Config) -> Result<Vec<EngineSpec>, Problem> {
+/// `invalid_argument` for an unknown one.
+pub fn offer(wanted: &[String], config: &Config) -> Result<Offer, Problem> {
     let found = survey(config);
-    for name in wanted {
-        match found.iter().find(|f| f.name == *name) {
-            None => return Err(unknown(name, &found)),
-            Some(f) if !f.available => {
-                let reason = f.reason.as_deref().unwrap_or("it cannot run here");
-                let problem =
-                    Problem::new(Code::NotInstalled, format!("engine '{name}': {reason}")).with_field("engines");
-                return Err(problem.with_hint(f.hint.as_deref().unwrap_or("see `modelmeter engines`")));
+    if let Some(name) = wanted.iter().find(|name| !found.iter().any(|f| f.name == **name)) {
+        return Err(unknown(name, &found));
+    }
+    let mut offer = Offer::default();
+    for found in found.iter().filter(|f| wanted.is_empty() || wanted.contains(&f.name)) {
+        let spec = if found.available { spec_of(found, config) } else { Err(found.problem()) };
+        match spec {
+            Ok(spec) => offer.specs.push(spec),
+            Err(problem) if problem.code == Code::NotInstalled => {
+                offer.lacking.engines.insert(found.name.clone(), problem);
             }
-            Some(_) => {}
+            Err(problem) => return Err(problem),
         }
     }
-    let launchable = found.iter().filter(|f| f.available && (wanted.is_empty() || wanted.contains(&f.name)));
-    let spec = |found: &Found| match (found.name.as_str(), config.engines.get(&found.name)) {
+    let usable = offer.specs.iter().any(|spec| spec.runs_on(DeviceKind::Gpu));
+    let no_gpu = sample::devices().1.or_else(|| (!usable).then(|| "no engine here runs on one".into()));
+    offer.lacking.gpu = no_gpu.map(|why| Problem::new(Code::NotInstalled, why));
+    Ok(offer)
+}
+
+/// The same, where each engine that was named must be able to run here.
+///
+/// # Errors
+/// `not_installed` for one that cannot, with what to do; `invalid_argument` for an unknown one.
+pub fn whole_offer(wanted: &[String], config: &Config) -> Result<Offer, Problem> {
+    let offer = offer(wanted, config)?;
+    match offer.lack().filter(|_| !wanted.is_empty()) {
+        Some(problem) => Err(problem),
+        None => Ok(offer),
+    }
+}
+
+fn spec_of(found: &Found, config: &Config) -> Result<EngineSpec, Problem> {
+    match (found.name.as_str(), config.engines.get(&found.name)) {
         (name, Some(engine)) => custom::engine(name, engine),
         ("torchscript", None) => torchscript::spec(found, config),
         ("triton", None) => triton::spec(config),
         ("tfs", None) => Ok(tfs::spec(found, config)),
         (_, None) => Ok(spec(found, &server_program()?, config)),
-    };
-    launchable.map(spec).collect()
+    }
 }
 
 fn unknown(name: &str, found: &[Found]) -> Problem {
@@ -262,13 +307,17 @@ mod tests {
         this_is_the_program();
         let mut config = Config::default();
         config.engine.triton.server = Some("/nowhere/tritonserver".into());
-        let wrong = |name: &str| specs(&[name.to_owned()], &config).unwrap_err();
+        let wrong = |name: &str| whole_offer(&[name.to_owned()], &config).unwrap_err();
         assert_eq!((wrong("triton").code, wrong("rtn").code), (Code::NotInstalled, Code::InvalidArgument));
         assert!(wrong("rtn").hint.unwrap().contains("did you mean 'rten'"));
         let mut config = Config::default();
         config.engine.onnx.library = Some("/nowhere/libonnxruntime.so".into());
-        let error = specs(&["onnx".to_owned()], &config).unwrap_err();
+        let error = whole_offer(&["onnx".to_owned()], &config).unwrap_err();
         assert_eq!(error.code, Code::NotInstalled);
         assert!(error.message.contains("/nowhere"), "{error}");
+        // Without it there is what is left, and why.
+        let left = offer(&["onnx".to_owned(), "rten".to_owned()], &config).unwrap();
+        assert!(left.specs.iter().map(|spec| spec.name.as_str()).eq(["rten"]));
+        assert!(left.lacking.engines["onnx"].message.contains("/nowhere"), "{left:?}");
     }
 }

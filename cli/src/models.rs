@@ -71,22 +71,31 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
     }
 }
 
-/// The model's name in the hub, after putting there what is not there yet. A hub's own model beats a built-in one of
-/// the same name.
-pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<String, Problem> {
+/// The model in the hub, after putting there what is not there yet.
+pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
+    let model = meant(target, local, client).await?;
+    if let Some(local) = local.filter(|local| local.model == model) {
+        local.add(client).await?;
+    }
+    Ok(model)
+}
+
+/// The model that is meant, which the hub need not have yet. A hub's own model beats a built-in one of the same name.
+pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
     let Target::Name(given) = target else {
-        let added = local.expect("files and endpoints are found without a hub").add(client).await?;
-        return Ok(added.id.to_string());
+        return Ok(local.expect("files and endpoints are found without a hub").model.clone());
     };
     let named: ModelName = given.parse()?;
     let known = client.models(Some(&named.name)).await?;
     match (known.first(), local) {
         (Some(newest), Some(local)) if newest.artifacts.iter().all(|a| !local.model.artifacts.contains(a)) => {
-            Ok(newest.id.to_string())
+            Ok(newest.clone())
         }
-        (_, Some(local)) => Ok(local.add(client).await?.id.to_string()),
-        (Some(_), None) if known.iter().any(|model| named.is(&model.id)) => Ok(given.clone()),
-        (newest, None) => Err(unknown(given, newest.is_some(), &known, client).await?),
+        (_, Some(local)) => Ok(local.model.clone()),
+        (newest, None) => match known.iter().find(|model| named.is(&model.id)) {
+            Some(model) => Ok(model.clone()),
+            None => Err(unknown(given, newest.is_some(), &known, client).await?),
+        },
     }
 }
 

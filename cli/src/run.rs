@@ -5,7 +5,7 @@ use crate::{
     client::Client,
     custom, data,
     embedded::{self, Embedded},
-    engines,
+    engines::{self, Offer},
     interrupt::interrupted,
     job::{Job, Target},
     models::{self, Local},
@@ -13,16 +13,24 @@ use crate::{
 };
 use modelmeter_common::{
     Code, Problem, RequestId,
-    config::{Config, Ports},
-    device::CPU_CLASS,
+    config::Config,
     engine,
+    model::Model,
     profile::Profile,
     request::{Request, RequestState},
     status::{Dryrun, Status},
+    task::Cell,
 };
-use modelmeter_coordinator::{expand, pool::Pool};
-use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, inspector, sample};
-use std::{collections::BTreeSet, time::Duration};
+use modelmeter_coordinator::{
+    pool::{self, Pool},
+    status,
+};
+use modelmeter_worker::{
+    self as worker, EngineSpec, SlotOptions,
+    inspector::{self, Custom},
+    sample,
+};
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +102,19 @@ struct Place {
     request: Request,
 }
 
+/// A job as this machine would do it: nothing is started, stored or held yet.
+struct Sketch {
+    target: Target,
+    request: Request,
+    inspectors: BTreeMap<String, Custom>,
+    local: Option<Local>,
+    model: Model,
+    offer: Offer,
+    slots: Vec<SlotOptions>,
+    pools: Vec<Pool>,
+    cells: Vec<Cell>,
+}
+
 /// Measures. `stop` interrupts it: then what is measured already is given.
 ///
 /// # Errors
@@ -114,7 +135,7 @@ pub async fn profile(
     finished
 }
 
-/// Says what it would measure.
+/// Says what it would measure: nothing is measured, sent or held for it.
 ///
 /// # Errors
 /// As [`profile`].
@@ -124,16 +145,19 @@ pub async fn dry_run(
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<Dryrun, Problem> {
-    // Nothing is measured: neither ports nor devices need to be free.
-    let mut config = config.clone();
-    config.worker.ports = Ports::Auto;
-    config.worker.lock_dir = Some(config.home.join("locks"));
-    let mut place = within(stop, prepare(&config, job, progress)).await?;
-    let plan = place.client.plan(&place.request).await;
-    if let Some(embedded) = place.embedded {
-        embedded.stop().await;
-    }
-    plan
+    let sketched = async {
+        if config.client.coordinators.is_empty() {
+            let sketch = sketch(config, job, progress).await?;
+            return Ok::<_, Problem>((sketch.request, sketch.model, sketch.pools));
+        }
+        let (mut client, local) = on_cluster(config, &job).await?;
+        let model = models::meant(&job.target, local.as_ref(), &mut client).await?;
+        let mut request = Request { model: model.id.to_string(), ..job.request };
+        data::check(&mut request, &model)?;
+        Ok((request, model, pool::pools(&client.workers().await?)))
+    };
+    let (request, model, pools) = within(stop, sketched).await?;
+    status::dryrun(&request.certified(), &model, &pools)
 }
 
 async fn within<T, E: From<Problem>>(
@@ -151,6 +175,13 @@ async fn prepare(config: &Config, job: Job, progress: &Progress) -> Result<Place
     if config.client.coordinators.is_empty() {
         return prepare_embedded(config, job, progress).await;
     }
+    let (mut client, local) = on_cluster(config, &job).await?;
+    let request = store(&job.target, job.request, local.as_ref(), config, &mut client).await?;
+    Ok(Place { client, embedded: None, request })
+}
+
+/// A cluster's coordinator, and what of the model is on this machine.
+async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>), Problem> {
     if let Some(name) = job.inspectors.keys().next() {
         return Err(Problem::invalid(
             "inspector",
@@ -158,34 +189,31 @@ async fn prepare(config: &Config, job: Job, progress: &Progress) -> Result<Place
         )
         .with_hint("measure in this process, or name an inspector of the workers' configuration"));
     }
-    let mut client = Client::connect(&config.client.coordinators).await?;
-    let local = models::local(&job.target, &config.home).await?;
-    let mut request = job.request;
-    request.model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
-    data::store(&mut request, local.as_ref(), &config.home, &mut client).await?;
-    Ok(Place { client, embedded: None, request })
+    let client = Client::connect(&config.client.coordinators).await?;
+    Ok((client, models::local(&job.target, &config.home).await?))
 }
 
-async fn prepare_embedded(config: &Config, mut job: Job, progress: &Progress) -> Result<Place, Problem> {
-    embedded::writable(&config.home)?;
-    let engines = launchable(&job, config, progress)?;
-    if let Some(name) = &job.request.inspector {
-        job.inspectors.extend(custom::inspectors(config)?);
-        inspector::find(name, &job.request.load, &job.inspectors)?;
-    }
-    // Words may name one device of this machine; its class is what a request asks for.
-    let slots = embedded::slots(&job.request.devices, &engines);
-    check_devices(&job.request, &engines, &slots)?;
-    job.request.devices = embedded::classes(&job.request.devices);
-    let local = models::local(&job.target, &config.home).await?;
-    data::check(&mut job.request, local.as_ref().map(|local| &local.model))?;
-    check_settings(&job.request, &engines)?;
-    check_cells(&job.request, local.as_ref(), &engines, &slots)?;
+/// Puts model and data into the hub; gives the request that names them.
+async fn store(
+    target: &Target,
+    request: Request,
+    local: Option<&Local>,
+    config: &Config,
+    client: &mut Client,
+) -> Result<Request, Problem> {
+    let model = models::in_hub(target, local, client).await?;
+    let mut request = Request { model: model.id.to_string(), ..request };
+    data::store(&mut request, &model, &config.home, client).await?;
+    Ok(request)
+}
+
+async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
+    let sketch = sketch(config, job, progress).await?;
     // Better said now than by each cell.
-    worker::check_ports(&engines, &slots, embedded::port_policy(config.worker.ports))?;
-    no_gpu_note(&job.request, progress);
+    worker::check_ports(&used(&sketch), &sketch.slots, embedded::port_policy(config.worker.ports))?;
+    no_gpu_note(&sketch.request, progress);
     let mut embedded = Embedded::start(&config.home).await?;
-    match into_embedded(&mut embedded, config, job, local, engines, slots).await {
+    match into_embedded(&mut embedded, config, sketch).await {
         Ok((client, request)) => Ok(Place { client, embedded: Some(embedded), request }),
         Err(problem) => {
             embedded.stop().await;
@@ -194,48 +222,72 @@ async fn prepare_embedded(config: &Config, mut job: Job, progress: &Progress) ->
     }
 }
 
-async fn into_embedded(
-    embedded: &mut Embedded,
-    config: &Config,
-    job: Job,
-    local: Option<Local>,
-    engines: Vec<EngineSpec>,
-    slots: Vec<SlotOptions>,
-) -> Result<(Client, Request), Problem> {
+/// Everything that is wrong with the input is said here, before anything starts.
+async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sketch, Problem> {
+    embedded::writable(&config.home)?;
+    let offer = offer(&job, config, progress)?;
+    if let Some(name) = &job.request.inspector {
+        job.inspectors.extend(custom::inspectors(config)?);
+        inspector::find(name, &job.request.load, &job.inspectors)?;
+    }
+    // Words may name one device of this machine; its class is what a request asks for.
+    let slots = embedded::slots(&job.request.devices, &offer.specs);
+    check_devices(&job.request, &offer.specs, &slots)?;
+    let devices = embedded::classes(&job.request.devices);
+    let local = models::local(&job.target, &config.home).await?;
+    let model = meant(config, &job.target, local.as_ref()).await?;
+    let mut request = Request { model: model.id.to_string(), devices, ..job.request };
+    data::check(&mut request, &model)?;
+    check_settings(&request, &offer.specs)?;
+    let pools = embedded::pools(&slots, &offer);
+    let cells = embedded::cells(&request, &model, &pools)?;
+    let Job { target, inspectors, .. } = job;
+    Ok(Sketch { target, request, inspectors, local, model, offer, slots, pools, cells })
+}
+
+/// The model, with the hub at home asked without a word to whoever measures on it.
+async fn meant(config: &Config, target: &Target, local: Option<&Local>) -> Result<Model, Problem> {
+    let hub = Embedded::start_read_only(&config.home).await?;
+    let found = match hub.client().await {
+        Ok(mut client) => models::meant(target, local, &mut client).await,
+        Err(problem) => Err(problem),
+    };
+    hub.stop().await;
+    found
+}
+
+/// The engines that some cell runs on.
+fn used(sketch: &Sketch) -> Vec<EngineSpec> {
+    let is_used = |spec: &&EngineSpec| sketch.cells.iter().any(|cell| cell.engine == spec.name);
+    sketch.offer.specs.iter().filter(is_used).cloned().collect()
+}
+
+async fn into_embedded(embedded: &mut Embedded, config: &Config, sketch: Sketch) -> Result<(Client, Request), Problem> {
     let mut client = embedded.client().await?;
-    let mut request = job.request;
-    request.model = models::in_hub(&job.target, local.as_ref(), &mut client).await?;
-    data::store(&mut request, local.as_ref(), &config.home, &mut client).await?;
-    embedded.add_worker(config, slots, engines, job.inspectors).await?;
+    let Sketch { target, request, inspectors, local, offer, slots, .. } = sketch;
+    let request = store(&target, request, local.as_ref(), config, &mut client).await?;
+    embedded.add_worker(config, slots, offer, inspectors).await?;
     // There is no other worker to wait for.
     Ok((client, Request { no_wait: true, ..request }))
 }
 
-/// The engines that the worker in this process is given. One that cannot run here fails its own cells only, unless
-/// there is no other.
-fn launchable(job: &Job, config: &Config, progress: &Progress) -> Result<Vec<EngineSpec>, Problem> {
+/// What the worker in this process is given. An engine that cannot run here fails its own cells only, unless there is
+/// no other.
+fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Problem> {
     if let Target::Endpoint { address, model, protocol, .. } = &job.target {
-        return Ok(vec![engines::endpoint(address, model, *protocol)]);
+        let specs = vec![engines::endpoint(address, model, *protocol)];
+        return Ok(Offer { specs, ..Offer::default() });
     }
-    if job.request.engines == ["auto"] {
-        return engines::specs(&[], config);
+    let wanted = if job.request.engines == ["auto"] { &[][..] } else { &job.request.engines };
+    let offer = engines::offer(wanted, config)?;
+    if let Some(problem) = offer.lack().filter(|_| offer.specs.is_empty()) {
+        return Err(problem);
     }
-    let (mut specs, mut lacking) = (Vec::new(), None);
-    for name in &job.request.engines {
-        match engines::specs(std::slice::from_ref(name), config) {
-            Ok(found) => specs.extend(found),
-            Err(problem) if problem.code == Code::NotInstalled => {
-                let hint = problem.hint.as_deref().unwrap_or_default();
-                progress.say(&format!("{}: {hint}; its cells will fail", problem.message));
-                lacking = Some(problem);
-            }
-            Err(problem) => return Err(problem),
-        }
+    for (name, problem) in offer.lacking.engines.iter().filter(|_| !wanted.is_empty()) {
+        let hint = problem.hint.as_deref().unwrap_or_default();
+        progress.say(&format!("engine '{name}': {}: {hint}; its cells will fail", problem.message));
     }
-    match lacking {
-        Some(problem) if specs.is_empty() => Err(problem),
-        _ => Ok(specs),
-    }
+    Ok(offer)
 }
 
 /// Settings of the engines that are known here, each value by itself: a list gives a cell for each.
@@ -265,40 +317,6 @@ fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions
     let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
     let message = format!("engine {} runs on GPUs alone: {} means none here", spec.name, request.devices.join(", "));
     Err(Problem::invalid("devices", message).with_hint("--devices gpu, where there is one; see `modelmeter engines`"))
-}
-
-/// Expands the request for a model that is at hand, so that what is wrong with it is said before anything starts.
-fn check_cells(
-    request: &Request,
-    local: Option<&Local>,
-    engines: &[EngineSpec],
-    slots: &[SlotOptions],
-) -> Result<(), Problem> {
-    let Some(Local { model, .. }) = local else { return Ok(()) };
-    let mut request = Request { model: model.id.to_string(), ..request.clone() };
-    if request.engines == ["auto"] {
-        let fits = |spec: &&EngineSpec| {
-            spec.name != "null" && model.artifacts.iter().any(|a| spec.formats.contains(&a.format))
-        };
-        request.engines = engines.iter().filter(fits).map(|spec| spec.name.clone()).collect();
-        if request.engines.is_empty() {
-            let formats: Vec<&str> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
-            return Err(Problem::new(Code::NotInstalled, format!("no engine here loads {}", formats.join(" or ")))
-                .with_field("engines")
-                .with_hint("`modelmeter engines` says what can run here and what the rest needs"));
-        }
-        request.engine_settings.retain(|engine, _| request.engines.contains(engine));
-    }
-    // The engines of the configuration are known by being on offer.
-    let on_offer = |class: &str| Pool {
-        id: class.to_owned(),
-        class: class.to_owned(),
-        engines: engines.iter().map(|spec| spec.name.clone()).collect(),
-        slots: 1,
-    };
-    let classes = slots.iter().map(|slot| slot.device.class.as_str()).chain([CPU_CLASS]);
-    let pools: Vec<Pool> = classes.collect::<BTreeSet<_>>().into_iter().map(on_offer).collect();
-    expand::cells(&request, model, &pools).map(|_| ())
 }
 
 fn no_gpu_note(request: &Request, progress: &Progress) {
@@ -392,6 +410,11 @@ async fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        args::{Cli, Command},
+        job,
+    };
+    use clap::Parser;
 
     #[test]
     fn bad_usage_is_what_was_found_before_anything_began() {
@@ -399,5 +422,45 @@ mod tests {
         assert_eq!(Failure::from(lost()).exit_code(), 2);
         assert_eq!(Failure::later(lost()).exit_code(), 1);
         assert_eq!(Failure::later(interrupted()).exit_code(), 130);
+    }
+
+    /// A job as it stands in a home with these engines of its own, the built-in `mlp` lying there as a file.
+    async fn sketched(config: &str, words: &[&str]) -> Result<Sketch, Problem> {
+        engines::this_is_the_program();
+        let home = tempfile::tempdir().unwrap();
+        let model = home.path().join("mlp.onnx");
+        std::fs::write(&model, modelmeter_serving::reference::bytes("mlp").unwrap()).unwrap();
+        let config = Config { home: home.path().to_owned(), ..toml::from_str(config).unwrap() };
+        let line = [&["modelmeter", "profile", model.to_str().unwrap()], words].concat();
+        let Some(Command::Profile(args)) = Cli::try_parse_from(line).unwrap().command else { panic!("not a profile") };
+        sketch(&config, job::resolve(&args, true, false).unwrap(), &Progress::new(true)).await
+    }
+
+    fn names(specs: &[EngineSpec]) -> Vec<&str> {
+        specs.iter().map(|spec| spec.name.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn only_engines_that_are_used_need_their_ports() {
+        let config = "[engines.mine]\ncommand = ['sh']\nformats = ['onnx']\n\
+                      [engines.other]\ncommand = ['sh']\nformats = ['triton']\ngrpc_port = 1";
+        let sketch = sketched(config, &[]).await.unwrap();
+        assert!(names(&sketch.offer.specs).contains(&"other"));
+        let used = used(&sketch);
+        let used = names(&used);
+        assert!(used.contains(&"mine") && used.contains(&"rten"), "`auto` takes what loads the model: {used:?}");
+        assert!(!used.contains(&"other") && !used.contains(&"null"), "{used:?}");
+    }
+
+    #[tokio::test]
+    async fn what_no_engine_here_can_do_says_what_it_needs() {
+        let none = "[engine.onnx]\nlibrary = '/nowhere/libonnxruntime.so'";
+        let sketch = sketched(none, &["--engines", "onnx,rten"]).await.unwrap();
+        let reason = |cell| pool::why_not(cell, &sketch.pools);
+        let failing: Vec<Problem> = sketch.cells.iter().filter_map(reason).collect();
+        assert_eq!(failing.len(), sketch.cells.len() / 2, "its own cells alone");
+        assert!(failing[0].message.contains("/nowhere"), "{}", failing[0]);
+        let Err(alone) = sketched(none, &["--engines", "onnx"]).await else { panic!("there is no other") };
+        assert_eq!((alone.code, alone.field.as_deref()), (Code::NotInstalled, Some("engines")));
     }
 }

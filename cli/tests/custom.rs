@@ -93,6 +93,26 @@ fn an_engine_is_configuration_alone() {
 }
 
 #[test]
+fn auto_and_check_know_an_engine_of_the_configuration() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let serve = "'serve', '--engine', 'rten', '--model', '{model}', '--model-name', '{model_name}', \
+                 '--grpc-port', '{grpc_port}', '--http-port', '{http_port}'";
+    let program = env!("CARGO_BIN_EXE_modelmeter");
+    let config = format!("[engines.mine]\ncommand = ['{program}', {serve}]\nformats = ['onnx']");
+    std::fs::write(home.join("mlp.onnx"), modelmeter_serving::reference::bytes("mlp").unwrap()).unwrap();
+    let profiles = done(&profile(home, &config, &["mlp.onnx", "--batch-sizes", "1"]).output().unwrap());
+    let engine = |of: &Value| of["engine"]["name"].as_str().unwrap().to_owned();
+    let engines: Vec<String> = profiles.as_array().unwrap().iter().map(engine).collect();
+    assert!(engines.contains(&"mine".to_owned()) && engines.contains(&"rten".to_owned()), "{engines:?}");
+
+    let output = command(home, &["check", "mlp", "--engines", "rten,mine", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers = json(&output);
+    assert_eq!((&answers[1]["engine"], &answers[1]["agrees"]), (&"mine".into(), &true.into()));
+}
+
+#[test]
 fn test_data_is_read_checked_and_sent() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();

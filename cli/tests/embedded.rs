@@ -6,6 +6,7 @@ mod support;
 
 use serde_json::Value;
 use std::{
+    os::fd::AsRawFd,
     path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -83,6 +84,43 @@ fn a_dry_run_starts_no_engine() {
     assert!(plan["estimated_seconds"]["high"].as_f64().unwrap() > 0.0);
     let logs = std::fs::read_dir(home.path().join("logs/local")).map_or(0, Iterator::count);
     assert_eq!(logs, 0, "an engine was started: it has a log");
+}
+
+#[test]
+fn a_dry_run_needs_nothing_that_another_process_holds() {
+    let home = tempfile::tempdir().unwrap();
+    let lock = std::fs::File::create(home.path().join("lock")).unwrap();
+    // SAFETY: the descriptor is open.
+    assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
+    let args = ["profile", "mlp", "--json", "--batch-sizes", "1"];
+    let busy = command(home.path(), &args).output().unwrap();
+    assert_eq!(busy.status.code(), Some(2), "{}", String::from_utf8_lossy(&busy.stderr));
+    let plan = json(&command(home.path(), &[&args[..], &["--dry-run"]].concat()).output().unwrap());
+    assert_eq!((&plan["cells"][0]["engine"], &plan["cells"][0]["slots"]), (&"rten".into(), &1.into()));
+    let models = json(&command(home.path(), &["model", "list", "--json"]).output().unwrap());
+    assert_eq!(models.as_array().unwrap().len(), 0, "it keeps nothing");
+}
+
+#[test]
+fn cells_that_cannot_run_here_say_what_is_lacking() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    std::fs::write(home.join("modelmeter.toml"), "[engine.onnx]\nlibrary = '/nowhere/libonnxruntime.so'").unwrap();
+    let args = ["profile", "mlp", "--engines", "onnx,rten", "--batch-sizes", "1", "--batches", "5", "--json"];
+    let output = command(home, &args).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    let profiles = json(&output);
+    let error = &profiles.as_array().unwrap().iter().find(|p| p["engine"]["name"] == "onnx").unwrap()["error"];
+    assert_eq!(error["code"], "no_worker");
+    assert!(error["message"].as_str().unwrap().contains("/nowhere/libonnxruntime.so"), "{error}");
+    assert!(!error.to_string().contains("modelmeter workers"), "there is no cluster to ask: {error}");
+
+    // rten runs on CPUs alone, so that this holds on a machine with a GPU too.
+    let output =
+        command(home, &["profile", "mlp", "--devices", "gpu", "--batch-sizes", "1", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let error = &json(&output)[0]["error"];
+    assert!(error["message"].as_str().unwrap().starts_with("no slot has device 'gpu': "), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::{
     Problem, RequestId, Timestamp,
     load::{Load, Sla, Stop},
-    model::{Dim, Model, ModelRef},
+    model::{Dim, Format, Model, ModelRef},
     testdata::Source,
 };
 use serde::{Deserialize, Serialize};
@@ -347,6 +347,9 @@ pub struct RequestDoc {
     pub model: ModelRef,
     /// What was asked, with `auto`, `gpu` and `all` resolved.
     pub request: Request,
+    /// The artifact format that each engine was found to load.
+    #[serde(default)]
+    pub formats: BTreeMap<String, Format>,
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What `status`, `watch`, `--dry-run` and `workers` show.
 
 use crate::{
-    RequestId, Timestamp,
+    Problem, RequestId, Timestamp,
     device::Device,
-    model::{ModelRef, TensorShape},
+    model::{Format, ModelRef, TensorShape},
     request::RequestState,
     task::TaskState,
 };
@@ -100,6 +100,21 @@ pub struct SlotDoc {
     pub index: u32,
     pub device: Device,
     pub engines: Vec<String>,
+    /// What else it said of its engines.
+    #[serde(default)]
+    pub abilities: Abilities,
     /// The pool whose queue it consumes.
     pub pool: String,
+}
+
+/// What a slot says of its engines besides their names, and why it lacks others.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Abilities {
+    /// The artifact formats that each engine loads, best first; none: whatever there is.
+    pub formats: BTreeMap<String, Vec<Format>>,
+    /// Engines that its machine knows and the slot cannot run: why, and what to do.
+    pub lacking: BTreeMap<String, Problem>,
+    /// Why its machine has no GPU that an engine could run on.
+    pub no_gpu: Option<Problem>,
 }

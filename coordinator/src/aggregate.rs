@@ -336,6 +336,7 @@ mod tests {
                 repeats: 3,
                 ..Request::default()
             },
+            formats: BTreeMap::new(),
         }
     }
 
@@ -366,7 +367,8 @@ mod tests {
         let of = |(concurrency, rate): (u32, f64)| {
             let mut latency = Histogram::default();
             (0..2000u64).for_each(|i| latency.record(10_000_000 * u64::from(concurrency) + i));
-            let percentiles = PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, Effective::known(2000)));
+            let percentiles = PERCENTILES
+                .map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, Effective::known(2000)));
             Point {
                 duration_s: 2000.0 / rate,
                 requests: 2000,

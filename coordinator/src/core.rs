@@ -38,6 +38,8 @@ pub struct Core {
     pub work: Notify,
     changes: broadcast::Sender<RequestId>,
     clock: Mutex<(Timestamp, Instant)>,
+    /// Since when, without a break, workers could say that they live.
+    listens_since: Mutex<Timestamp>,
     workers: Mutex<Option<(Instant, Vec<WorkerDoc>)>>,
     /// Attempts whose final came before all of its parts.
     pub pending: Mutex<HashSet<(TaskId, u32)>>,
@@ -56,6 +58,7 @@ impl Core {
             work: Notify::new(),
             changes: broadcast::channel(1024).0,
             clock: Mutex::new((now, Instant::now())),
+            listens_since: Mutex::new(now),
             workers: Mutex::default(),
             pending: Mutex::default(),
             open: Mutex::default(),
@@ -74,6 +77,21 @@ impl Core {
         let now = self.hub.now().await?;
         *self.clock.lock().expect("never poisoned: no panic while held") = (now, Instant::now());
         Ok(())
+    }
+
+    /// Since when, without a break, workers could say that they live.
+    pub fn listens_since(&self) -> Timestamp {
+        *self.listens_since.lock().expect("never poisoned: no panic while held")
+    }
+
+    /// Whether a silence says something: every worker that lives has had a lease's time to be heard.
+    pub fn has_listened(&self) -> bool {
+        self.now().since(self.listens_since()) >= self.lease
+    }
+
+    /// The hub was not there: nobody could be heard.
+    pub fn listen_anew(&self) {
+        *self.listens_since.lock().expect("never poisoned: no panic while held") = self.now();
     }
 
     /// Tells watchers that something of this request changed.
@@ -229,6 +247,34 @@ impl Core {
         Err(HubError::Failed(format!("profile {} was changed {SWAP_TRIES} times under its fold", task.profile_id)))
     }
 
+    /// Cancels the tasks of a request that have not ended; gives how many.
+    pub async fn cancel_tasks(&self, request: RequestId, reason: &str) -> Result<u64, HubError> {
+        let states = TaskState::ALL.into_iter().filter(|state| !state.is_terminal()).collect();
+        let mut cancelled = 0;
+        for task in self.hub.tasks(&TaskFilter { request: Some(request), states, ..Default::default() }).await? {
+            let step = self.step(task.id, |task, now| task.cancel(reason, now)).await?;
+            cancelled += u64::from(matches!(step, Step::Stepped(_)));
+        }
+        Ok(cancelled)
+    }
+
+    /// Ends a request that cannot be expanded, with whatever an earlier try had inserted.
+    pub async fn fail_request(&self, request: &RequestDoc, why: &Problem) -> Result<(), HubError> {
+        tracing::warn!(request = %request.id, %why, "the request does not expand");
+        self.cancel_tasks(request.id, &format!("the request does not expand: {why}")).await?;
+        let failed = RequestDoc { state: RequestState::Failed, ended_at: Some(self.now()), ..request.clone() };
+        self.hub.update_request(request, &failed).await?;
+        self.forget(request.id);
+        Ok(())
+    }
+
+    /// The request has ended.
+    fn forget(&self, request: RequestId) {
+        self.open.lock().expect("never poisoned: no panic while held").remove(&request);
+        self.requests.lock().expect("never poisoned: no panic while held").remove(&request);
+        self.changed(request);
+    }
+
     /// Ends a request whose tasks have all ended, after each of its cells has a profile.
     pub async fn close_request(&self, request: &RequestDoc) -> Result<(), HubError> {
         let counts = self.hub.count_tasks(request.id).await?;
@@ -257,9 +303,7 @@ impl Core {
         if self.hub.update_request(request, &ended).await? {
             tracing::info!(request = %request.id, ?state, "request ended");
         }
-        self.open.lock().expect("never poisoned: no panic while held").remove(&request.id);
-        self.requests.lock().expect("never poisoned: no panic while held").remove(&request.id);
-        self.changed(request.id);
+        self.forget(request.id);
         Ok(())
     }
 }

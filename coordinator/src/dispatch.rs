@@ -5,7 +5,7 @@
 use crate::{
     core::{Core, MAX_REQUESTS, Step},
     hub::{HubError, TaskFilter},
-    pool::{self, Pool},
+    pool::Pool,
     schedule::Stride,
 };
 use modelmeter_common::{
@@ -117,8 +117,7 @@ async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Res
     loop {
         let tasks = core.hub.tasks(&filter).await?;
         let whole = filter.limit.is_none_or(|limit| (tasks.len() as u32) < limit);
-        let fitting: VecDeque<_> =
-            tasks.into_iter().filter(|task| pool::fits(task, &pool.class, &pool.engines)).take(room as usize).collect();
+        let fitting: VecDeque<_> = tasks.into_iter().filter(|task| pool.fits(&task.cell)).take(room as usize).collect();
         if !fitting.is_empty() || whole {
             return Ok(fitting);
         }

@@ -1,11 +1,11 @@
 //! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
 //! machine and at every repetition.
 
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     device::{self, CPU_CLASS},
-    engine::{self, ENGINES},
+    engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
     model::{ArtifactRef, Dim, Format, Model, TensorShape},
     request::{MAX_CELLS, MAX_TASKS, Request},
@@ -54,6 +54,27 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
         }
     }
     Ok(cells)
+}
+
+/// The request with `auto`, `gpu` and `all` as what they came to: a repeated expansion must not depend on who is there
+/// by then.
+pub fn resolved(request: &Request, cells: &[Cell]) -> Request {
+    let distinct = |of: fn(&Cell) -> &String| -> Vec<String> {
+        cells.iter().map(of).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    };
+    narrowed(request, &distinct(|cell| &cell.engine), &distinct(|cell| &cell.device_class))
+}
+
+/// The request on these engines and devices: settings of an engine that `auto` did not choose mean nothing.
+pub fn narrowed(request: &Request, engines: &[String], devices: &[String]) -> Request {
+    let mut narrowed = Request { engines: engines.to_vec(), devices: devices.to_vec(), ..request.clone() };
+    narrowed.engine_settings.retain(|engine, _| engines.contains(engine));
+    narrowed
+}
+
+/// The artifact format that each engine loads in these cells.
+pub fn formats_of(cells: &[Cell]) -> BTreeMap<String, Format> {
+    cells.iter().filter_map(|cell| Some((cell.engine.clone(), cell.artifact.as_ref()?.format))).collect()
 }
 
 fn too_many() -> Problem {
@@ -119,56 +140,89 @@ fn devices(request: &Request, pools: &[Pool]) -> Result<Vec<String>, Problem> {
 }
 
 /// The engines asked for, each with the artifact that it loads.
-fn engines(
-    request: &Request,
-    model: &Model,
-    devices: &[String],
-    pools: &[Pool],
-) -> Result<Vec<(String, Option<ArtifactRef>)>, Problem> {
-    let offered: BTreeSet<&str> = pools.iter().flat_map(|pool| pool.engines.iter().map(String::as_str)).collect();
+fn engines(request: &Request, model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>, Problem> {
+    let said = pools.iter().flat_map(|pool| pool.engines.iter().chain(pool.abilities.lacking.keys()));
+    let known: BTreeSet<&str> =
+        ENGINES.iter().map(|e| e.name).chain(said.map(String::as_str)).chain(["auto"]).collect();
+    let named = request.engines.iter().map(|name| ("engines", name));
+    let set = request.engine_settings.keys().map(|name| ("engine_settings", name));
+    if let Some((field, other)) = named.chain(set).find(|(_, name)| !known.contains(name.as_str())) {
+        return Err(unknown(field, "engine", other, known));
+    }
     if request.engines == ["auto"] {
         return auto(model, devices, pools);
     }
-    let mut chosen = BTreeMap::new();
-    for name in &request.engines {
-        let Some(info) = engine::find(name) else {
-            if offered.contains(name.as_str()) {
-                chosen.insert(name.clone(), model.artifacts.first().cloned());
-                continue;
-            }
-            let all = ENGINES.iter().map(|e| e.name).chain(offered.iter().copied()).chain(["auto"]).collect();
-            return Err(unknown("engines", "engine", name, all));
-        };
-        let artifact = fitting(model, info.formats);
-        if artifact.is_none() && !info.formats.is_empty() {
-            let has: Vec<_> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
-            let wants: Vec<_> = info.formats.iter().map(|f| f.as_str()).collect();
-            return Err(Problem::invalid(
-                "engines",
-                format!("engine '{name}' loads {}, but {} has {}", wants.join(" or "), model.id, list(&has)),
-            )
-            .with_hint("add the model in that format, or leave the engine out"));
-        }
-        chosen.insert(name.clone(), artifact);
-    }
-    Ok(chosen.into_iter().collect())
+    check_endpoint(request, pools)?;
+    let distinct: BTreeSet<&String> = request.engines.iter().collect();
+    distinct.into_iter().map(|name| Ok((name.clone(), artifact(name, model, pools)?))).collect()
 }
 
-/// Each built-in engine for which the model has a fitting artifact and a worker with such a device offers it.
-fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<(String, Option<ArtifactRef>)>, Problem> {
-    let on_offer = |name: &str| devices.iter().any(|class| crate::pool::why_not(name, class, pools).is_none());
-    let chosen: Vec<_> = ENGINES
-        .iter()
-        .filter(|info| info.name != "null" && on_offer(info.name))
-        .filter_map(|info| Some((info.name.to_owned(), Some(fitting(model, info.formats)?))))
-        .collect();
-    if chosen.is_empty() {
-        let has: Vec<_> = model.artifacts.iter().map(|a| a.format.as_str()).collect();
-        return Err(Problem::new(Code::NoWorker, format!("no connected worker offers an engine for {} ({}) on {}", model.id, list(&has), devices.join(", ")))
-            .with_field("engines")
-            .with_hint("name the engines to have the request wait for such a worker; `modelmeter workers` lists those that are there"));
+/// No worker of a cluster will ever offer it: only a process that was told an address does, for its own request.
+fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
+    let asked = request.engines.iter().any(|engine| engine == ENDPOINT);
+    if asked && !pools.iter().any(|pool| pool.engines.iter().any(|engine| engine == ENDPOINT)) {
+        return Err(Problem::invalid("engines", format!("no worker offers '{ENDPOINT}': it is no engine to choose"))
+            .with_hint(
+                "`modelmeter profile --endpoint HOST:PORT`, without a coordinator, measures a server that already runs",
+            ));
     }
-    Ok(chosen)
+    Ok(())
+}
+
+/// An engine and the artifact that it loads; none for a server that already runs.
+type Chosen = (String, Option<ArtifactRef>);
+
+fn artifact(engine: &str, model: &Model, pools: &[Pool]) -> Result<Option<ArtifactRef>, Problem> {
+    let formats = formats(engine, pools);
+    if formats.is_empty() {
+        // One of a configuration that does not say what it loads is given what there is.
+        return Ok(model.artifacts.first().filter(|_| engine::find(engine).is_none()).cloned());
+    }
+    fitting(model, &formats).map(Some).ok_or_else(|| {
+        let wants: Vec<_> = formats.iter().map(|f| f.as_str()).collect();
+        let message = format!("engine '{engine}' loads {}, but {} has {}", wants.join(" or "), model.id, has(model));
+        Problem::invalid("engines", message).with_hint("add the model in that format, or leave the engine out")
+    })
+}
+
+/// The formats that an engine loads, best first: a built-in one's by the table, another's as its slots say.
+fn formats(engine: &str, pools: &[Pool]) -> Vec<Format> {
+    if let Some(info) = engine::find(engine) {
+        return info.formats.to_vec();
+    }
+    let mut all = Vec::new();
+    for format in pools.iter().filter_map(|pool| pool.abilities.formats.get(engine)).flatten() {
+        if !all.contains(format) {
+            all.push(*format);
+        }
+    }
+    all
+}
+
+/// Each engine for which the model has a fitting artifact and a slot with such a device offers it: the built-in ones,
+/// then those of configurations.
+fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>, Problem> {
+    let own: BTreeSet<&str> = pools.iter().flat_map(|pool| &pool.engines).map(String::as_str).collect();
+    let own = own.into_iter().filter(|name| engine::find(name).is_none());
+    let loading = ENGINES.iter().map(|info| info.name).filter(|name| *name != "null").chain(own).filter_map(|name| {
+        let attached = model.artifacts.is_empty() && engine::find(name).is_some_and(|info| info.formats.is_empty());
+        let artifact = fitting(model, &formats(name, pools));
+        (attached || artifact.is_some()).then(|| (name.to_owned(), artifact))
+    });
+    let on_offer = |name: &str| devices.iter().any(|class| pools.iter().any(|pool| pool.offers(name, class)));
+    let (chosen, missing): (Vec<_>, Vec<_>) = loading.partition(|(name, _)| on_offer(name));
+    if chosen.is_empty() { Err(nothing_to_choose(model, devices, &missing, pools)) } else { Ok(chosen) }
+}
+
+fn nothing_to_choose(model: &Model, devices: &[String], missing: &[Chosen], pools: &[Pool]) -> Problem {
+    let mut pairs = missing.iter().flat_map(|(name, _)| devices.iter().map(move |class| (name, class)));
+    if let Some((name, class)) = pairs.find(|(name, class)| pool::reason(name, class, pools).is_some()) {
+        return pool::missing(name, class, pools).with_field("engines");
+    }
+    let on = devices.join(", ");
+    Problem::new(Code::NoWorker, format!("no slot offers an engine for {} ({}) on {on}", model.id, has(model)))
+        .with_field("engines")
+        .with_hint("name the engines to have the request wait for such a worker; `modelmeter workers` lists those that are there")
 }
 
 fn fitting(model: &Model, formats: &[Format]) -> Option<ArtifactRef> {
@@ -243,8 +297,9 @@ fn unique(sizes: &[u32]) -> BTreeSet<u32> {
     sizes.iter().copied().collect()
 }
 
-fn list(names: &[&str]) -> String {
-    if names.is_empty() { "no artifact".into() } else { names.join(", ") }
+fn has(model: &Model) -> String {
+    let formats: Vec<&str> = model.artifacts.iter().map(|artifact| artifact.format.as_str()).collect();
+    if formats.is_empty() { "no artifact".into() } else { formats.join(", ") }
 }
 
 fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Problem {
@@ -259,6 +314,7 @@ mod tests {
     use modelmeter_common::{
         SCHEMA_VERSION,
         model::{Datatype, ModelRef, TensorSpec},
+        status::Abilities,
     };
     use serde_json::json;
     use uuid::Uuid;
@@ -280,11 +336,8 @@ mod tests {
     }
 
     fn pools() -> Vec<Pool> {
-        let pool = |class: &str, engines: &[&str]| Pool {
-            id: class.into(),
-            class: class.into(),
-            engines: engines.iter().map(ToString::to_string).collect(),
-            slots: 1,
+        let pool = |class: &str, engines: &[&str]| {
+            Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())
         };
         vec![pool("cpu", &["null", "onnx", "rten"]), pool("nvidia-a10", &["onnx"])]
     }
@@ -330,6 +383,51 @@ mod tests {
         let names: BTreeSet<_> = cells.iter().map(|c| c.engine.as_str()).collect();
         assert_eq!(names, ["onnx", "rten"].into());
         assert_eq!(super::cells(&request, &model(), &[]).unwrap_err().code, Code::NoWorker);
+    }
+
+    #[test]
+    fn an_engine_of_a_configuration_is_chosen_by_what_it_loads() {
+        let mut model = model();
+        let of = |format| ArtifactRef { format, sha256: "cd".into(), bytes: 3 };
+        model.artifacts.push(of(Format::Torchscript));
+        let formats = [("mine".to_owned(), vec![Format::Torchscript])].into();
+        let abilities = Abilities { formats, ..Abilities::default() };
+        let pools = [Pool::of("cpu", vec!["mine".into(), "rten".into()], abilities)];
+        let request = Request { engine_settings: BTreeMap::new(), ..request() };
+        let loaded = |request: &Request, pools: &[Pool]| formats_of(&cells(request, &model, pools).unwrap());
+        let both = [("mine".to_owned(), Format::Torchscript), ("rten".to_owned(), Format::Onnx)].into();
+        assert_eq!(loaded(&Request { engines: vec!["auto".into()], ..request.clone() }, &pools), both);
+        let mine = Request { engines: vec!["mine".into()], ..request };
+        assert_eq!(loaded(&mine, &pools)["mine"], Format::Torchscript, "not whatever comes first");
+        let silent = [Pool::of("cpu", vec!["mine".into()], Abilities::default())];
+        assert_eq!(loaded(&mine, &silent)["mine"], Format::Onnx);
+        model.artifacts.pop();
+        let error = cells(&mine, &model, &pools).unwrap_err();
+        assert!(error.message.contains("engine 'mine' loads torchscript"), "{error}");
+    }
+
+    #[test]
+    fn where_auto_finds_nothing_the_reason_is_given() {
+        let auto = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
+        let lacks = Problem::new(Code::NotInstalled, "no library").with_hint("pip install it");
+        let abilities = Abilities { lacking: [("onnx".to_owned(), lacks)].into(), ..Abilities::default() };
+        let error = cells(&auto, &model(), &[Pool::of("cpu", vec!["null".into()], abilities)]).unwrap_err();
+        assert!(error.message.contains("engine 'onnx' on device 'cpu': no library"), "{error}");
+        assert_eq!((error.code, error.hint.as_deref()), (Code::NoWorker, Some("pip install it")));
+        let mut unknown = auto;
+        unknown.engine_settings.insert("onxn".into(), BTreeMap::new());
+        assert_eq!(cells(&unknown, &model(), &pools()).unwrap_err().field.as_deref(), Some("engine_settings"));
+    }
+
+    #[test]
+    fn settings_of_an_engine_that_is_not_offered_are_left_out() {
+        let mut request = Request { engines: vec!["auto".into()], ..request() };
+        request.engine_settings.insert("triton".into(), [("instances".to_owned(), json!([1, 2]))].into());
+        let chosen = cells(&request, &model(), &pools()).unwrap();
+        let stored = resolved(&request, &chosen);
+        assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
+        assert_eq!(cells(&stored, &model(), &pools()).unwrap(), chosen, "what is stored expands to the same");
+        assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
     }
 
     #[test]

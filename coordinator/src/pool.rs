@@ -2,12 +2,17 @@
 //! per consumer, and a slot would hoard.
 
 use modelmeter_common::{
+    Code, Problem,
     device::{self, CPU_CLASS},
-    status::WorkerDoc,
-    task::Task,
+    status::{Abilities, SlotDoc, WorkerDoc},
+    task::Cell,
     wire::sha256_hex,
 };
 use std::collections::BTreeMap;
+
+/// What to do where a slot is missing and nobody said why.
+const HINT: &str =
+    "`modelmeter engines` says what a machine can run; `modelmeter workers` lists a coordinator's workers";
 
 /// Slots with equal abilities.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,72 +23,185 @@ pub struct Pool {
     pub class: String,
     /// The engines that each of its slots can run, sorted.
     pub engines: Vec<String>,
+    /// What else is known of them. Of what is lacking, one slot speaks for all.
+    pub abilities: Abilities,
     /// How many slots it has.
     pub slots: u32,
 }
 
-/// The id of the pool of slots with this class and these engines.
-pub fn id(class: &str, engines: &[String]) -> String {
-    let mut engines = engines.to_vec();
-    engines.sort();
-    format!("{class}.{}", &sha256_hex(engines.join(",").as_bytes())[..8])
+impl Pool {
+    /// The pool of one slot.
+    pub fn of(class: &str, mut engines: Vec<String>, abilities: Abilities) -> Self {
+        engines.sort();
+        let id = format!("{class}.{}", &sha256_hex(what_counts(&engines, &abilities).as_bytes())[..8]);
+        Self { id, class: class.to_owned(), engines, abilities, slots: 1 }
+    }
+
+    /// Whether a slot of it can run the cell.
+    pub fn fits(&self, cell: &Cell) -> bool {
+        let formats = self.abilities.formats.get(&cell.engine).filter(|formats| !formats.is_empty());
+        self.offers(&cell.engine, &cell.device_class)
+            && cell.artifact.as_ref().is_none_or(|artifact| formats.is_none_or(|all| all.contains(&artifact.format)))
+    }
+
+    /// Whether it has the engine on such a device.
+    pub fn offers(&self, engine: &str, device_class: &str) -> bool {
+        device::selects(device_class, &self.class) && self.engines.iter().any(|offered| offered == engine)
+    }
+}
+
+impl From<&SlotDoc> for Pool {
+    fn from(slot: &SlotDoc) -> Self {
+        Self { id: slot.pool.clone(), ..Self::of(&slot.device.class, slot.engines.clone(), slot.abilities.clone()) }
+    }
+}
+
+/// What slots of one pool have in common: `onnx=onnx,rten=onnx`.
+fn what_counts(engines: &[String], abilities: &Abilities) -> String {
+    let one = |engine: &String| match abilities.formats.get(engine) {
+        Some(formats) => {
+            let formats: Vec<&str> = formats.iter().map(|format| format.as_str()).collect();
+            format!("{engine}={}", formats.join("+"))
+        }
+        None => engine.clone(),
+    };
+    engines.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
 /// The pools that these workers form, in the order of their ids.
 pub fn pools(workers: &[WorkerDoc]) -> Vec<Pool> {
+    gathered(workers.iter().flat_map(|worker| &worker.slots).map(Pool::from))
+}
+
+/// Pools of single slots as the pools that they form, in the order of their ids.
+pub fn gathered(slots: impl IntoIterator<Item = Pool>) -> Vec<Pool> {
     let mut pools: BTreeMap<String, Pool> = BTreeMap::new();
-    for slot in workers.iter().flat_map(|worker| &worker.slots) {
-        let pool = pools.entry(slot.pool.clone()).or_insert_with(|| {
-            let mut engines = slot.engines.clone();
-            engines.sort();
-            Pool { id: slot.pool.clone(), class: slot.device.class.clone(), engines, slots: 0 }
-        });
-        pool.slots += 1;
+    for slot in slots {
+        pools.entry(slot.id.clone()).and_modify(|pool| pool.slots += slot.slots).or_insert(slot);
     }
     pools.into_values().collect()
 }
 
-/// Whether a slot of this class with these engines can run the task.
-pub fn fits(task: &Task, class: &str, engines: &[String]) -> bool {
-    device::selects(&task.cell.device_class, class) && engines.contains(&task.cell.engine)
+/// Whether some slot takes from the queue of this pool.
+pub fn is_there(id: &str, pools: &[Pool]) -> bool {
+    pools.iter().any(|pool| pool.id == id)
 }
 
-/// Why no pool can run this engine on this device class; none if one can.
-pub fn why_not(engine: &str, device_class: &str, pools: &[Pool]) -> Option<String> {
-    if pools.is_empty() {
-        return Some("no worker is connected".into());
+/// How many slots can run one of these engines on one of these device classes.
+pub fn slots(engines: &[String], device_classes: &[String], pools: &[Pool]) -> u32 {
+    let can = |pool: &&Pool| device_classes.iter().any(|class| engines.iter().any(|engine| pool.offers(engine, class)));
+    pools.iter().filter(can).map(|pool| pool.slots).sum()
+}
+
+/// Why no pool can run this cell, and what to do; none if one can.
+pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
+    if pools.iter().any(|pool| pool.fits(cell)) {
+        return None;
     }
-    let on_device: Vec<&Pool> = pools.iter().filter(|pool| device::selects(device_class, &pool.class)).collect();
-    if on_device.is_empty() {
-        let what = if device_class == CPU_CLASS { "a CPU slot".to_owned() } else { format!("device '{device_class}'") };
-        return Some(format!("no connected worker has {what}"));
+    match &cell.artifact {
+        Some(artifact) if pools.iter().any(|pool| pool.offers(&cell.engine, &cell.device_class)) => {
+            let message = format!("no slot's engine '{}' loads {}", cell.engine, artifact.format);
+            Some(Problem::new(Code::NoWorker, message).with_hint(HINT))
+        }
+        _ => Some(missing(&cell.engine, &cell.device_class, pools)),
     }
-    let offered = on_device.iter().any(|pool| pool.engines.iter().any(|e| e == engine));
-    (!offered).then(|| format!("no connected worker offers engine '{engine}' on device '{device_class}'"))
+}
+
+/// What is missing where no pool offers this engine on this device class.
+pub fn missing(engine: &str, device_class: &str, pools: &[Pool]) -> Problem {
+    let what = if pools.is_empty() {
+        "no worker is connected".to_owned()
+    } else if !pools.iter().any(|pool| device::selects(device_class, &pool.class)) {
+        format!("no slot has device '{device_class}'")
+    } else {
+        format!("no slot offers engine '{engine}' on device '{device_class}'")
+    };
+    let reason = reason(engine, device_class, pools);
+    let message = reason.map_or_else(|| what.clone(), |reason| format!("{what}: {}", reason.message));
+    let hint = reason.and_then(|reason| reason.hint.as_deref()).unwrap_or(HINT);
+    Problem::new(Code::NoWorker, message).with_hint(hint)
+}
+
+/// Why it is missing, where a machine said so: of the engine one with such a device, of GPUs one where no machine has any.
+pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option<&'a Problem> {
+    let mut on_device = pools.iter().filter(|pool| device::selects(device_class, &pool.class)).peekable();
+    if on_device.peek().is_some() {
+        return on_device.find_map(|pool| pool.abilities.lacking.get(engine));
+    }
+    let no_gpus = device_class != CPU_CLASS && pools.iter().all(|pool| pool.class == CPU_CLASS);
+    pools.iter().find_map(|pool| pool.abilities.no_gpu.as_ref()).filter(|_| no_gpus)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::conformance::documents;
+    use modelmeter_common::model::{ArtifactRef, Format};
 
     fn pool(class: &str, engines: &[&str]) -> Pool {
-        let engines: Vec<String> = engines.iter().map(ToString::to_string).collect();
-        Pool { id: id(class, &engines), class: class.into(), engines, slots: 1 }
+        Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())
+    }
+
+    fn loading(engine: &str, formats: &[Format]) -> Pool {
+        let abilities = Abilities { formats: [(engine.to_owned(), formats.to_vec())].into(), ..Abilities::default() };
+        Pool::of("cpu", vec![engine.into()], abilities)
+    }
+
+    fn cell(engine: &str, device_class: &str, format: Format) -> Cell {
+        let artifact = ArtifactRef { format, ..documents::cell(1).artifact.unwrap() };
+        let (engine, device_class) = (engine.into(), device_class.into());
+        Cell { engine, device_class, artifact: Some(artifact), ..documents::cell(1) }
     }
 
     #[test]
-    fn the_id_does_not_depend_on_the_order_of_engines() {
-        let (a, b) = (["onnx".to_owned(), "rten".to_owned()], ["rten".to_owned(), "onnx".to_owned()]);
-        assert_eq!(id("cpu", &a), id("cpu", &b));
-        assert_ne!(id("cpu", &a), id("cpu", &a[..1]));
+    fn a_pool_is_what_its_slots_can_do_whatever_the_order() {
+        assert_eq!(pool("cpu", &["onnx", "rten"]), pool("cpu", &["rten", "onnx"]));
+        assert_ne!(pool("cpu", &["onnx", "rten"]).id, pool("cpu", &["onnx"]).id);
+        assert_ne!(loading("mine", &[Format::Onnx]).id, loading("mine", &[Format::Triton]).id);
+        let two = gathered([pool("cpu", &["onnx"]), pool("cpu", &["rten"]), pool("cpu", &["onnx"])]);
+        assert_eq!(two.iter().map(|pool| pool.slots).sum::<u32>(), 3);
+        assert_eq!(two.len(), 2);
     }
 
     #[test]
-    fn says_what_is_missing() {
-        let pools = [pool("cpu", &["rten"])];
-        assert_eq!(why_not("rten", "cpu", &pools), None);
-        assert!(why_not("onnx", "cpu", &pools).unwrap().contains("engine 'onnx'"));
-        assert!(why_not("rten", "gpu", &pools).unwrap().contains("device 'gpu'"));
-        assert!(why_not("rten", "cpu", &[]).unwrap().contains("no worker"));
+    fn an_engine_runs_what_it_loads() {
+        let pools = [loading("mine", &[Format::Torchscript])];
+        assert_eq!(why_not(&cell("mine", "cpu", Format::Torchscript), &pools), None);
+        let wrong = why_not(&cell("mine", "cpu", Format::Onnx), &pools).unwrap();
+        assert!(wrong.message.contains("engine 'mine' loads onnx"), "{wrong}");
+        let silent = [pool("cpu", &["mine"])];
+        assert_eq!(why_not(&cell("mine", "cpu", Format::Onnx), &silent), None, "it may say so when it is tried");
+    }
+
+    #[test]
+    fn slots_count_where_they_can_run_some_of_it() {
+        let pools = [pool("cpu", &["onnx", "rten"]), pool("cpu", &["rten"]), pool("nvidia-a10", &["onnx", "triton"])];
+        let count = |engines: &[&str], classes: &[&str]| {
+            let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+            slots(&owned(engines), &owned(classes), &pools)
+        };
+        assert_eq!((count(&["rten"], &["cpu"]), count(&["onnx"], &["cpu"])), (2, 1));
+        assert_eq!((count(&["rten"], &["gpu"]), count(&["onnx", "rten"], &["gpu", "cpu"])), (0, 3));
+    }
+
+    #[test]
+    fn says_what_is_missing_and_why() {
+        let why = |engine: &str, class: &str, pools: &[Pool]| why_not(&cell(engine, class, Format::Onnx), pools);
+        let mut pools = [pool("cpu", &["rten"])];
+        assert_eq!(why("rten", "cpu", &pools), None);
+        assert!(why("onnx", "cpu", &pools).unwrap().message.contains("engine 'onnx'"));
+        assert!(why("rten", "gpu", &pools).unwrap().message.contains("device 'gpu'"));
+        assert!(why("rten", "cpu", &[]).unwrap().message.contains("no worker"));
+
+        let lacks = |what: &str| Problem::new(Code::NotInstalled, what).with_hint("pip install it");
+        pools[0].abilities.lacking.insert("onnx".into(), lacks("no library"));
+        pools[0].abilities.no_gpu = Some(Problem::new(Code::NotInstalled, "no driver"));
+        let onnx = why("onnx", "cpu", &pools).unwrap();
+        assert!(onnx.message.ends_with("on device 'cpu': no library"), "{onnx}");
+        assert_eq!((onnx.code, onnx.hint.as_deref()), (Code::NoWorker, Some("pip install it")));
+        let gpu = why("rten", "gpu", &pools).unwrap();
+        assert!(gpu.message == "no slot has device 'gpu': no driver" && gpu.hint.is_some(), "{gpu}");
+        let mixed = [pools[0].clone(), pool("nvidia-a10", &["onnx"])];
+        assert_eq!(why("onnx", "nvidia-t4", &mixed).unwrap().message, "no slot has device 'nvidia-t4'");
     }
 }

@@ -1,7 +1,11 @@
 //! What `status`, `watch` and a dry run show, purely: where each cell stands, and what it waits for and why.
 
-use crate::pool::{self, Pool};
+use crate::{
+    expand,
+    pool::{self, Pool},
+};
 use modelmeter_common::{
+    Problem,
     load::Load,
     model::Model,
     request::{Request, RequestDoc},
@@ -45,24 +49,36 @@ fn cell(task: &Task, pools: &[Pool]) -> CellStatus {
 fn why(task: &Task, pools: &[Pool]) -> Option<String> {
     match task.state {
         TaskState::Waiting => {
-            let blocked = pool::why_not(&task.cell.engine, &task.cell.device_class, pools);
-            let waits = blocked.unwrap_or_else(|| "waits for its turn: the slots that can run it are busy".into());
+            let waits = waits_for(task, pools);
             Some(match &task.reason {
                 Some(before) => format!("{before}; {waits}"),
                 None => waits,
             })
         }
-        TaskState::Queued => {
-            Some(format!("queued for a free slot of pool {}", task.pool.as_deref().unwrap_or("(none)")))
-        }
+        TaskState::Queued => Some(match task.pool.as_deref() {
+            Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
+            _ => format!("its pool is gone; {}", waits_for(task, pools)),
+        }),
         TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
         TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
         TaskState::Done => None,
     }
 }
 
+fn waits_for(task: &Task, pools: &[Pool]) -> String {
+    let blocked = pool::why_not(&task.cell, pools);
+    blocked.map_or_else(|| "waits for its turn: the slots that can run it are busy".into(), |problem| problem.message)
+}
+
 /// What a request would do: its cells, why some cannot run, how long it will take.
-pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, pools: &[Pool]) -> Dryrun {
+///
+/// # Errors
+/// What is wrong with the request.
+pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun, Problem> {
+    let cells = expand::cells(request, model, pools)?;
+    let tasks = cells.len() as u64 * u64::from(request.repeats);
+    let resolved = expand::resolved(request, &cells);
+    let plan = expand::plan(request, tasks, pool::slots(&resolved.engines, &resolved.devices, pools));
     let planned: Vec<PlannedCell> = cells
         .iter()
         .map(|cell| PlannedCell {
@@ -72,17 +88,16 @@ pub fn dryrun(request: &Request, model: &Model, cells: &[Cell], plan: &Plan, poo
             batch_size: cell.batch_size,
             inputs: cell.inputs.clone(),
             repeats: request.repeats,
-            slots: slots(&cell.engine, &cell.device_class, pools),
-            reason: pool::why_not(&cell.engine, &cell.device_class, pools),
+            slots: slots(cell, pools),
+            reason: pool::why_not(cell, pools).map(|problem| problem.message),
         })
         .collect();
-    Dryrun { model: model.id.clone(), estimated_seconds: estimate(cells, request, plan, pools), cells: planned }
+    Ok(Dryrun { model: model.id.clone(), estimated_seconds: estimate(&cells, request, &plan, pools), cells: planned })
 }
 
-/// How many slots could run a cell of this engine and device.
-pub fn slots(engine: &str, device_class: &str, pools: &[Pool]) -> u32 {
-    let can = |pool: &&Pool| pool::why_not(engine, device_class, &[(*pool).clone()]).is_none();
-    pools.iter().filter(can).map(|pool| pool.slots).sum()
+/// How many slots could run this cell.
+fn slots(cell: &Cell, pools: &[Pool]) -> u32 {
+    pools.iter().filter(|pool| pool.fits(cell)).map(|pool| pool.slots).sum()
 }
 
 /// From the fewest seconds that the stop rules allow to the most, over the slots that are there.
@@ -100,7 +115,7 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, pools: &[Pool]) -> E
     let cap = plan.budget_ms.map_or(f64::INFINITY, seconds);
     let (low, high) =
         ((few * seconds(plan.stop.min_duration_ms)).min(cap), (many * seconds(plan.stop.max_duration_ms)).min(cap));
-    let widest = cells.iter().map(|cell| slots(&cell.engine, &cell.device_class, pools)).max().unwrap_or(0).max(1);
+    let widest = cells.iter().map(|cell| slots(cell, pools)).max().unwrap_or(0).max(1);
     let rounds = (cells.len() as f64 * f64::from(request.repeats) / f64::from(widest)).ceil();
     let deployments = cells.iter().map(Cell::deployment_key).collect::<std::collections::BTreeSet<_>>().len() as f64;
     let deploying = deployments * DEPLOY_S / f64::from(widest);

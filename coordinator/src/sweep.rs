@@ -8,10 +8,9 @@ use crate::{
     collect,
     core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
-    pool,
+    pool::{self, Pool},
 };
 use modelmeter_common::{
-    Code, Problem,
     broker::task_queue,
     request::RequestDoc,
     task::{Refusal, Task, TaskState},
@@ -30,6 +29,7 @@ const LATE_PARTS: Duration = Duration::from_secs(5);
 pub async fn run(core: Arc<Core>, every: Duration, stop: CancellationToken) {
     loop {
         if let Err(error) = sweep(&core).await {
+            cut_short(&core, &error);
             tracing::warn!(%error, "sweep cut short");
         }
         tokio::select! {
@@ -43,15 +43,24 @@ async fn sweep(core: &Core) -> Result<(), HubError> {
     core.read_clock().await?;
     for request in core.hub.requests(true, MAX_REQUESTS).await? {
         if let Err(error) = sweep_request(core, &request).await {
+            cut_short(core, &error);
             tracing::warn!(%error, request = %request.id, "its sweep was cut short");
         }
     }
     Ok(())
 }
 
+/// A hub that failed the sweep failed the renewals too.
+fn cut_short(core: &Core, error: &HubError) {
+    if error.is_outage() {
+        core.listen_anew();
+    }
+}
+
 async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
-    if !request.expanded {
-        submit::expand(core, request).await?;
+    // One that does not expand has been ended.
+    if !request.expanded && submit::expand(core, request).await?.is_err() {
+        return Ok(());
     }
     live_tasks(core, request).await?;
     core.close_request(request).await
@@ -62,13 +71,15 @@ async fn live_tasks(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
     for task in core.hub.tasks(&of(vec![TaskState::Claimed])).await? {
         claimed(core, &task).await?;
     }
-    let mut depths = HashMap::new();
+    let (pools, mut depths) = (core.pools().await?, HashMap::new());
     for task in core.hub.tasks(&of(vec![TaskState::Queued])).await? {
-        queued(core, &task, &mut depths).await?;
+        queued(core, &task, &pools, &mut depths).await?;
     }
     let overdue = core.now().since(request.created_at) >= Duration::from_millis(request.request.deadline_ms);
-    if overdue || request.request.no_wait {
-        hopeless(core, request, overdue).await?;
+    // Who is not heard yet may be about to speak, but for a request that came after everyone could.
+    let is_told = core.has_listened() || request.created_at >= core.listens_since();
+    if is_told && (overdue || request.request.no_wait) {
+        hopeless(core, request, &pools, overdue).await?;
     }
     Ok(())
 }
@@ -78,7 +89,7 @@ async fn claimed(core: &Core, task: &Task) -> Result<(), HubError> {
     if now.since(task.since_at) >= LATE_PARTS {
         collect::settle_task(core, task.id).await?;
     }
-    if task.lease.as_ref().is_some_and(|lease| lease.expires_at < now) {
+    if core.has_listened() && task.lease.as_ref().is_some_and(|lease| lease.expires_at < now) {
         tracing::warn!(task = %task.id, worker = task.lease.as_ref().map(|l| l.worker.as_str()), "lease ran out");
         core.step(task.id, |current, now| {
             let held = current.lease.as_ref().is_some_and(|lease| lease.expires_at < now);
@@ -89,8 +100,17 @@ async fn claimed(core: &Core, task: &Task) -> Result<(), HubError> {
     Ok(())
 }
 
-async fn queued(core: &Core, task: &Task, depths: &mut HashMap<String, Option<u64>>) -> Result<(), HubError> {
+async fn queued(
+    core: &Core,
+    task: &Task,
+    pools: &[Pool],
+    depths: &mut HashMap<String, Option<u64>>,
+) -> Result<(), HubError> {
     let (Some(pool), age) = (&task.pool, core.now().since(task.since_at)) else { return Ok(()) };
+    if core.has_listened() && !pool::is_there(pool, pools) {
+        core.step(task.id, |task, now| task.unqueue("its pool is gone", now)).await?;
+        return Ok(());
+    }
     if age < LOST_HINT {
         return Ok(());
     }
@@ -107,14 +127,13 @@ async fn queued(core: &Core, task: &Task, depths: &mut HashMap<String, Option<u6
 }
 
 /// Ends waiting tasks that no slot can run.
-async fn hopeless(core: &Core, request: &RequestDoc, overdue: bool) -> Result<(), HubError> {
-    let pools = core.pools().await?;
+async fn hopeless(core: &Core, request: &RequestDoc, pools: &[Pool], overdue: bool) -> Result<(), HubError> {
     let waiting = TaskFilter { request: Some(request.id), states: vec![TaskState::Waiting], ..Default::default() };
     for task in core.hub.tasks(&waiting).await? {
-        let Some(why) = pool::why_not(&task.cell.engine, &task.cell.device_class, &pools) else { continue };
-        let when = if overdue { "at the request's deadline" } else { "and the request does not wait" };
-        let hint = "start a worker that can run it; `modelmeter workers` lists those that are there";
-        let problem = Problem::new(Code::NoWorker, format!("{why} {when}")).with_hint(hint);
+        let Some(mut problem) = pool::why_not(&task.cell, pools) else { continue };
+        if overdue {
+            problem.message = format!("at the request's deadline {}", problem.message);
+        }
         core.step(task.id, |task, now| task.give_up(problem.clone(), now)).await?;
     }
     Ok(())

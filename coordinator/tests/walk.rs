@@ -11,13 +11,16 @@ use modelmeter_common::{
     model::{ArtifactRef, Datatype, Dim, Format, Model, ModelRef, TensorSpec},
     part::{Deployment, Final, Outcome, Part, Point},
     profile::{Profile, ProfileState},
-    request::{Request, RequestState},
+    request::{Request, RequestDoc, RequestState},
     stats::{Histogram, Interval},
     status::Status,
-    task::{Assignment, TaskState},
+    task::{Assignment, Task, TaskState},
     wire::{self, Hint, sha256_hex},
 };
-use modelmeter_coordinator::{Handle, Options, hub};
+use modelmeter_coordinator::{
+    Handle, Options,
+    hub::{self, Hub},
+};
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, CancelRequest, ClaimNextRequest, ClaimRequest,
     HandBackRequest, RegisterRequest, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest,
@@ -32,6 +35,7 @@ const BYTES: &[u8] = b"not a model, but its bytes";
 struct House {
     coordinator: Option<Handle>,
     broker: Arc<dyn Broker>,
+    hub: Arc<dyn Hub>,
     control: ControlClient<Channel>,
     work: WorkClient<Channel>,
     queue: String,
@@ -44,17 +48,31 @@ impl House {
         let home = tempfile::tempdir().unwrap();
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
         let hub = hub::open(&home.path().join("hub.sqlite").display().to_string()).await.unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let options = Options { lease, sweep_every: Duration::from_millis(50), ..Options::new(broker.clone(), hub) };
-        let coordinator = modelmeter_coordinator::start(options, listener, None).await.unwrap();
-        let channel =
-            Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
-        let (control, work) = (ControlClient::new(channel.clone()), WorkClient::new(channel));
-        let mut house =
-            Self { coordinator: Some(coordinator), broker, control, work, queue: String::new(), _home: home };
+        let (coordinator, control, work) = start(lease, &broker, &hub).await;
+        let coordinator = Some(coordinator);
+        let mut house = Self { coordinator, broker, hub, control, work, queue: String::new(), _home: home };
         house.add_model("m", "1").await;
         house.queue = house.register("one").await;
         house
+    }
+
+    /// Another coordinator, on what the stopped one left.
+    async fn restart(&mut self, lease: Duration) {
+        let (coordinator, control, work) = start(lease, &self.broker, &self.hub).await;
+        (self.coordinator, self.control, self.work) = (Some(coordinator), control, work);
+    }
+
+    async fn stop(&mut self) {
+        self.coordinator.take().unwrap().stop().await;
+    }
+
+    /// Returns when everything that runs has been swept: what no slot can run, submitted later, is swept before it.
+    async fn swept(&mut self) {
+        for _ in 0..2 {
+            let hopeless = |request: &mut Request| (request.no_wait, request.engines) = (true, vec!["onnx".into()]);
+            let id = self.submit(hopeless).await;
+            self.ended(id).await;
+        }
     }
 
     async fn add_model(&mut self, name: &str, version: &str) {
@@ -84,11 +102,10 @@ impl House {
     }
 
     async fn try_register(&mut self, incarnation: &str, wire_version: u16) -> Result<String, tonic::Status> {
-        let slot = Slot { index: 0, device_json: serde_json::to_string(&cpu()).unwrap(), engines: vec!["rten".into()] };
         let request = RegisterRequest {
             worker: "w".into(),
             incarnation: incarnation.into(),
-            slots: vec![slot],
+            slots: vec![slot(&cpu(), &["rten"])],
             wire_version: wire_version.into(),
             ..Default::default()
         };
@@ -104,6 +121,10 @@ impl House {
         self.control.submit(submit.clone()).await.unwrap();
         assert!(self.control.submit(submit).await.unwrap().into_inner().existed, "idempotent by its id");
         id
+    }
+
+    async fn request(&self, id: RequestId) -> RequestDoc {
+        self.hub.request(id).await.unwrap().unwrap()
     }
 
     /// Takes the next hint of the queue.
@@ -207,9 +228,29 @@ impl House {
     }
 
     async fn close(mut self) {
-        if let Some(coordinator) = self.coordinator.take() {
-            coordinator.stop().await;
-        }
+        self.stop().await;
+    }
+}
+
+async fn start(
+    lease: Duration,
+    broker: &Arc<dyn Broker>,
+    hub: &Arc<dyn Hub>,
+) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options = Options::new(broker.clone(), hub.clone());
+    let options = Options { lease, sweep_every: Duration::from_millis(50), ..options };
+    let coordinator = modelmeter_coordinator::start(options, listener, None).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
+    (coordinator, ControlClient::new(channel.clone()), WorkClient::new(channel))
+}
+
+fn slot(device: &Device, engines: &[&str]) -> Slot {
+    Slot {
+        index: 0,
+        device_json: serde_json::to_string(device).unwrap(),
+        engines: engines.iter().map(ToString::to_string).collect(),
+        abilities_json: String::new(),
     }
 }
 
@@ -450,7 +491,7 @@ async fn what_no_slot_can_run_waits_and_says_why_or_fails_at_once() {
     let mut house = House::build(Duration::from_secs(30)).await;
     let waits = house.submit(|request| request.devices = vec!["gpu".into()]).await;
     let reason = house.status(waits).await.cells[0].reason.clone().unwrap();
-    assert!(reason.contains("no connected worker has device 'gpu'"), "{reason}");
+    assert!(reason.contains("no slot has device 'gpu'"), "{reason}");
     let fails = house
         .submit(|request| {
             request.engines = vec!["onnx".into()];
@@ -460,6 +501,89 @@ async fn what_no_slot_can_run_waits_and_says_why_or_fails_at_once() {
     let status = house.ended(fails).await;
     assert_eq!(status.state, RequestState::Failed);
     assert!(status.cells[0].reason.as_ref().unwrap().contains("engine 'onnx'"), "{status:?}");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn settings_of_an_engine_that_auto_does_not_find_are_no_obstacle() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let id = house
+        .submit(|request| {
+            (request.engines, request.batch_sizes) = (vec!["auto".into()], vec![1]);
+            request.engine_settings.insert("onnx".into(), [("intra_op_threads".to_owned(), 2.into())].into());
+        })
+        .await;
+    let task = house.claim("one").await.unwrap();
+    assert_eq!(task.cell.engine, "rten");
+    house.measure(&task, 10.0).await;
+    assert_eq!(house.ended(id).await.state, RequestState::Done);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_stored_request_that_does_not_expand_is_ended() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let asked = house.submit(|_| {}).await;
+    let mut stored = RequestDoc { id: RequestId::random(), expanded: false, ..house.request(asked).await };
+    stored.request.engine_settings.insert("onnx".into(), [("intra_op_threads".to_owned(), 2.into())].into());
+    house.hub.insert_request(&stored).await.unwrap();
+    let status = house.ended(stored.id).await;
+    assert_eq!((status.state, status.cells.len()), (RequestState::Failed, 0));
+    assert!(house.request(stored.id).await.ended_at.is_some());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn leases_outlive_a_time_without_a_coordinator() {
+    let lease = Duration::from_secs(600);
+    let mut house = House::build(lease).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let running = house.claim("one").await.unwrap();
+    house.stop().await;
+    let held = house.hub.task(running.task_id).await.unwrap().unwrap();
+    let mut late = Task { revision: held.revision + 1, ..held.clone() };
+    late.lease.as_mut().unwrap().expires_at = Timestamp(0);
+    assert!(house.hub.swap_task(&held, &late).await.unwrap());
+    house.restart(lease).await;
+    house.swept().await;
+    assert_eq!(house.fate("one", &running).await, Fate::Renewed, "it had no chance to say that it lives");
+    house.measure(&running, 10.0).await;
+    assert_eq!(house.ended(id).await.cells[0].attempts, 1);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_is_queued_to_a_pool_that_is_gone_waits_for_another() {
+    // Nobody renews: after two leases the worker is not counted on. Its hint is not lost, and nobody will take it.
+    let mut house = House::build(Duration::from_millis(100)).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let reason = loop {
+        let cell = house.status(id).await.cells.remove(0);
+        let reason = cell.reason.unwrap();
+        if cell.state == TaskState::Waiting && reason.contains("pool is gone") {
+            break reason;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{:?}: {reason}", cell.state);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(reason.contains("no worker is connected"), "{reason}");
+    assert_eq!(house.broker.depth(&house.queue).await.unwrap(), Some(1), "the hint is still there");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_budget_is_shared_by_the_slots_that_can_run_the_request() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let gpu = Device { class: "nvidia-a10".into(), ..cpu() };
+    let slots = vec![slot(&cpu(), &["onnx"]), Slot { index: 1, ..slot(&gpu, &["rten"]) }];
+    let other = RegisterRequest { worker: "v".into(), incarnation: "v".into(), slots, ..Default::default() };
+    house.work.register(other).await.unwrap();
+    let asked = |request: &mut Request| {
+        (request.batch_sizes, request.budget_ms) = ((1..=10).collect(), Some(100_000));
+    };
+    house.submit(asked).await;
+    assert_eq!(house.claim("one").await.unwrap().plan.budget_ms, Some(8_500), "ten tasks, one slot");
     house.close().await;
 }
 

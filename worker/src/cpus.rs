@@ -158,7 +158,7 @@ pub(crate) fn set_of(cores: &[u32]) -> libc::cpu_set_t {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PortPolicy, testing};
+    use crate::{Lacking, PortPolicy, testing};
     use modelmeter_common::{broker::memory::MemoryBroker, device::Device};
     use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -170,6 +170,7 @@ mod tests {
             coordinators: Vec::new(),
             slots: vec![slot(None)],
             engines: Vec::new(),
+            lacking: Lacking::default(),
             inspectors: BTreeMap::new(),
             home: folder.clone(),
             lock_dir: folder,

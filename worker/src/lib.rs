@@ -25,7 +25,8 @@ mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
 pub use lock::try_flock;
-pub use options::{Options, SlotOptions};
+pub use options::{Lacking, Options, SlotOptions};
+pub use register::offered;
 pub use service::{Handle, start};
 pub use trial::Trial;
 
@@ -54,6 +55,7 @@ struct Context {
     coordinator: coordinator::Coordinator,
     places: Vec<Arc<engine::Place>>,
     engines: BTreeMap<String, EngineSpec>,
+    lacking: Lacking,
     inspectors: BTreeMap<String, inspector::Custom>,
     labels: BTreeMap<String, String>,
     /// What the client is pinned to.

@@ -33,6 +33,8 @@ pub struct Options {
     pub slots: Vec<SlotOptions>,
     /// What it may launch.
     pub engines: Vec<EngineSpec>,
+    /// What it may not, and why.
+    pub lacking: Lacking,
     /// Custom inspectors by name.
     pub inspectors: BTreeMap<String, Custom>,
     /// Holds `cache/`, `journal/` and `logs/`.
@@ -64,6 +66,15 @@ impl fmt::Debug for Options {
             .field("home", home)
             .finish_non_exhaustive()
     }
+}
+
+/// What this machine cannot offer, and why: told to whoever asks for it.
+#[derive(Clone, Default, Debug)]
+pub struct Lacking {
+    /// By engine.
+    pub engines: BTreeMap<String, Problem>,
+    /// Set where there is no GPU that an engine could run on.
+    pub gpu: Option<Problem>,
 }
 
 /// One slot: a device that runs one task at a time.

@@ -1,7 +1,7 @@
 //! A worker's membership: it registers, renews its leases, and forgets what the coordinator has.
 
-use crate::{Context, attempts::Attempt, consume, coordinator::patiently};
-use modelmeter_common::{Problem, wire};
+use crate::{Context, EngineSpec, Lacking, attempts::Attempt, consume, coordinator::patiently};
+use modelmeter_common::{Code, Problem, device::DeviceKind, status::Abilities, wire};
 use modelmeter_proto::control::{RegisterRequest, RenewRequest, Slot};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -23,14 +23,39 @@ pub(crate) struct Membership {
     pub lease: Duration,
 }
 
+/// What a slot on this kind of device offers: the names of its engines, and what else its coordinator is told.
+pub fn offered<'a>(
+    engines: impl IntoIterator<Item = &'a EngineSpec>,
+    lacking: &Lacking,
+    kind: DeviceKind,
+) -> (Vec<String>, Abilities) {
+    let (other, device) = match kind {
+        DeviceKind::Cpu => ("GPUs", "gpu"),
+        DeviceKind::Gpu => ("the CPU", "cpu"),
+    };
+    let elsewhere = || {
+        Problem::new(Code::NotInstalled, format!("here it runs on {other} alone"))
+            .with_hint(format!("--devices {device}"))
+    };
+    let (here, not_here): (Vec<&EngineSpec>, Vec<_>) = engines.into_iter().partition(|engine| engine.runs_on(kind));
+    let mut abilities = Abilities {
+        formats: here.iter().map(|engine| (engine.name.clone(), engine.formats.clone())).collect(),
+        lacking: lacking.engines.clone(),
+        no_gpu: lacking.gpu.clone(),
+    };
+    abilities.lacking.extend(not_here.iter().map(|engine| (engine.name.clone(), elsewhere())));
+    (here.iter().map(|engine| engine.name.clone()).collect(), abilities)
+}
+
 /// Registers once: announces the incarnation, the slots and the finals held.
 pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
     let slots = context.places.iter().map(|place| {
-        let can_run = context.engines.values().filter(|engine| engine.runs_on(place.device.kind));
+        let (engines, abilities) = offered(context.engines.values(), &context.lacking, place.device.kind);
         Slot {
             index: place.index,
             device_json: serde_json::to_string(&place.device).expect("a device is plain JSON"),
-            engines: can_run.map(|engine| engine.name.clone()).collect(),
+            engines,
+            abilities_json: serde_json::to_string(&abilities).expect("abilities are plain JSON"),
         }
     });
     let request = RegisterRequest {
@@ -45,7 +70,7 @@ pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
     let reply = context.coordinator.register(&request).await?;
     if reply.queues.len() != context.places.len() {
         let message = format!("the coordinator named {} queues for {} slots", reply.queues.len(), context.places.len());
-        return Err(Problem::new(modelmeter_common::Code::Internal, message));
+        return Err(Problem::new(Code::Internal, message));
     }
     Ok(Membership { queues: reply.queues, results: reply.results_queue, lease: Duration::from_millis(reply.lease_ms) })
 }

@@ -144,6 +144,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         coordinator,
         places,
         engines: options.engines.into_iter().map(|engine| (engine.name.clone(), engine)).collect::<BTreeMap<_, _>>(),
+        lacking: options.lacking,
         inspectors: options.inspectors,
         labels: options.labels,
         client_cpus: cpus.client,

@@ -9,6 +9,7 @@ use modelmeter_common::{
     Code, Problem,
     broker::{Broker, BrokerError, Consumer, QUARANTINE, RESULTS},
     part::Outcome,
+    status::Abilities,
 };
 use modelmeter_worker::{Options, PortPair, PortPolicy, start};
 use std::{
@@ -46,6 +47,10 @@ async fn a_task_is_measured_journaled_published_and_forgotten_once_the_coordinat
 
     let registered = bench.coordinator.book().registered[0].clone();
     assert_eq!(registered.slots[0].engines, ["broken", "endpoint", "stuck"]);
+    let abilities: Abilities = serde_json::from_str(&registered.slots[0].abilities_json).unwrap();
+    assert!(abilities.formats.keys().eq(["broken", "endpoint", "stuck"]));
+    let said = (abilities.lacking["onnx"].message.as_str(), abilities.no_gpu.as_ref().unwrap().message.as_str());
+    assert_eq!(said, ("no library", "no driver"));
     assert_eq!(bench.journals(), 1, "kept until the task is terminal");
     bench.coordinator.set(task, State::Terminal);
     until("the journal is forgotten", || bench.journals() == 0).await;

@@ -3,13 +3,21 @@
 use super::{Context, print};
 use crate::{
     args::CheckArgs,
-    embedded, engines, interrupt, job,
+    embedded,
+    engines::{self, Offer},
+    interrupt, job,
     models::{self, Local},
     report::{self, Align, Table},
 };
-use modelmeter_common::{Code, Problem, model::Datatype, request::Request, task::Cell};
-use modelmeter_coordinator::expand;
-use modelmeter_worker::{EngineSpec, Trial, inspector::Output, sample};
+use modelmeter_common::{
+    Code, Problem,
+    config::Config,
+    device::Device,
+    model::{Datatype, Model},
+    request::Request,
+    task::Cell,
+};
+use modelmeter_worker::{EngineSpec, SlotOptions, Trial, inspector::Output, sample};
 use serde::Serialize;
 use std::{path::Path, time::Duration};
 
@@ -39,13 +47,12 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     let local = models::local(&target, home).await?.ok_or_else(|| {
         Problem::invalid("model", "only files and built-in models can be checked").with_hint("name a file")
     })?;
-    let specs = specs(context, &args, &local)?;
-    let cells = cells(&args, &local, &specs)?;
     let (devices, _) = sample::devices();
     let cpu = devices.into_iter().next().expect("the CPU is a device of every machine");
+    let trials = trials(&args, &local.model, offer(&context.config, &args)?, &cpu)?;
     let trial = Trial::new(cpu, embedded::port_policy(args.ports), home, &embedded::lock_dir(&context.config))?;
     let stop = interrupt::listen()?;
-    let tried = try_each(&trial, &specs, &cells, &local, args.seed);
+    let tried = try_each(&trial, &trials, &local, args.seed);
     let answers = tokio::select! {
         answers = tried => answers,
         () = stop.cancelled() => return Err(interrupt::interrupted()),
@@ -55,43 +62,41 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     Ok(if answers.iter().all(|answer| answer.agrees) { 0 } else { Code::EngineFailed.exit_code() })
 }
 
-/// The engines that were named, or each that can run here and loads the model.
-fn specs(context: &Context, args: &CheckArgs, local: &Local) -> Result<Vec<EngineSpec>, Problem> {
-    if args.engines != ["auto"] {
-        let spec = |name: &String| engines::specs(std::slice::from_ref(name), &context.config);
-        return Ok(args.engines.iter().map(spec).collect::<Result<Vec<_>, _>>()?.concat());
+/// The engines that were named, in their order, or all that can run here.
+fn offer(config: &Config, args: &CheckArgs) -> Result<Offer, Problem> {
+    if args.engines == ["auto"] {
+        return engines::offer(&[], config);
     }
-    let mut specs = engines::specs(&[], &context.config)?;
-    let loads = |spec: &EngineSpec| local.model.artifacts.iter().any(|a| spec.formats.contains(&a.format));
-    specs.retain(|spec| spec.name != "null" && loads(spec));
-    Ok(specs)
+    let mut offer = engines::whole_offer(&args.engines, config)?;
+    offer.specs.sort_by_key(|spec| args.engines.iter().position(|name| *name == spec.name));
+    Ok(offer)
 }
 
-/// One cell an engine, in the order of the engines.
-fn cells(args: &CheckArgs, local: &Local, specs: &[EngineSpec]) -> Result<Vec<Cell>, Problem> {
+/// One cell an engine that loads the model, in the order of the engines.
+fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result<Vec<(EngineSpec, Cell)>, Problem> {
     let mut request = Request {
-        model: local.model.id.to_string(),
-        engines: specs.iter().map(|spec| spec.name.clone()).collect(),
+        model: model.id.to_string(),
+        engines: args.engines.clone(),
         batch_sizes: vec![args.batch_size],
         ..Request::default()
     };
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
-    let cells = expand::cells(&request, &local.model, &[])?;
-    let of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
-    Ok(specs.iter().filter_map(of).collect())
+    let pools = embedded::pools(&[SlotOptions { device: cpu.clone(), cores: None }], &offer);
+    let cells = embedded::cells(&request, model, &pools)?;
+    let cell_of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
+    Ok(offer.specs.into_iter().filter_map(|spec| cell_of(&spec).map(|cell| (spec, cell))).collect())
 }
 
 async fn try_each(
     trial: &Trial,
-    specs: &[EngineSpec],
-    cells: &[Cell],
+    trials: &[(EngineSpec, Cell)],
     local: &Local,
     seed: u64,
 ) -> Vec<(Cell, Result<Vec<Output>, Problem>)> {
     let mut answers = Vec::new();
-    for (spec, cell) in specs.iter().zip(cells) {
+    for (spec, cell) in trials {
         eprintln!("trying {}", spec.name);
         let file = local.files.iter().find(|(artifact, _)| Some(artifact) == cell.artifact.as_ref());
         let path = file.map(|(_, path)| Path::new(path));
@@ -205,6 +210,46 @@ mod tests {
     fn output(name: &str, values: &[f32]) -> Output {
         let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Output { name: name.into(), dtype: Datatype::Fp32, shape: vec![2, values.len() as i64 / 2], raw: raw.into() }
+    }
+
+    #[test]
+    fn engines_of_the_configuration_take_part() {
+        engines::this_is_the_program();
+        let text = "[engines.mine]\ncommand = ['sh']\nformats = ['onnx']\n[engines.other]\ncommand = ['sh']\nformats = ['triton']";
+        let config: Config = toml::from_str(text).unwrap();
+        let words = |words: &str| words.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let tried = |engines: &str| {
+            let args = CheckArgs { engines: words(engines), ..args() };
+            let trials = trials(&args, &model(), offer(&config, &args).unwrap(), &Device::cpu("test", None, None));
+            trials.map(|trials| trials.into_iter().map(|(spec, _)| spec.name).collect::<Vec<_>>())
+        };
+        assert_eq!(tried("rten,mine").unwrap(), ["rten", "mine"]);
+        assert_eq!(tried("mine,rten").unwrap(), ["mine", "rten"], "the first is what the others are compared with");
+        let auto = tried("auto").unwrap();
+        assert!(auto.contains(&"mine".to_owned()) && auto.contains(&"rten".to_owned()), "{auto:?}");
+        assert!(!auto.contains(&"other".to_owned()) && !auto.contains(&"null".to_owned()), "{auto:?}");
+        assert!(tried("other").unwrap_err().message.contains("loads triton"));
+    }
+
+    fn args() -> CheckArgs {
+        use crate::args::{Cli, Command};
+        use clap::Parser;
+        let cli = Cli::try_parse_from(["modelmeter", "check", "m"]).unwrap();
+        let Some(Command::Check(args)) = cli.command else { panic!("not a check") };
+        args
+    }
+
+    fn model() -> Model {
+        use modelmeter_common::{SCHEMA_VERSION, Timestamp, model::*};
+        let shape = vec![Dim::Dynamic("batch".into()), Dim::Fixed(4)];
+        Model {
+            schema_version: SCHEMA_VERSION,
+            id: ModelRef { name: "m".into(), version: "1".into() },
+            created_at: Timestamp(0),
+            artifacts: vec![ArtifactRef { format: Format::Onnx, sha256: "ab".into(), bytes: 3 }],
+            inputs: vec![TensorSpec { name: "x".into(), dtype: Datatype::Fp32, shape }],
+            outputs: vec![],
+        }
     }
 
     #[test]

@@ -8,7 +8,10 @@ use modelmeter_common::{
     config,
     redact::redact,
 };
-use modelmeter_coordinator::{self as coordinator, hub};
+use modelmeter_coordinator::{
+    self as coordinator,
+    hub::{self, HubError},
+};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::net::{TcpListener, lookup_host};
 
@@ -25,11 +28,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     };
     let started = async {
         let broker = connect(broker_url).await?;
-        let hub = hub::open(hub_url).await.map_err(|e| {
-            Problem::from(e)
-                .with_field("hub")
-                .with_hint("mongodb://host:port/database; check that the server runs and that this machine reaches it")
-        })?;
+        let hub = hub::open(hub_url).await.map_err(hub_problem)?;
         let options = coordinator::Options { lease, ..coordinator::Options::new(broker.clone(), hub) };
         Ok::<_, Problem>((coordinator::start(options, grpc, http).await?, broker))
     };
@@ -60,6 +59,13 @@ fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'
     value.ok_or_else(|| Problem::invalid(field, "is not set").with_hint(format!("for example {example}")))
 }
 
+/// Each kind of failure knows what to do about it, such as a user for the database; what says nothing gets the usual.
+fn hub_problem(error: HubError) -> Problem {
+    const USUAL: &str = "mongodb://host:port/database; check that the server runs and that this machine reaches it";
+    let problem = Problem::from(error).with_field("hub");
+    Problem { hint: problem.hint.or_else(|| Some(USUAL.into())), ..problem }
+}
+
 /// Connects to a broker that other processes reach too.
 pub(super) async fn connect(url: &str) -> Result<Arc<dyn Broker>, Problem> {
     Ok(Arc::new(amqp::connect(url).await?))
@@ -87,4 +93,20 @@ async fn listen(field: &str, address: &str, insecure: bool) -> Result<TcpListene
             )),
         _ => wrong(e),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_that_knows_what_to_do_is_not_talked_over() {
+        let refused = HubError::Unauthenticated { address: "h:1".into(), reason: "no user".into() };
+        let hint = |error| hub_problem(error).hint.unwrap();
+        assert!(
+            hint(refused).contains("put a user"),
+            "the reason is known: whether the server runs is not in question"
+        );
+        assert!(hint(HubError::Failed("code 59".into())).contains("mongodb://host:port/database"));
+    }
 }

@@ -24,10 +24,10 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
         );
     }
     embedded::writable(&config.home)?;
-    let engines = engines::specs(&settings.engines, config)?;
+    let offer = engines::whole_offer(&settings.engines, config)?;
     let inspectors = custom::inspectors(config)?;
-    let slots = slots(settings, &engines)?;
-    let described = describe(&slots, &engines);
+    let slots = slots(settings, &offer.specs)?;
+    let described = describe(&slots, &offer.specs);
     let stop = interrupt::listen()?;
     let started = async {
         let broker = connect(broker_url).await?;
@@ -36,7 +36,8 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
             broker: broker.clone(),
             coordinators: coordinators.clone(),
             slots,
-            engines,
+            engines: offer.specs,
+            lacking: offer.lacking,
             inspectors,
             home: config.home.clone(),
             lock_dir: embedded::lock_dir(config),

@@ -208,8 +208,9 @@ mod tests {
     fn point(rate: f64, latency_ms: u64) -> Point {
         let mut latency = Histogram::default();
         (0..1000).for_each(|i| latency.record(latency_ms * 1_000_000 + i * 100));
-        let percentiles =
-            PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 1 }, Effective::known(1001))).to_vec();
+        let percentiles = PERCENTILES
+            .map(|q| percentile_of(q, Sample { latency: &latency, failures: 1 }, Effective::known(1001)))
+            .to_vec();
         Point {
             load: LoadPoint::Closed { concurrency: 1 },
             batch_size: 1,

@@ -2,7 +2,7 @@
 
 use super::{artifacts, from_json, hub_status, not_found, parse, status_of, submit, to_json};
 use crate::{
-    core::{Core, Step},
+    core::Core,
     hub::{ProfileFilter, TaskFilter},
     status,
 };
@@ -13,7 +13,6 @@ use modelmeter_common::{
     profile::Profile,
     request::{Request as Asked, RequestDoc},
     status::Status as RequestStatus,
-    task::TaskState,
 };
 use modelmeter_proto::control::{
     AddModelReply, AddModelRequest, ArtifactChunk, ArtifactIds, CancelReply, CancelRequest, Document, DocumentsReply,
@@ -132,19 +131,14 @@ impl Control for ControlApi {
         let CancelRequest { request_id, reason } = request.into_inner();
         let doc = self.request_doc(&request_id).await?;
         if !doc.expanded {
-            // What broke off would be taken up again by the sweep, and run: tasks must be there to be cancelled.
+            // What broke off would be taken up again by the sweep, and run: tasks must be there to be cancelled. What
+            // does not expand has ended by that.
             if let Err(error) = submit::expand(&self.core, &doc).await {
                 tracing::warn!(%error, request = %doc.id, "cancelling what there is of it");
             }
         }
-        let reason = if reason.is_empty() { "cancelled by the user".to_owned() } else { reason };
-        let states = TaskState::ALL.into_iter().filter(|state| !state.is_terminal()).collect();
-        let live = TaskFilter { request: Some(doc.id), states, ..Default::default() };
-        let mut tasks_cancelled = 0;
-        for task in self.core.hub.tasks(&live).await.map_err(hub_status)? {
-            let step = self.core.step(task.id, |task, now| task.cancel(&reason, now)).await.map_err(hub_status)?;
-            tasks_cancelled += u64::from(matches!(step, Step::Stepped(_)));
-        }
+        let reason = if reason.is_empty() { "cancelled by the user" } else { &reason };
+        let tasks_cancelled = self.core.cancel_tasks(doc.id, reason).await.map_err(hub_status)?;
         Ok(Response::new(CancelReply { tasks_cancelled }))
     }
 

@@ -4,14 +4,14 @@ use super::{artifacts, from_json, hub_status, parse, status_of, submit, to_json}
 use crate::{
     core::{Core, Step},
     hub::TaskFilter,
-    pool,
+    pool::Pool,
 };
 use futures::Stream;
 use modelmeter_common::{
     Problem, SCHEMA_VERSION, TaskId,
     broker::{RESULTS, task_queue},
     device::Device,
-    status::{SlotDoc, WorkerDoc},
+    status::{Abilities, SlotDoc, WorkerDoc},
     task::{Assignment, Lease, Refusal, Task, TaskState},
     wire,
 };
@@ -46,7 +46,8 @@ type Reply<T> = Result<Response<T>, Status>;
 struct Claimant<'a> {
     worker: &'a str,
     incarnation: &'a str,
-    slot: SlotDoc,
+    slot: u32,
+    pool: Pool,
     claim_id: &'a str,
 }
 
@@ -73,25 +74,25 @@ impl WorkApi {
         claim_id: &'a str,
     ) -> Result<Result<Claimant<'a>, Why>, Status> {
         let Some(doc) = self.worker(worker, incarnation).await? else { return Ok(Err(Why::StaleWorker)) };
-        let slot = doc.slots.into_iter().find(|s| s.index == slot);
-        Ok(slot.map(|slot| Claimant { worker, incarnation, slot, claim_id }).ok_or(Why::WrongSlot))
+        let pool = doc.slots.iter().find(|s| s.index == slot).map(Pool::from);
+        Ok(pool.map(|pool| Claimant { worker, incarnation, slot, pool, claim_id }).ok_or(Why::WrongSlot))
     }
 
     /// Grants the task to the slot, or says why not.
     async fn grant(&self, task: Task, by: &Claimant<'_>) -> Result<Outcome, Status> {
         let (core, id) = (&self.core, task.id);
         let step = core.step_from(task, |task, now| {
-            if !pool::fits(task, &by.slot.device.class, &by.slot.engines) {
+            if !by.pool.fits(&task.cell) {
                 return Err(Refusal::State);
             }
             let lease = Lease {
                 worker: by.worker.to_owned(),
                 incarnation: by.incarnation.to_owned(),
-                slot: by.slot.index,
+                slot: by.slot,
                 claim_id: by.claim_id.to_owned(),
                 expires_at: now.plus(core.lease),
             };
-            task.claim(&by.slot.pool, lease, now)
+            task.claim(&by.pool.id, lease, now)
         });
         match step.await.map_err(hub_status)? {
             Step::Stepped(task) => {
@@ -191,8 +192,12 @@ fn check_wire_version(request: &RegisterRequest) -> Result<(), Status> {
 
 fn slot_doc(slot: &Slot) -> Result<SlotDoc, Status> {
     let device: Device = from_json("device", &slot.device_json)?;
-    let pool = pool::id(&device.class, &slot.engines);
-    Ok(SlotDoc { index: slot.index, device, engines: slot.engines.clone(), pool })
+    let abilities: Abilities = match slot.abilities_json.as_str() {
+        "" => Abilities::default(),
+        json => from_json("abilities", json)?,
+    };
+    let pool = Pool::of(&device.class, slot.engines.clone(), abilities.clone()).id;
+    Ok(SlotDoc { index: slot.index, device, engines: slot.engines.clone(), abilities, pool })
 }
 
 fn refused(why: Why) -> Outcome {

@@ -150,6 +150,11 @@ impl HubError {
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut(_) | Self::Failed(_))
     }
+
+    /// Whether the hub was not there for anybody, rather than this one call being amiss.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut(_) | Self::Storage(_))
+    }
 }
 
 impl From<HubError> for Problem {

@@ -8,7 +8,7 @@ pub use coordinator::{FakeCoordinator, State};
 pub use server::{FakeServer, MODEL};
 
 use modelmeter_common::{
-    RequestId, TaskId,
+    Code, Problem, RequestId, TaskId,
     broker::{Broker, RESULTS, memory::MemoryBroker},
     device::{CPU_CLASS, Device},
     engine::Protocol,
@@ -18,7 +18,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     wire,
 };
-use modelmeter_worker::{EngineSpec, Launch, Options, PortPair, PortPolicy, Ports, SlotOptions};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Options, PortPair, PortPolicy, Ports, SlotOptions};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -62,6 +62,10 @@ impl Bench {
                 engine("broken", shell("echo cannot load $0; exit 3", "{model}")),
                 engine("stuck", shell("trap '' TERM; echo $$ > $0; sleep 1000 & wait; sleep 1000", &self.pid_file())),
             ],
+            lacking: Lacking {
+                engines: BTreeMap::from([("onnx".into(), Problem::new(Code::NotInstalled, "no library"))]),
+                gpu: Some(Problem::new(Code::NotInstalled, "no driver")),
+            },
             inspectors: BTreeMap::new(),
             home: self.folder.path().join("home"),
             lock_dir: self.folder.path().join("locks"),

@@ -10,7 +10,7 @@ use modelmeter_common::{
     profile::*,
     request::{Request, RequestDoc, RequestState},
     stats::{Histogram, Interval},
-    status::{SlotDoc, WorkerDoc},
+    status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, Lease, Task},
 };
 use serde_json::{Value, json};
@@ -65,6 +65,7 @@ pub fn request(model: &str, state: RequestState, created: i64) -> RequestDoc {
         cells: 2,
         model: model_ref(model, "1"),
         request: asked,
+        formats: [("rten".to_owned(), Format::Onnx)].into(),
     }
 }
 
@@ -304,13 +305,18 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
 
 pub fn worker(name: &str) -> WorkerDoc {
     let pool = "cpu-0123456789abcdef".to_owned();
+    let abilities = Abilities {
+        formats: [("rten".to_owned(), vec![Format::Onnx])].into(),
+        lacking: [("my.own".to_owned(), Problem::new(Code::NotInstalled, UNICODE))].into(),
+        no_gpu: None,
+    };
     WorkerDoc {
         name: name.to_owned(),
         schema_version: SCHEMA_VERSION,
         incarnation: "i1".to_owned(),
         version: VERSION.to_owned(),
         wire_version: modelmeter_common::wire::VERSION,
-        slots: vec![SlotDoc { index: 0, device: device(), engines: vec!["rten".to_owned()], pool }],
+        slots: vec![SlotDoc { index: 0, device: device(), engines: vec!["rten".to_owned()], abilities, pool }],
         labels: labels(),
         registered_at: at(0),
         seen_at: at(1),
