@@ -473,6 +473,21 @@ mod tests {
     }
 
     #[test]
+    fn an_sla_that_one_repeat_misses_is_not_met_and_an_invalid_reference_is_none() {
+        let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
+        let mut repeats = [0, 1, 2].map(|repeat| measured(repeat, &[(1, 100.0)]));
+        assert!(profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+        // One call in ten of one repeat: fewer than one in twenty of them all.
+        let slow = &mut repeats[2].parts[0].point;
+        slow.latency = Histogram::default();
+        (0..2000u64).for_each(|i| slow.latency.record(if i % 10 == 0 { 20_000_000 } else { 10_000_000 }));
+        assert!(!profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+        repeats[2].parts[0].point.valid = false;
+        let folded = profile(&request(), &tasks, &repeats, 1);
+        assert!(folded.reference.is_none() && folded.unavailable.contains_key("reference"));
+    }
+
+    #[test]
     fn a_cell_is_partial_or_failed_with_its_last_error() {
         let tasks = [task(0, Some(1)), task(1, None)];
         let partial = profile(&request(), &tasks, &[measured(0, &[(1, 100.0)])], 1);

@@ -238,6 +238,21 @@ mod tests {
     }
 
     #[test]
+    fn what_one_repeat_has_is_not_said_to_be_lacking() {
+        let (mut with, mut without) = (point(100.0, 10), point(100.0, 10));
+        with.gpu = Some(GpuUse { power_w: Some(180.0), ..GpuUse::default() });
+        for path in ["gpu.power_w", "gpu.temperature_c"] {
+            let reason = Reason { code: "unsupported".into(), message: "the driver has none".into() };
+            without.unavailable.insert(path.into(), reason);
+        }
+        let folded = fold_points(&[&with, &without]).unwrap();
+        assert_eq!(folded.gpu.unwrap().power_w, Some(180.0));
+        assert!(
+            !folded.unavailable.contains_key("gpu.power_w") && folded.unavailable.contains_key("gpu.temperature_c")
+        );
+    }
+
+    #[test]
     fn one_repeat_keeps_its_own_intervals() {
         let one = point(100.0, 10);
         let folded = fold_points(&[&one]).unwrap();

@@ -177,6 +177,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_that_was_spoiled_and_then_told_too_little_is_not_tried_for_ever() {
+        let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson };
+        let mut search = Search::new(Sla { percentile: 99.0, latency_ms: 50.0 }, Arrivals::Poisson);
+        search.note(load(1.0), Says::Nothing);
+        assert_eq!(search.propose(), Some(load(1.0)));
+        search.note(load(1.0), Says::TooLittle);
+        assert_eq!(search.propose(), Some(load(2.0)));
+    }
+
+    #[test]
     fn comes_within_a_percent_where_each_point_tells() {
         for (capacity, start) in [(777.0, 10.0), (10.0, 10.0), (3.3, 40.0), (123_456.0, 100.0)] {
             let (rate, points) = found(capacity, start);

@@ -4,6 +4,7 @@ use super::{
     closed, laws,
     laws::{constant, ms},
     mock::{Mock, Reply, response},
+    prompt::Prompt,
     rules, run, run_target, target, target_at, turn, value_ms,
 };
 use modelmeter_common::{
@@ -35,6 +36,26 @@ async fn a_closed_loop_keeps_exactly_so_many_in_flight_and_says_what_its_figures
     assert!((rate.value * point.duration_s / point.requests as f64 - 1.0).abs() < 1e-9);
     assert!(rate.ci95[0] > 0.0 && rate.ci95[0] < rate.value && rate.value < rate.ci95[1]);
     assert!(point.unavailable.contains_key("latency_ms.p99_9") && point.unavailable.contains_key("gpu"));
+}
+
+#[tokio::test]
+async fn calls_that_end_together_count_for_the_time_that_they_took() {
+    let _turn = turn().await;
+    let server = Prompt::start(laws::lockstep(ms(50)));
+    let point = run_target(&target_at(server.address.to_string(), 16), closed(32), &rules(1200)).await.unwrap();
+    let rate = point.requests_per_s.unwrap();
+    assert!((rate.value / 640.0 - 1.0).abs() < 0.01 && rate.relative_half_width() < 0.05, "{rate:?}");
+}
+
+#[tokio::test]
+async fn a_fixed_number_of_scheduled_calls_holds_the_slow_ones_too() {
+    let _turn = turn().await;
+    let mock = Mock::start(|nth, _| Reply::After(if nth % 10 == 0 { ms(300) } else { ms(2) }));
+    let load = LoadPoint::Open { rate_per_s: 200.0, arrivals: Arrivals::Constant };
+    let fixed = Rules { batches: Some(100), ..rules(5_000) };
+    let point = run(&mock, load, &fixed).await.unwrap();
+    assert_eq!((point.requests, point.errors), (100, 0));
+    assert_eq!(point.latency.len() - point.latency.count_up_to(250_000_000), 10, "every tenth");
 }
 
 #[tokio::test]

@@ -101,6 +101,38 @@ async fn a_server_that_dies_ends_the_point_soon() {
     all_counted(&point);
 }
 
+#[tokio::test]
+async fn calls_that_never_come_back_are_told() {
+    let _turn = turn().await;
+    let mut patient = rules(600);
+    patient.stop.timeout_ms = 10_000;
+    let mock = Mock::start(|nth, _| if nth == 300 { Reply::Never } else { Reply::After(ms(2)) });
+    let point = run(&mock, closed(8), &patient).await.unwrap();
+    assert!(point.valid && warned(&point, "unanswered") && point.requests > 600, "{:?}", point.warnings);
+    // One in twenty is too many.
+    let mock = Mock::start(|nth, _| if nth % 20 == 19 { Reply::Never } else { Reply::After(ms(2)) });
+    let point = run(&mock, closed(64), &patient).await.unwrap();
+    let errors = point.warnings.iter().find(|w| w.code == "errors").map(|w| w.message.as_str());
+    assert!(!point.valid && errors.is_some_and(|e| e.contains("unanswered")), "{:?}", point.warnings);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_left_in_the_queue_does_not_hold_up_the_others() {
+    let _turn = turn().await;
+    let server = Raw::start(|nth, mut socket| {
+        if nth > 0 {
+            return raw::stay_silent(socket);
+        }
+        raw::greet(&mut socket)?;
+        loop {
+            let stream = raw::next_call(&mut socket)?;
+            socket.write_all(&raw::answer(stream))?;
+        }
+    });
+    let point = run_target(&target_at(server.endpoint.clone(), 1), closed(64), &rules(300)).await.unwrap();
+    assert!(point.valid && point.errors == 0 && point.requests > 300, "{point:?}");
+}
+
 /// Answers so many calls, then hears and says nothing more, on any connection.
 fn falls_silent(after: usize) -> Raw {
     let answered = Arc::new(AtomicUsize::new(0));
@@ -193,6 +225,11 @@ async fn more_connections_are_opened_where_one_takes_too_few_calls() {
     assert_eq!((point.errors, point.valid, mock.most_in_flight()), (0, true, 32), "{:?}", point.warnings);
     assert!(mock.connections() >= 8, "{}", mock.connections());
     // What even the most connections cannot hold must be said.
+    let open = LoadPoint::Open { rate_per_s: 1000.0, arrivals: Arrivals::Constant };
+    let slow = Mock::with(Settings { max_streams: 1, ..few }, constant(ms(300)));
+    let point = run(&slow, open, &rules(500)).await.unwrap();
+    assert!(!point.valid && warned(&point, "streams_limit"), "{:?}", point.warnings);
+    assert!(!point.error_kinds.contains_key("in_flight_limit"), "{:?}", point.error_kinds);
     let mock = Mock::with(Settings { max_streams: 1, ..few }, constant(ms(10)));
     let point = run(&mock, closed(300), &rules(500)).await.unwrap();
     assert!(!point.valid && warned(&point, "too_few_in_flight"), "{:?}", point.warnings);

@@ -87,6 +87,12 @@ pub fn brown_outs(stalls: Stalls, service: Duration, factor: u32) -> impl FnMut(
     move |_, at| Reply::After(if stalls.holds(at) { service * factor } else { service })
 }
 
+/// All that came since the last time is answered at once, each so often.
+pub fn lockstep(period: Duration) -> impl FnMut(usize, Instant) -> Reply + Send {
+    let begun = Instant::now();
+    move |_, at| Reply::After(period - Duration::from_nanos(((at - begun).as_nanos() % period.as_nanos()) as u64))
+}
+
 /// One request at a time, in the order in which they come.
 pub fn serial(service: Duration) -> impl FnMut(usize, Instant) -> Reply + Send {
     let mut free = Instant::now();

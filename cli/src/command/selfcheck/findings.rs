@@ -8,6 +8,8 @@ const LITTLE: f64 = 10.0;
 /// Shares of the CPU beyond which a point is marked, as in the worker.
 const MAX_OTHERS: f64 = 0.2;
 const MAX_STEAL: f64 = 0.02;
+/// Cores that compute so many times as fast at one moment as at another are not this machine's alone.
+const MAX_SPREAD: f64 = 1.15;
 /// Sleeps that end later than this make a schedule unsound.
 const LATE_NS: u64 = 1_000_000;
 
@@ -20,6 +22,7 @@ pub(super) fn findings(check: &SelfCheck) -> Vec<String> {
         most.map(|point| throughput(point, check.cores)),
         Some(schedules(&check.open)),
         Some(quiet(&check.host)),
+        steady(&check.host),
         sleeps(&check.timer),
     ];
     lines.into_iter().flatten().collect()
@@ -74,6 +77,17 @@ fn quiet(host: &Host) -> String {
     }
 }
 
+fn steady(host: &Host) -> Option<String> {
+    (host.speed_spread > MAX_SPREAD).then(|| {
+        format!(
+            "cores: they computed up to {:.2} times as fast at one moment as at another, with nothing else running here: other \
+             virtual machines share them, or their clocks move. Figures will depend on when they are taken; use a dedicated host, \
+             or measure long and repeat",
+            host.speed_spread
+        )
+    })
+}
+
 fn sleeps(timer: &Timer) -> Option<String> {
     (timer.sleep_late_p99_ns > LATE_NS).then(|| {
         "timer: sleeps end over 1 ms late; a virtual machine without a good timer, or a machine that is overloaded"
@@ -105,7 +119,7 @@ mod tests {
             timer: Timer::default(),
             closed: vec![closed(1, 9_000.0, 0.3), closed(32, 40_000.0, 0.25)],
             open: vec![open(500.0, None), open(2_000.0, Some("3 % were late")), open(5_000.0, None)],
-            host: Host { others_cpu_ratio: 0.01, steal_ratio: 0.0 },
+            host: Host { others_cpu_ratio: 0.01, steal_ratio: 0.0, speed_spread: 1.04 },
             findings: Vec::new(),
         }
     }
@@ -128,12 +142,15 @@ mod tests {
     fn what_is_wrong_says_what_to_do() {
         let mut bad = check();
         bad.open.remove(0);
-        bad.host = Host { others_cpu_ratio: 0.5, steal_ratio: 0.001 };
+        bad.host = Host { others_cpu_ratio: 0.5, steal_ratio: 0.001, speed_spread: 1.8 };
         bad.timer.sleep_late_p99_ns = 4_000_000;
         let found = findings(&bad).join("\n");
-        for part in
-            ["not to be trusted here, give the client a core", "stop what runs beside", "sleeps end over 1 ms late"]
-        {
+        for part in [
+            "not to be trusted here, give the client a core",
+            "stop what runs beside",
+            "sleeps end over 1 ms late",
+            "1.80 times",
+        ] {
             assert!(found.contains(part), "{part:?} is not in {found}");
         }
         bad.host.steal_ratio = 0.1;

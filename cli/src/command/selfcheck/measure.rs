@@ -1,6 +1,6 @@
-//! The figures, in about 15 seconds: the very client and meter that measure models, against the null engine in this process.
+//! The figures, in about 20 seconds: the very client and meter that measure models, against the null engine in this process.
 
-use super::{CONCURRENCIES, Closed, Host, Lateness, Open, RATES, SelfCheck, Timer, findings::findings};
+use super::{CONCURRENCIES, Closed, Host, Lateness, Open, RATES, SelfCheck, Timer, findings::findings, speed};
 use crate::{interrupt::interrupted, progress::Progress};
 use modelmeter_common::{
     Code, Problem, VERSION, artifact,
@@ -38,9 +38,11 @@ const LATE_NS: u64 = 1_000_000;
 
 pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationToken) -> Result<SelfCheck, Problem> {
     let cpu = sample::devices().0.swap_remove(0);
-    progress.say("measuring the timer");
-    let timed = tokio::task::spawn_blocking(timer).await;
-    let timer = timed.map_err(|e| Problem::new(Code::Internal, format!("the timer was not measured: {e}")))?;
+    let cores = cpu.cores.unwrap_or(1);
+    progress.say("measuring the timer and the cores");
+    let timed = tokio::task::spawn_blocking(move || (timer(), speed::spread(cores))).await;
+    let (timer, speed_spread) =
+        timed.map_err(|e| Problem::new(Code::Internal, format!("the timer was not measured: {e}")))?;
     let server_stop = stop.child_token();
     let target = null_engine(cache, &server_stop).await?;
     let mut bench = Bench { target, progress, stop, points: Vec::new() };
@@ -55,7 +57,6 @@ pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationTo
         open.push(self::open(rate_per_s, bench.measure(load).await?));
     }
     server_stop.cancel();
-    let cores = cpu.cores.unwrap_or(1);
     let mut check = SelfCheck {
         modelmeter_version: VERSION,
         cpu: cpu.name,
@@ -63,7 +64,7 @@ pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationTo
         timer,
         closed,
         open,
-        host: host(&bench.points, f64::from(cores)),
+        host: Host { speed_spread, ..host(&bench.points, f64::from(cores)) },
         findings: Vec::new(),
     };
     check.findings = findings(&check);
@@ -193,5 +194,6 @@ fn host(points: &[Point], cores: f64) -> Host {
     Host {
         others_cpu_ratio: mean(&|point| (point.host.cpu_busy_ratio - own(point)).max(0.0)),
         steal_ratio: mean(&|point| point.host.steal_ratio),
+        ..Host::default()
     }
 }

@@ -3,6 +3,7 @@
 
 mod findings;
 mod measure;
+mod speed;
 
 use super::{Context, print};
 use crate::{
@@ -87,6 +88,8 @@ struct Lateness {
 struct Host {
     others_cpu_ratio: f64,
     steal_ratio: f64,
+    /// The fastest over the slowest twentieth of the time in which the cores only computed, beforehand.
+    speed_spread: f64,
 }
 
 pub(super) async fn run(context: &Context) -> Result<u8, Problem> {

@@ -29,6 +29,7 @@ struct Server {
     unsteady: f64,
     rng: Rng,
     points: u64,
+    took_s: f64,
 }
 
 impl Server {
@@ -36,7 +37,7 @@ impl Server {
     fn new(law: Law, unsteady: f64, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let (peak, shape) = (200f64.powf(rng.uniform()).round(), 0.2 + 1.3 * rng.uniform());
-        Self { law, peak, shape, unsteady, rng, points: 0 }
+        Self { law, peak, shape, unsteady, rng, points: 0, took_s: 0.0 }
     }
 
     /// Its rate, of which the highest is 1.
@@ -75,6 +76,7 @@ impl Measure for Server {
         let LoadPoint::Closed { concurrency } = load else { unreachable!("a sweep's points are closed loops") };
         self.points += 1;
         let run = simulate::run(self.calls(concurrency), StopRule::from(&Stop::default()));
+        self.took_s += run.took_s;
         Ok(Point {
             percentiles: run.series.percentiles(),
             requests_per_s: run.series.throughput(),
@@ -103,7 +105,7 @@ async fn a_sweep_ends_within_three_percent_of_the_peak() {
         [("saturating", saturating), ("softly saturating", softly), ("thrashing", thrashing), ("two-step", two_step)]
     {
         for unsteady in [0.0, 0.1] {
-            let (mut near, mut points, mut worst) = (0, 0, 1.0f64);
+            let (mut near, mut points, mut took_s, mut worst) = (0, 0, 0.0, 1.0f64);
             for seed in 0..RUNS {
                 let mut server = Server::new(law, unsteady, seed);
                 let found = run_plan(&Load::default(), None, None, &mut server).await.unwrap();
@@ -114,10 +116,11 @@ async fn a_sweep_ends_within_three_percent_of_the_peak() {
                 near += u64::from(share >= 0.97);
                 worst = worst.min(share);
                 points += server.points;
+                took_s += server.took_s;
             }
-            let points = points as f64 / RUNS as f64;
+            let (points, took_s) = (points as f64 / RUNS as f64, took_s / RUNS as f64);
             println!(
-                "{name}, unsteady {unsteady}: {near} of {RUNS} within 3 %, the worst {worst:.3}; {points:.1} points"
+                "{name}, unsteady {unsteady}: {near} of {RUNS} within 3 %, the worst {worst:.3}; {points:.1} points, {took_s:.0} s"
             );
         }
     }
