@@ -106,7 +106,19 @@ fn cells_that_cannot_run_here_say_what_is_lacking() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     std::fs::write(home.join("modelmeter.toml"), "[engine.onnx]\nlibrary = '/nowhere/libonnxruntime.so'").unwrap();
-    let args = ["profile", "mlp", "--engines", "onnx,rten", "--batch-sizes", "1", "--batches", "5", "--json"];
+    let args = [
+        "profile",
+        "mlp",
+        "--engines",
+        "onnx,rten",
+        "--batch-sizes",
+        "1",
+        "--batches",
+        "5",
+        "--concurrency",
+        "1",
+        "--json",
+    ];
     let output = command(home, &args).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let profiles = json(&output);

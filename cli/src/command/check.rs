@@ -216,7 +216,8 @@ mod tests {
     fn engines_of_the_configuration_take_part() {
         engines::this_is_the_program();
         let text = "[engines.mine]\ncommand = ['sh']\nformats = ['onnx']\n[engines.other]\ncommand = ['sh']\nformats = ['triton']";
-        let config: Config = toml::from_str(text).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let config = Config { home: home.path().to_owned(), ..toml::from_str(text).unwrap() };
         let words = |words: &str| words.split(',').map(str::to_owned).collect::<Vec<_>>();
         let tried = |engines: &str| {
             let args = CheckArgs { engines: words(engines), ..args() };
