@@ -38,11 +38,12 @@ fn push(series: &mut Series, calls: u64) -> usize {
     let (until, mut window) = (series.requests() + calls, Batch::default());
     while series.requests() < until {
         while window.duration_ns < series.window_ns() {
-            window.latency.record(100_000 + (window.duration_ns / 7) % 1_000_000);
+            window.record(100_000 + (window.duration_ns / 7) % 1_000_000);
             window.duration_ns += CALL_NS;
         }
         series.push(&window);
         window.latency.clear();
+        window.latency_sum_ns = 0;
         window.duration_ns = 0;
     }
     MOST.load(Relaxed)

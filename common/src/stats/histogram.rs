@@ -79,6 +79,18 @@ impl Histogram {
         self.0.count_between(0, ns)
     }
 
+    /// The same of values in rising order, in one pass.
+    pub fn counts_up_to<const N: usize>(&self, rising_ns: [u64; N]) -> [u64; N] {
+        let (mut from, mut count) = (0, 0);
+        rising_ns.map(|ns| {
+            if ns >= from {
+                count += self.0.count_between(from, ns);
+                from = self.0.next_non_equivalent(ns);
+            }
+            count
+        })
+    }
+
     /// The mean, in nanoseconds.
     pub fn mean_ns(&self) -> f64 {
         self.0.mean()
@@ -143,6 +155,14 @@ mod tests {
         let mut h = Histogram::default();
         (1..=10_000u64).for_each(|i| h.record(i * 10_000));
         h
+    }
+
+    #[test]
+    fn counts_are_the_same_one_by_one_and_in_one_pass() {
+        let mut h = Histogram::default();
+        (0..5000u64).for_each(|i| h.record(i * i * 37));
+        let values = [0, 40_000, 40_001, 40_001, 900_000, 3_000_000, 900_000_000_000];
+        assert_eq!(h.counts_up_to(values), values.map(|ns| h.count_up_to(ns)));
     }
 
     #[test]

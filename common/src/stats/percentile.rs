@@ -76,16 +76,23 @@ impl Effective {
     }
 }
 
-/// Effective number of samples for the share that is at most `value_ns`, at most the actual number. None where they all
-/// are, or none is: that says nothing of how they depend on each other.
-pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<Effective> {
-    let n = total.len() as f64;
-    let p = total.latency.count_up_to(value_ns) as f64 / n;
+/// How many samples a batch has, and how many of them are at most some value.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    all: u64,
+    below: u64,
+}
+
+/// Effective number of samples for the share below some value, at most the actual number. None where they all are, or
+/// none is: that says nothing of how they depend on each other.
+fn effective(total: Share, batches: impl Iterator<Item = Share>) -> Option<Effective> {
+    let n = total.all as f64;
+    let p = total.below as f64 / n;
     if !(p > 0.0 && p < 1.0) {
         return None;
     }
-    let residual = |b: &Sample| b.latency.count_up_to(value_ns) as f64 - p * b.len() as f64;
-    let residuals: Vec<f64> = batches.iter().filter(|b| b.len() > 0).map(residual).collect();
+    let residual = |b: Share| b.below as f64 - p * b.all as f64;
+    let residuals: Vec<f64> = batches.filter(|b| b.all > 0).map(residual).collect();
     let (spread, binomial) = (spread(&residuals)?, n * p * (1.0 - p));
     let by_batches = PER_BATCH * residuals.len() as f64 / inflation(&residuals);
     let number = |variance: f64| (n / (variance / binomial).max(1.0)).max(by_batches) as u64;
@@ -94,23 +101,27 @@ pub fn effective(value_ns: u64, total: Sample, batches: &[Sample]) -> Option<Eff
 
 /// The percentiles of a run from its total and its batches, in the order of [`PERCENTILES`].
 pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
+    let values = PERCENTILES.map(|q| total.latency.rank_ns(rank(q, total.len()).min(total.latency.len())));
+    let shares = |of: &Sample| {
+        let all = of.len();
+        of.latency.counts_up_to(values).map(|below| Share { all, below })
+    };
+    let (of_all, of_each) = (shares(&total), batches.iter().map(shares).collect::<Vec<_>>());
     let mut before = Effective::known(total.len());
-    PERCENTILES
-        .iter()
-        .map(|&q| {
-            let found = percentile(q, total, batches, before);
-            before = Effective { had: found.had, sure: found.sure };
-            found
-        })
-        .collect()
+    let percentile = |(i, &q): (usize, &f64)| {
+        let own = effective(of_all[i], of_each.iter().map(|shares| shares[i]));
+        let found = percentile(q, total, batches, own, before);
+        before = Effective { had: found.had, sure: found.sure };
+        found
+    };
+    PERCENTILES.iter().enumerate().map(percentile).collect()
 }
 
 /// One of them, after a more central one that had this effective number: how calls depend on each other shows less and
 /// less towards the tail, where there are fewer of them. So a tail that was hardly seen counts no more than what lies
 /// before it.
-fn percentile(q: f64, total: Sample, batches: &[Sample], before: Effective) -> Percentile {
-    let value = total.latency.rank_ns(rank(q, total.len()).min(total.latency.len()));
-    let worth = match effective(value, total, batches) {
+fn percentile(q: f64, total: Sample, batches: &[Sample], own: Option<Effective>, before: Effective) -> Percentile {
+    let worth = match own {
         Some(own) if own.sure as f64 * (1.0 - q / 100.0) >= WELL_SEEN => own,
         Some(own) => own.at_most(before),
         None => before,
@@ -247,8 +258,8 @@ mod tests {
             sum.merge(b);
             sum
         });
-        let samples: Vec<_> = batches.iter().map(|latency| Sample { latency, failures: 0 }).collect();
-        let worth = effective(1_000_500, Sample { latency: &total, failures: 0 }, &samples).unwrap();
+        let share = |h: &Histogram| Share { all: h.len(), below: h.count_up_to(1_000_500) };
+        let worth = effective(share(&total), batches.iter().map(share)).unwrap();
         assert!(worth.sure <= worth.had && worth.had < 40, "{worth:?} of 2000: each batch is all fast or all slow");
     }
 }

@@ -19,6 +19,8 @@ const LONGEST_NS: u64 = 250_000_000;
 pub struct Batch {
     /// Latencies of the successes.
     pub latency: Histogram,
+    /// Their sum: a histogram tells it only counter by counter.
+    pub latency_sum_ns: u64,
     /// Number of failures.
     pub failures: u64,
     /// From the end of the batch before to the end of this one.
@@ -30,8 +32,20 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A success.
+    pub fn record(&mut self, latency_ns: u64) {
+        self.latency.record(latency_ns);
+        self.latency_sum_ns += latency_ns;
+    }
+
+    /// The mean latency of the successes; none without any.
+    pub fn mean_ns(&self) -> Option<f64> {
+        (!self.latency.is_empty()).then(|| self.latency_sum_ns as f64 / self.latency.len() as f64)
+    }
+
     fn add(&mut self, other: &Self) {
         self.latency.merge(&other.latency);
+        self.latency_sum_ns += other.latency_sum_ns;
         self.failures += other.failures;
         self.duration_ns += other.duration_ns;
         self.carried += other.carried;
@@ -144,7 +158,7 @@ mod tests {
 
     fn batch(n: u64, latency_ns: u64) -> Batch {
         let mut b = Batch { duration_ns: n * latency_ns, ..Batch::default() };
-        (0..n).for_each(|_| b.latency.record(latency_ns));
+        (0..n).for_each(|_| b.record(latency_ns));
         b
     }
 

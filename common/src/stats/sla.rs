@@ -89,7 +89,7 @@ mod tests {
             let mut series = Series::default();
             for b in 0..20 {
                 let mut batch = Batch { duration_ns: 1_000_000_000, ..Batch::default() };
-                (0..100).for_each(|i| batch.latency.record(if i < over(b) { 60_000_000 } else { 20_000_000 }));
+                (0..100).for_each(|i| batch.record(if i < over(b) { 60_000_000 } else { 20_000_000 }));
                 series.push(&batch);
             }
             is_missed(&sla, &series)

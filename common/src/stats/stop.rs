@@ -96,7 +96,7 @@ mod tests {
         let mut series = Series::default();
         for i in 0..stretches {
             let mut stretch = Batch { duration_ns: 62_000_000 + pause_ns(i), ..Batch::default() };
-            (0..62).for_each(|call| stretch.latency.record(1_000_000 + (i * 31 + call) % 97 * 500));
+            (0..62).for_each(|call| stretch.record(1_000_000 + (i * 31 + call) % 97 * 500));
             series.push(&stretch);
         }
         series

@@ -41,7 +41,7 @@ pub fn judge(series: &Series, elapsed: Duration, max: Duration) -> Warmth {
 
 /// Whether the mean latency of the batches has settled.
 pub fn is_stationary(batches: &[Batch]) -> bool {
-    let means: Vec<f64> = batches.iter().filter(|b| !b.latency.is_empty()).map(|b| b.latency.mean_ns()).collect();
+    let means: Vec<f64> = batches.iter().filter_map(Batch::mean_ns).collect();
     if means.len() < MIN_BATCHES {
         return false;
     }
@@ -71,7 +71,7 @@ mod tests {
         let mut series = Series::default();
         for us in latencies_us {
             let mut batch = Batch { duration_ns: us * 1000, ..Batch::default() };
-            batch.latency.record(us * 1000);
+            batch.record(us * 1000);
             series.push(&batch);
         }
         series

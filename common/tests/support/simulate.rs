@@ -28,7 +28,7 @@ struct Client {
 impl Client {
     /// The next call joins the window. When it ended.
     fn call(&mut self, call: Call) {
-        self.window.latency.record((call.latency_s * 1e9) as u64);
+        self.window.record((call.latency_s * 1e9) as u64);
         self.now_s = call.end_s;
     }
 
@@ -39,8 +39,7 @@ impl Client {
     /// Hands the window over.
     fn cut(&mut self, series: &mut Series) {
         self.window.duration_ns = self.width_ns();
-        series.push(&self.window);
-        self.window.latency.clear();
+        series.push(&std::mem::take(&mut self.window));
         self.cut_s = self.now_s;
     }
 

@@ -13,9 +13,7 @@ const Z: f64 = 3.2;
 /// more than chance: by the test of Mann and Whitney ("On a test of whether one of two random variables is
 /// stochastically larger than the other", 1947) on the batches' means, which no single stall decides.
 pub(super) fn drift(series: &Series) -> Option<f64> {
-    let measured = series.batches().iter().filter(|batch| !batch.latency.is_empty());
-    let means: Vec<f64> = measured.map(|batch: &Batch| batch.latency.mean_ns()).collect();
-    between_halves(&means)
+    between_halves(&series.batches().iter().filter_map(Batch::mean_ns).collect::<Vec<_>>())
 }
 
 fn between_halves(means: &[f64]) -> Option<f64> {

@@ -150,7 +150,7 @@ impl Recorder {
         match result {
             Ok(()) => {
                 let from = if self.open { times.scheduled_ns } else { times.sent_ns };
-                self.window.batch.latency.record(now.saturating_sub(from));
+                self.window.batch.record(now.saturating_sub(from));
                 if self.open && self.phase > 0 {
                     self.sends.service.record(now.saturating_sub(times.sent_ns));
                 }

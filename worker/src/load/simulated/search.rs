@@ -49,7 +49,7 @@ impl Queue {
             if now < WARMUP_S {
                 continue;
             }
-            window.latency.record(((free - now) * 1e9) as u64);
+            window.record(((free - now) * 1e9) as u64);
             window.duration_ns = ((free - last_end) * 1e9).max(0.0) as u64;
             let measured_s = now - WARMUP_S;
             is_done = measured_s >= self.most_s;
