@@ -3,7 +3,7 @@
 use super::{
     control::{Control, Orders, Report, STOP, Shared},
     outcome::Failure,
-    recorder::{Recorder, Times, Window},
+    recorder::{Recorder, Times},
     schedule::Pacer,
     sys::Clock,
 };
@@ -102,8 +102,10 @@ impl Calls {
         }
         self.recorder.start(self.shared.phase.load(Relaxed), self.clock.now_ns());
         while !self.finished && self.shared.state.load(Relaxed) != STOP {
-            let window = self.recorder.begin_turn(self.shared.phase.load(Relaxed), self.clock.now_ns());
-            self.hand_over(window);
+            let (phase, width_ns) = (self.shared.phase.load(Relaxed), self.shared.width_ns.load(Relaxed));
+            if let Some(window) = self.recorder.cut_between(phase, width_ns, self.clock.now_ns()) {
+                let _ = self.reports.send(Report::Window(Box::new(window)));
+            }
             if let Err(words) = self.turn() {
                 let now = self.clock.now_ns();
                 for (_, begun) in std::mem::take(&mut self.in_flight) {
@@ -112,8 +114,6 @@ impl Calls {
                 self.tell(words);
                 break;
             }
-            let window = self.recorder.end_turn(self.shared.width_ns.load(Relaxed));
-            self.hand_over(window);
         }
         let now = self.clock.now_ns();
         let (window, sends) = self.recorder.end(self.in_flight.into_values().map(|begun| now - begun).collect());
@@ -158,12 +158,6 @@ impl Calls {
         }
         self.recorder.ended(Times { scheduled_ns: begun, sent_ns: begun }, result, now);
         self.finished = self.recorder.is_full(self.shared.limit.load(Relaxed));
-    }
-
-    fn hand_over(&self, window: Option<Window>) {
-        if let Some(window) = window {
-            let _ = self.reports.send(Report::Window(Box::new(window)));
-        }
     }
 }
 

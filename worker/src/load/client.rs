@@ -143,32 +143,31 @@ impl Client {
         if let Some(cpus) = &self.orders.cpus {
             pin_this_thread(cpus);
         }
-        loop {
-            self.heed_orders();
-            if self.state == State::Ended {
-                break;
-            }
+        while self.state != State::Ended {
             self.dial();
             self.send_due();
             self.flush();
             self.wait();
+            self.heed_orders();
             self.receive();
             self.expire();
-            let window = self.recorder.end_turn(self.shared.width_ns.load(Relaxed));
-            self.hand_over(window);
         }
         let now = self.clock.now_ns();
         let unanswered = self.flights.iter().flatten().map(|flight| now - flight.times.sent_ns).collect();
+        let reports = self.reports;
         let (window, sends) = self.recorder.end(unanswered);
-        let _ = self.reports.send(Report::Window(Box::new(window)));
-        let _ = self.reports.send(Report::Ended(Box::new(sends)));
+        let _ = reports.send(Report::Window(Box::new(window)));
+        let _ = reports.send(Report::Ended(Box::new(sends)));
     }
 
+    /// Between two turns: what came meanwhile has not been taken in.
     fn heed_orders(&mut self) {
+        let now = self.clock.now_ns();
         match (self.shared.state.load(Relaxed), self.state) {
-            (STOP, _) | (DRAIN, State::Connecting) => self.state = State::Ended,
+            (STOP | DRAIN, State::Connecting) | (STOP, State::Draining) => self.state = State::Ended,
+            (STOP, State::Running) if self.recorder.is_between(now) => self.state = State::Ended,
             (DRAIN, State::Running) => self.drain(),
-            (_, State::Running) => self.heed_phase(),
+            (_, State::Running) => self.cut(now),
             _ => {}
         }
         if self.state == State::Draining && self.in_flight == 0 {
@@ -176,24 +175,25 @@ impl Client {
         }
     }
 
-    fn heed_phase(&mut self) {
-        let now = self.clock.now_ns();
-        if let Some(window) = self.recorder.begin_turn(self.shared.phase.load(Relaxed), now) {
-            self.hand_over(Some(window));
-            (self.phase_begun_ns, self.next_sample_ns) = (now, now);
+    fn cut(&mut self, now: u64) {
+        let (phase, width_ns) = (self.shared.phase.load(Relaxed), self.shared.width_ns.load(Relaxed));
+        let before = self.recorder.phase();
+        if let Some(window) = self.recorder.cut_between(phase, width_ns, now) {
+            self.hand_over(window);
+            if phase != before {
+                (self.phase_begun_ns, self.next_sample_ns) = (now, now);
+            }
         }
     }
 
     fn drain(&mut self) {
         let window = self.recorder.drain();
-        self.hand_over(Some(window));
+        self.hand_over(window);
         self.state = State::Draining;
     }
 
-    fn hand_over(&self, window: Option<Window>) {
-        if let Some(window) = window {
-            let _ = self.reports.send(Report::Window(Box::new(window)));
-        }
+    fn hand_over(&self, window: Window) {
+        let _ = self.reports.send(Report::Window(Box::new(window)));
     }
 
     /// Starts what connections are due. Connecting blocks, so each attempt has a thread for its moment.

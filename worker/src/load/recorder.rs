@@ -1,8 +1,8 @@
 //! What the event loop writes down: stretches of the run, each handed over whole. Memory does not depend on the
 //! number of calls.
 //!
-//! A stretch goes from the last end of a call in one turn of the loop to the last in another. Servers that answer many
-//! calls at once end them within a turn, so that a stretch holds as many of such bursts as of the waits between them.
+//! A stretch goes from the last end of a burst of calls to that of another, where calls end in bursts: servers that batch
+//! answer many at once, and a stretch must hold as many of these bursts as of the waits between them.
 
 use super::{
     outcome::Failure,
@@ -13,6 +13,11 @@ use std::collections::BTreeMap;
 
 /// Sends later than this make an open loop unsound.
 const LATE_NS: u64 = 1_000_000;
+
+/// Without an end for so long, a burst is over.
+const GAP_NS: u64 = 300_000;
+/// Where calls end all the time, one need not wait for a gap longer than this.
+const PATIENCE_NS: u64 = 5_000_000;
 
 /// A stretch of the run.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +64,8 @@ pub(super) struct Recorder {
     begin_starved_ns: u64,
     schedstat: Schedstat,
     last_end_ns: u64,
+    /// Since when a gap between bursts is waited for.
+    waiting_ns: Option<u64>,
     phase: u32,
     /// Nothing is scheduled any more.
     late: bool,
@@ -79,6 +86,7 @@ impl Recorder {
             begin_starved_ns: 0,
             schedstat: Schedstat::default(),
             last_end_ns: 0,
+            waiting_ns: None,
             phase: 0,
             late: false,
             from_ns: 0,
@@ -96,19 +104,28 @@ impl Recorder {
         (self.phase, self.from_ns) = (phase, now);
     }
 
-    /// Before a turn: where the next phase begins, the last window of the one before.
-    pub fn begin_turn(&mut self, phase: u32, now: u64) -> Option<Window> {
-        if phase == self.phase {
+    pub fn phase(&self) -> u32 {
+        self.phase
+    }
+
+    /// The window so far, where it is this wide or the next phase begins, and no burst of ends is going on. Asked before
+    /// what came meanwhile is taken in.
+    pub fn cut_between(&mut self, phase: u32, width_ns: u64, now: u64) -> Option<Window> {
+        let is_wanted = phase != self.phase || self.last_end_ns - self.begin_ns >= width_ns;
+        if self.late || !is_wanted || !self.is_between(now) {
             return None;
         }
         let window = self.cut();
-        (self.phase, self.from_ns, self.due, self.ended) = (phase, now, 0, 0);
+        if phase != self.phase {
+            (self.phase, self.from_ns, self.due, self.ended) = (phase, now, 0, 0);
+        }
         Some(window)
     }
 
-    /// After a turn: the window, if it is this wide.
-    pub fn end_turn(&mut self, width_ns: u64) -> Option<Window> {
-        (!self.late && self.last_end_ns - self.begin_ns >= width_ns).then(|| self.cut())
+    /// Whether no burst of ends is going on, or it goes on for ever.
+    pub fn is_between(&mut self, now: u64) -> bool {
+        let since = *self.waiting_ns.get_or_insert(now);
+        now.saturating_sub(self.last_end_ns) >= GAP_NS || now - since >= PATIENCE_NS
     }
 
     /// Nothing is scheduled from now on: the window so far. What ends now comes late.
@@ -169,7 +186,7 @@ impl Recorder {
 
     fn cut(&mut self) -> Window {
         let mut window = std::mem::take(&mut self.window);
-        window.phase = self.phase;
+        (window.phase, self.waiting_ns) = (self.phase, None);
         if self.late {
             (window.batch.late, window.batch.carried) = (window.batch.latency.len(), 0);
             return window;

@@ -129,7 +129,7 @@ async fn a_connection_that_is_left_in_the_queue_does_not_hold_up_the_others() {
             socket.write_all(&raw::answer(stream))?;
         }
     });
-    let point = run_target(&target_at(server.endpoint.clone(), 1), closed(64), &rules(300)).await.unwrap();
+    let point = run_target(&target_at(server.endpoint.clone(), 1), closed(64), &rules(3000)).await.unwrap();
     assert!(point.valid && point.errors == 0 && point.requests > 300, "{point:?}");
 }
 
