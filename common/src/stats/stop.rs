@@ -58,8 +58,8 @@ impl StopRule {
         if self.is_met(series) { Look::Converged } else { Look::Open }
     }
 
-    /// Whether throughput and each percentile that the samples carry are as precise as asked. The median must be
-    /// among them.
+    /// Whether throughput and each percentile that the samples surely carry are as precise as asked: the others' ends are
+    /// the slowest calls, which no precision can be asked of. The median must be among them.
     pub fn is_met(&self, series: &Series) -> bool {
         let within = |interval: &Interval| interval.relative_half_width() <= self.precision;
         let (throughput, spread) = (series.throughput(), series.count_spread());
@@ -67,7 +67,7 @@ impl StopRule {
         let percentiles = series.percentiles();
         throughput.zip(spread).is_some_and(surely)
             && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
-            && percentiles.iter().filter_map(|p| p.ms.as_ref()).all(within)
+            && percentiles.iter().filter(|p| p.sure >= p.needs).filter_map(|p| p.ms.as_ref()).all(within)
     }
 }
 
