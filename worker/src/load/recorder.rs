@@ -194,7 +194,7 @@ impl Recorder {
         let (cpu_ns, starved_ns) = (sys::thread_cpu_ns(), self.schedstat.starved_ns());
         window.batch.duration_ns = self.last_end_ns - self.begin_ns;
         window.cpu_ns = cpu_ns - self.begin_cpu_ns;
-        window.starved_ns = starved_ns - self.begin_starved_ns;
+        window.starved_ns = starved_ns.saturating_sub(self.begin_starved_ns);
         (self.begin_ns, self.begin_cpu_ns, self.begin_starved_ns) = (self.last_end_ns, cpu_ns, starved_ns);
         window
     }
