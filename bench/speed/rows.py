@@ -129,7 +129,7 @@ def percentile(values, q):
 
 
 def stalls(repeats):
-    print("open loop, 100 calls/s, answers after 5 ms, none in the last second of every ten")
+    print("open loop, 100 calls/s, answers after 5 ms, none in the last second of every ten; modelmeter for 120 s, that is 12 stalls")
     rows = {"perf_analyzer": [], "modelmeter": []}
     for _ in range(repeats):
         with Responder("stalls", record=True) as responder:
@@ -138,7 +138,7 @@ def stalls(repeats):
             # It says what its last three windows of 5 s held.
             said = {q: run.row and float(run.row[f"p{q} latency"]) / 1e3 for q in (95, 99)}
             rows["perf_analyzer"].append(stall_row(said, responder.seen()[-1500:]))
-            long = ["--min-duration", "40s", "--max-duration", "40s"]
+            long = ["--min-duration", "120s", "--max-duration", "120s"]
             point = modelmeter(responder, "--rate", 100, "--arrivals", "constant", *long, slices=False).points[0]
             latency = {q: point["latency_ms"][f"p{q}"] for q in (95, 99)}
             rows["modelmeter"].append(stall_row(

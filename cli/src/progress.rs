@@ -174,6 +174,7 @@ mod tests {
             model: ModelRef { name: "m".into(), version: "1".into() },
             created_at: Timestamp(0),
             ended_at: None,
+            error: None,
             cells,
         }
     }

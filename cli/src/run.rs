@@ -10,6 +10,7 @@ use crate::{
     job::{Job, Target},
     models::{self, Local},
     progress::Progress,
+    report::counted,
 };
 use modelmeter_common::{
     Code, Problem, RequestId,
@@ -338,10 +339,11 @@ async fn measure(
     let id = RequestId::random();
     let watched = async {
         let tasks = client.submit(id, request).await?;
-        progress.say(&format!("request {id}: {tasks} task{} of {}", if tasks == 1 { "" } else { "s" }, request.model));
+        progress.say(&format!("request {id}: {} of {}", counted(tasks, "task"), request.model));
         watch(client, id, progress).await.map_err(Failure::later)
     };
     match within(stop, watched).await {
+        Ok(Status { error: Some(problem), .. }) => Err(Failure::later(problem)),
         Ok(status) => {
             let profiles = client.results(Some(id), None, Some(u32::MAX)).await.map_err(Failure::later)?;
             Ok(Finished { request_id: id, state: status.state, interrupted: false, profiles })

@@ -2,24 +2,22 @@
 //!
 //! The first three are merged here; flags are applied by the command line, which owns them.
 
+mod environment;
+mod sources;
+mod text;
+
+pub use environment::unknown_variables;
+pub use sources::{FILE, Sources, load};
+pub use text::{cpus, duration};
+
 use crate::{
-    Problem,
     container::Container,
     engine::Protocol,
     model::Format,
     redact::{HIDDEN, redact},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    time::Duration,
-};
-use toml::{Table, Value};
-
-/// The name of the file.
-pub const FILE: &str = "modelmeter.toml";
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Everything that can be configured.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -305,194 +303,6 @@ pub enum TimedIn {
     Child,
 }
 
-/// What the configuration is read from.
-#[derive(Clone, Debug, Default)]
-pub struct Sources {
-    /// A file that the user named: it must be there.
-    pub file: Option<PathBuf>,
-    /// The home that the user named by flag.
-    pub home: Option<PathBuf>,
-    /// Where `modelmeter.toml` is looked for first.
-    pub cwd: PathBuf,
-    /// The environment.
-    pub env: BTreeMap<String, String>,
-}
-
-impl Sources {
-    /// This process's own.
-    pub fn of_process(file: Option<PathBuf>, home: Option<PathBuf>) -> Self {
-        let env =
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-        Self { file, home, cwd: std::env::current_dir().unwrap_or_default(), env }
-    }
-
-    /// The home: flag, environment, or the user's data directory.
-    fn home(&self) -> Option<PathBuf> {
-        let var = |name: &str| self.env.get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        self.home
-            .clone()
-            .or_else(|| var("MODELMETER_HOME"))
-            .or_else(|| var("XDG_DATA_HOME").map(|dir| dir.join("modelmeter")))
-            .or_else(|| var("HOME").map(|dir| dir.join(".local/share/modelmeter")))
-    }
-
-    /// The file to read: the one named, else the one here, else the one at home.
-    fn find(&self) -> Result<Option<(PathBuf, String)>, Problem> {
-        let named = self.file.clone().or_else(|| self.env.get("MODELMETER_CONFIG").map(PathBuf::from));
-        let candidates = match &named {
-            Some(path) => vec![path.clone()],
-            None => std::iter::once(self.cwd.clone()).chain(self.home()).map(|dir| dir.join(FILE)).collect(),
-        };
-        for path in candidates {
-            match std::fs::read_to_string(&path) {
-                Ok(text) => return Ok(Some((path, text))),
-                Err(e) if named.is_none() && matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-                Err(e) => return Err(Problem::invalid("config", format!("cannot read {}: {e}", path.display()))),
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Merges defaults, file and environment. Errors name the key and the file or variable that it stands in.
-pub fn load(sources: &Sources) -> Result<Config, Problem> {
-    let (mut table, origin) = match sources.find()? {
-        Some((path, text)) => (parse(&path, &text)?, format!("{} and the environment", path.display())),
-        None => (Table::new(), "the environment".to_owned()),
-    };
-    for variable in &VARIABLES {
-        if let Some(text) = sources.env.get(variable.name) {
-            set(&mut table, variable.path, variable.value(text)?);
-        }
-    }
-    let mut config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| Problem::invalid("config", format!("{} (from {origin})", e.message())))?;
-    if let Some(home) = &sources.home {
-        config.home.clone_from(home);
-    }
-    if config.home.as_os_str().is_empty() {
-        config.home = sources.home().ok_or_else(|| {
-            Problem::invalid("home", "there is no home directory to keep results in")
-                .with_hint("name one with --home DIR")
-        })?;
-    }
-    for (field, text) in
-        [("coordinator.lease", &config.coordinator.lease), ("engine.ready_timeout", &config.engine.ready_timeout)]
-    {
-        duration(text).map_err(|e| Problem { field: Some(field.into()), ..e })?;
-    }
-    Ok(config)
-}
-
-/// Variables that others than the configuration read: where it is, and where the NVIDIA driver's library is.
-const OTHER_VARIABLES: [&str; 2] = ["MODELMETER_CONFIG", "MODELMETER_NVML"];
-
-/// Variables of the environment that start with `MODELMETER_` but that nothing reads: likely misspelt. What the
-/// tests read (`MODELMETER_TEST_*`) is left alone.
-pub fn unknown_variables(env: &BTreeMap<String, String>) -> Vec<&str> {
-    env.keys()
-        .map(String::as_str)
-        .filter(|name| name.starts_with("MODELMETER_") && !name.starts_with("MODELMETER_TEST_"))
-        .filter(|name| !OTHER_VARIABLES.contains(name))
-        .filter(|name| VARIABLES.iter().all(|v| v.name != *name))
-        .collect()
-}
-
-/// Reads a file alone, so that an unknown key is told with its file and line.
-fn parse(path: &Path, text: &str) -> Result<Table, Problem> {
-    let wrong = |e: &toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        Problem::invalid("config", format!("{}, line {line}: {}", path.display(), e.message().trim()))
-    };
-    toml::from_str::<Config>(text).map_err(|e| wrong(&e))?;
-    toml::from_str::<Table>(text).map_err(|e| wrong(&e))
-}
-
-fn set(table: &mut Table, path: &[&str], value: Value) {
-    let (last, sections) = path.split_last().expect("a variable has a path");
-    let mut table = table;
-    for section in sections {
-        let entry = table.entry((*section).to_owned()).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().expect("the file was checked against the sections");
-    }
-    table.insert((*last).to_owned(), value);
-}
-
-/// How the text of a variable is read.
-#[derive(Clone, Copy)]
-enum Kind {
-    Text,
-    /// Separated by commas.
-    List,
-    Number,
-    Flag,
-    /// `k=v`, separated by commas.
-    Map,
-}
-
-struct Variable {
-    name: &'static str,
-    path: &'static [&'static str],
-    kind: Kind,
-}
-
-impl Variable {
-    fn value(&self, text: &str) -> Result<Value, Problem> {
-        let list = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        let wrong = |what: &str| Problem::invalid(self.name, format!("'{text}' is not {what}"));
-        match self.kind {
-            Kind::Text => Ok(Value::String(text.to_owned())),
-            Kind::List => Ok(Value::Array(list().map(|item| Value::String(item.to_owned())).collect())),
-            Kind::Number => text.trim().parse().map(Value::Integer).map_err(|_| wrong("a whole number")),
-            Kind::Flag => match text.trim() {
-                "1" | "true" => Ok(Value::Boolean(true)),
-                "0" | "false" | "" => Ok(Value::Boolean(false)),
-                _ => Err(wrong("true or false")),
-            },
-            Kind::Map => list()
-                .map(|item| item.split_once('=').map(|(k, v)| (k.to_owned(), Value::String(v.to_owned()))))
-                .collect::<Option<Table>>()
-                .map(Value::Table)
-                .ok_or_else(|| wrong("a list of key=value")),
-        }
-    }
-}
-
-const fn variable(name: &'static str, path: &'static [&'static str], kind: Kind) -> Variable {
-    Variable { name, path, kind }
-}
-
-const VARIABLES: [Variable; 27] = [
-    variable("MODELMETER_HOME", &["home"], Kind::Text),
-    variable("MODELMETER_COORDINATOR", &["client", "coordinators"], Kind::List),
-    variable("MODELMETER_COORDINATOR_LISTEN", &["coordinator", "listen"], Kind::Text),
-    variable("MODELMETER_COORDINATOR_HTTP", &["coordinator", "http"], Kind::Text),
-    variable("MODELMETER_COORDINATOR_BROKER", &["coordinator", "broker"], Kind::Text),
-    variable("MODELMETER_COORDINATOR_HUB", &["coordinator", "hub"], Kind::Text),
-    variable("MODELMETER_COORDINATOR_LEASE", &["coordinator", "lease"], Kind::Text),
-    variable("MODELMETER_COORDINATOR_INSECURE_LISTEN", &["coordinator", "insecure_listen"], Kind::Flag),
-    variable("MODELMETER_WORKER_NAME", &["worker", "name"], Kind::Text),
-    variable("MODELMETER_WORKER_BROKER", &["worker", "broker"], Kind::Text),
-    variable("MODELMETER_WORKER_COORDINATORS", &["worker", "coordinators"], Kind::List),
-    variable("MODELMETER_WORKER_DEVICES", &["worker", "devices"], Kind::List),
-    variable("MODELMETER_WORKER_CPU_SLOTS", &["worker", "cpu_slots"], Kind::Number),
-    variable("MODELMETER_WORKER_PORTS", &["worker", "ports"], Kind::Text),
-    variable("MODELMETER_WORKER_LOCK_DIR", &["worker", "lock_dir"], Kind::Text),
-    variable("MODELMETER_WORKER_CLIENT_CPUS", &["worker", "client_cpus"], Kind::Text),
-    variable("MODELMETER_WORKER_ENGINE_CPUS", &["worker", "engine_cpus"], Kind::Text),
-    variable("MODELMETER_WORKER_SHARED_CPU", &["worker", "shared_cpu"], Kind::Flag),
-    variable("MODELMETER_WORKER_LABELS", &["worker", "labels"], Kind::Map),
-    variable("MODELMETER_WORKER_ENGINES", &["worker", "engines"], Kind::List),
-    variable("MODELMETER_ENGINE_READY_TIMEOUT", &["engine", "ready_timeout"], Kind::Text),
-    variable("MODELMETER_ENGINE_ONNX_LIBRARY", &["engine", "onnx", "library"], Kind::Text),
-    variable("MODELMETER_ENGINE_TORCHSCRIPT_PYTHON", &["engine", "torchscript", "python"], Kind::Text),
-    variable("MODELMETER_ENGINE_TRITON_SERVER", &["engine", "triton", "server"], Kind::Text),
-    variable("MODELMETER_ENGINE_TRITON_BACKENDS", &["engine", "triton", "backends"], Kind::Text),
-    variable("MODELMETER_ENGINE_TRITON_PYTHON", &["engine", "triton", "python"], Kind::Text),
-    variable("MODELMETER_ENGINE_TFS_SERVER", &["engine", "tfs", "server"], Kind::Text),
-];
-
 impl Config {
     /// As TOML, with the passwords in addresses, and what engines and inspectors get in their environment, blanked out.
     pub fn dump(&self) -> String {
@@ -508,51 +318,5 @@ impl Config {
     }
 }
 
-/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`, as `2s`, `500ms`, `1.5m`.
-pub fn duration(text: &str) -> Result<Duration, Problem> {
-    let wrong = || {
-        Problem::invalid("duration", format!("'{text}' is not a duration"))
-            .with_hint("a number with ms, s, m, h or d, for example 2s")
-    };
-    let text = text.trim();
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-    let number: f64 = text[..unit_at].parse().map_err(|_| wrong())?;
-    let unit = match text[unit_at..].trim() {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3_600.0,
-        "d" => 86_400.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())
-}
-
-/// Reads a list of logical cores, as `0-3,6`: the numbers in rising order.
-///
-/// # Errors
-/// Names `field`.
-pub fn cpus(field: &str, text: &str) -> Result<Vec<u32>, Problem> {
-    let wrong = || {
-        Problem::invalid(field, format!("'{text}' is not a list of logical cores"))
-            .with_hint("numbers below 1024 and ranges of them, for example 0-3,6; nproc says how many there are")
-    };
-    let number = |text: &str| text.trim().parse().ok().filter(|&n: &u32| n < MAX_CPUS).ok_or_else(wrong);
-    let mut found = BTreeSet::new();
-    for item in text.split(',') {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        let (first, last) = (number(first)?, number(last)?);
-        if first > last {
-            return Err(wrong());
-        }
-        found.extend(first..=last);
-    }
-    Ok(found.into_iter().collect())
-}
-
-/// The kernel's sets of cores end here.
-const MAX_CPUS: u32 = 1024;
-
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

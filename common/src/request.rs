@@ -350,6 +350,9 @@ pub struct RequestDoc {
     /// The artifact format that each engine was found to load.
     #[serde(default)]
     pub formats: BTreeMap<String, Format>,
+    /// Why it could not be expanded, where that is what ended it.
+    #[serde(default)]
+    pub error: Option<Problem>,
 }
 
 #[cfg(test)]

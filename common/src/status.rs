@@ -20,6 +20,8 @@ pub struct Status {
     pub model: ModelRef,
     pub created_at: Timestamp,
     pub ended_at: Option<Timestamp>,
+    #[serde(default)]
+    pub error: Option<Problem>,
     pub cells: Vec<CellStatus>,
 }
 

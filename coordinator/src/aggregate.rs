@@ -337,6 +337,7 @@ mod tests {
                 ..Request::default()
             },
             formats: BTreeMap::new(),
+            error: None,
         }
     }
 

@@ -262,7 +262,8 @@ impl Core {
     pub async fn fail_request(&self, request: &RequestDoc, why: &Problem) -> Result<(), HubError> {
         tracing::warn!(request = %request.id, %why, "the request does not expand");
         self.cancel_tasks(request.id, &format!("the request does not expand: {why}")).await?;
-        let failed = RequestDoc { state: RequestState::Failed, ended_at: Some(self.now()), ..request.clone() };
+        let (ended_at, error) = (Some(self.now()), Some(why.clone()));
+        let failed = RequestDoc { state: RequestState::Failed, ended_at, error, ..request.clone() };
         self.hub.update_request(request, &failed).await?;
         self.forget(request.id);
         Ok(())

@@ -26,6 +26,7 @@ pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool]) -> Status {
         model: request.model.clone(),
         created_at: request.created_at,
         ended_at: request.ended_at,
+        error: request.error.clone(),
         cells: tasks.iter().map(|task| cell(task, pools)).collect(),
     }
 }

@@ -86,7 +86,7 @@ pub(super) async fn cancel(context: &Context, id: RequestId) -> Result<u8, Probl
     if context.json {
         print(&report::json(&serde_json::json!({ "request_id": id, "tasks_cancelled": tasks })));
     } else {
-        print(&format!("{tasks} task{} cancelled\n", if tasks == 1 { "" } else { "s" }));
+        print(&format!("{} cancelled\n", report::counted(tasks, "task")));
     }
     Ok(0)
 }

@@ -1,8 +1,8 @@
 //! What stands below a table: why a figure is missing, what failed, what a reader must know, where it is kept.
 
 use super::{
-    number::{NONE, number},
-    profiles::{ended, load, point_of},
+    number::{NONE, counted, number},
+    profiles::{ended, load, point_of, shapes, shapes_differ},
 };
 use crate::job::settings_text;
 use modelmeter_common::{
@@ -20,22 +20,32 @@ pub fn footer(group: &[&Profile]) -> String {
     if group.iter().any(|p| p.peak.is_some()) {
         lines.push("inf/s: items of a batch per second, successes only; ± is half of the 95 % interval".into());
     }
+    let names = Names { with_shapes: shapes_differ(group.iter().map(|p| p.inputs.as_slice())) };
     cold_starts(group, &mut lines);
-    percentiles(group, &mut lines);
-    add(&mut lines, group.iter().filter_map(|p| server(p)).collect());
+    percentiles(group, &names, &mut lines);
+    add(&mut lines, group.iter().filter_map(|p| server(p, &names)).collect());
     gpu(group, &mut lines);
-    failures(group, &mut lines);
-    spoiled(group, &mut lines);
-    warnings(group, &mut lines);
+    failures(group, &names, &mut lines);
+    spoiled(group, &names, &mut lines);
+    warnings(group, &names, &mut lines);
     let id = group[0].request_id;
     lines.push(format!("kept in the hub; to see it again: modelmeter results --request {id}"));
     lines.join("\n") + "\n"
 }
 
-fn name(p: &Profile) -> String {
-    let settings = settings_text(&p.engine.settings);
-    let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
-    format!("{}{settings} {} batch {}", p.engine.name, p.device.class, p.batch_size)
+/// How the lines name a cell.
+struct Names {
+    /// The inputs are part of it.
+    with_shapes: bool,
+}
+
+impl Names {
+    fn of(&self, p: &Profile) -> String {
+        let settings = settings_text(&p.engine.settings);
+        let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
+        let shapes = if self.with_shapes { format!(" {}", shapes(&p.inputs)) } else { String::new() };
+        format!("{}{settings} {}{shapes} batch {}", p.engine.name, p.device.class, p.batch_size)
+    }
 }
 
 /// What the first call after a launch waits for, once for each engine and device.
@@ -54,8 +64,8 @@ fn cold_starts(group: &[&Profile], lines: &mut Vec<String>) {
 }
 
 /// Percentiles of the reference that the samples cannot carry, a line a cell.
-fn percentiles(group: &[&Profile], lines: &mut Vec<String>) {
-    let missing: Vec<String> = group.iter().filter_map(|p| missing_percentiles(p)).collect();
+fn percentiles(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
+    let missing: Vec<String> = group.iter().filter_map(|p| missing_percentiles(p, names)).collect();
     if missing.is_empty() {
         return;
     }
@@ -64,9 +74,9 @@ fn percentiles(group: &[&Profile], lines: &mut Vec<String>) {
         .push(format!("  for the figures marked {NONE} above measure longer: --max-duration 2m, or a larger --budget"));
 }
 
-fn missing_percentiles(p: &Profile) -> Option<String> {
+fn missing_percentiles(p: &Profile, names: &Names) -> Option<String> {
     let point = point_of(p, p.reference.as_ref()?.load)?;
-    Some(format!("{NONE} {}: {}", name(p), why_missing(point)?))
+    Some(format!("{NONE} {}: {}", names.of(p), why_missing(point)?))
 }
 
 /// Why percentiles of a point are missing, if any are.
@@ -86,12 +96,12 @@ pub(super) fn why_invalid(point: &ProfilePoint) -> String {
 }
 
 /// Where the server says that the time of a single call went, beside the client's latency.
-fn server(p: &Profile) -> Option<String> {
+fn server(p: &Profile, names: &Names) -> Option<String> {
     let point = point_of(p, p.reference.as_ref()?.load)?;
     let (server, mean) = (point.server?, point.latency_ms.mean?);
     let compute = server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms;
     let [queue, compute, mean] = [server.queue_ms, compute, mean].map(number);
-    Some(format!("{} says of {mean} ms a call: {queue} ms in its queue, {compute} ms computing", name(p)))
+    Some(format!("{} says of {mean} ms a call: {queue} ms in its queue, {compute} ms computing", names.of(p)))
 }
 
 /// Why the GPU columns are empty, each reason once.
@@ -113,11 +123,11 @@ fn gpu_reason(p: &Profile) -> String {
     }
 }
 
-fn failures(group: &[&Profile], lines: &mut Vec<String>) {
+fn failures(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
     let mut failed = Vec::new();
     for p in group.iter().filter(|p| p.state != ProfileState::Done) {
         let Some(error) = &p.error else { continue };
-        let mut text = format!("{}: {}: {}", ended(p), name(p), error.to_string().replace('\n', "\n    "));
+        let mut text = format!("{}: {}: {}", ended(p), names.of(p), error.to_string().replace('\n', "\n    "));
         if let Some(hint) = &error.hint {
             text += &format!("\n  hint: {hint}");
         }
@@ -127,32 +137,34 @@ fn failures(group: &[&Profile], lines: &mut Vec<String>) {
 }
 
 /// What each point that does not stand met.
-fn spoiled(group: &[&Profile], lines: &mut Vec<String>) {
+fn spoiled(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
     let told = |p: &Profile, point: &ProfilePoint| {
-        format!("invalid: {}, {}: {}", name(p), load(point.load), why_invalid(point))
+        format!("invalid: {}, {}: {}", names.of(p), load(point.load), why_invalid(point))
     };
     let points =
         group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));
     add(lines, points.collect());
 }
 
-/// Each other warning once, with the number of points that it is about.
-fn warnings(group: &[&Profile], lines: &mut Vec<String>) {
-    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    let mut total: BTreeMap<&str, usize> = BTreeMap::new();
-    let all = group.iter().flat_map(|p| &p.points).flat_map(|point| &point.warnings);
-    for warning in all.filter(|warning| !warning.spoils()) {
-        *counts.entry((&warning.code, &warning.message)).or_default() += 1;
-        *total.entry(&warning.code).or_default() += 1;
-    }
-    // Messages of one code differ in their figures only: the first stands for all.
-    let mut shown = BTreeSet::new();
-    for (code, message) in counts.keys() {
-        if shown.insert(*code) {
-            let points = total[code];
-            let plural = if points == 1 { "" } else { "s" };
-            lines.push(format!("warning: {message} ({points} load point{plural})"));
+/// Each other warning once, with the points that it is about. Messages of one code differ in their figures only: the
+/// first of them, by the alphabet, stands for all.
+fn warnings(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
+    let mut told: BTreeMap<&str, (&str, usize, BTreeSet<String>)> = BTreeMap::new();
+    for p in group {
+        for warning in p.points.iter().flat_map(|point| &point.warnings).filter(|warning| !warning.spoils()) {
+            let (message, points, cells) = told.entry(&warning.code).or_insert((&warning.message, 0, BTreeSet::new()));
+            *message = (*message).min(&warning.message);
+            *points += 1;
+            cells.insert(names.of(p));
         }
+    }
+    for (message, points, cells) in told.values() {
+        let points = counted(*points as u64, "load point");
+        let cells = match cells.first() {
+            Some(only) if cells.len() == 1 => only.clone(),
+            _ => counted(cells.len() as u64, "cell"),
+        };
+        lines.push(format!("warning: {message} ({points} of {cells})"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the listing commands print: requests, cells, plans, workers, models.
 
 use super::{
+    number::counted,
     profiles::{shapes, shapes_differ},
     table::{Align, Table},
 };
@@ -59,6 +60,9 @@ pub fn cells(status: &Status) -> String {
         state_text(status.state),
         counts.join(", ")
     );
+    if let Some(error) = &status.error {
+        text += &format!("it could not be expanded: {error}\n");
+    }
     let settings = status.cells.iter().any(|cell| !cell.engine_settings.is_empty());
     let inputs = shapes_differ(status.cells.iter().map(|cell| cell.inputs.as_slice()));
     let mut table = Table::default().column("engine", Align::Left);
@@ -129,15 +133,15 @@ pub fn dryrun(plan: &Dryrun) -> String {
         table.row(row);
     }
     let stuck = plan.cells.iter().filter(|cell| cell.reason.is_some()).count();
-    let mut text = format!("{}: {} cells\n\n{table}\n", plan.model, plan.cells.len());
+    let mut text = format!("{}: {}\n\n{table}\n", plan.model, counted(plan.cells.len() as u64, "cell"));
     if plan.cells.len() > MAX_ROWS {
         text += &format!("and {} more (--json has all)\n", plan.cells.len() - MAX_ROWS);
     }
     if stuck > 0 {
         text += &format!("{stuck} of them cannot run now\n");
     }
-    let estimate = plan.estimated_seconds;
-    text + &format!("would take {} to {}\n", time(estimate.low), time(estimate.high))
+    let [low, high] = [plan.estimated_seconds.low, plan.estimated_seconds.high].map(time);
+    text + &if low == high { format!("would take about {low}\n") } else { format!("would take {low} to {high}\n") }
 }
 
 /// Seconds as people say them.
@@ -207,7 +211,7 @@ pub fn models(found: &[Model]) -> String {
 mod tests {
     use super::*;
     use modelmeter_common::{
-        RequestId,
+        Code, Problem, RequestId,
         model::{Datatype, ModelRef, TensorShape},
         status::{Estimate, PlannedCell},
         task::TaskState,
@@ -233,11 +237,15 @@ mod tests {
             model: ModelRef { name: "m".into(), version: "1".into() },
             created_at: Timestamp(0),
             ended_at: None,
+            error: None,
             cells: vec![
                 cell(1, TaskState::Done, None),
                 cell(2, TaskState::Waiting, Some("no worker offers rten on cpu")),
             ],
         };
+        let lost = Problem::new(Code::NotFound, "model m@1 vanished");
+        let text = cells(&Status { state: RequestState::Failed, error: Some(lost), ..status.clone() });
+        assert!(text.contains("it could not be expanded: model m@1 vanished\n"), "{text}");
         let text = cells(&status);
         assert!(text.contains("running (1 done, 1 waiting)"), "{text}");
         assert!(

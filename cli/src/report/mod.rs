@@ -12,7 +12,7 @@ mod samples;
 
 pub use classic::classic;
 pub use lists::{cells, dryrun, models, requests, time, workers};
-pub use number::{bytes, number};
+pub use number::{bytes, counted, number};
 pub use profiles::profiles;
 pub(crate) use profiles::{shapes, shapes_differ};
 pub use table::{Align, Table};

@@ -40,6 +40,11 @@ pub fn percent(ratio: f64) -> String {
     format!("{:.0} %", ratio * 100.0)
 }
 
+/// So many of something: `1 task`, `12 tasks`.
+pub fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 fn decimals(value: f64) -> usize {
     match value.abs() {
         v if v < 1.0 => 3,

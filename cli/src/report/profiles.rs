@@ -291,7 +291,7 @@ rten    cpu         1  1,500 ±20     4 in flight  1.10 ±0.050  1.40         1.
             "GPU: the device is a CPU",
             "rten cpu batch 2: engine rten exited with status 1",
             "hint: the whole log is /home/logs/rten.log",
-            "the client was short of CPU: measure from another machine (2 load points)",
+            "the client was short of CPU: measure from another machine (2 load points of rten cpu batch 1)",
             "modelmeter results --request",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

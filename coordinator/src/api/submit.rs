@@ -36,6 +36,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         model: model.id,
         request: expand::resolved(&request, &cells),
         formats: expand::formats_of(&cells),
+        error: None,
     };
     if core.hub.insert_request(&doc).await? == Inserted::Existed {
         let stored = core.hub.request(id).await?.ok_or_else(|| Problem::new(Code::Internal, "the request vanished"))?;

@@ -205,3 +205,41 @@ impl Recorder {
         (window, Sends { unanswered_ns, ..self.sends })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// What is cut where 32 calls end within 0.1 ms, once in 50 ms, and the loop looks each 0.1 ms whether it may cut.
+    #[test]
+    fn windows_hold_as_many_bursts_as_waits() {
+        let mut recorder = Recorder::new(false);
+        recorder.start(0, 0);
+        let mut windows = Vec::new();
+        for now in (1..2000).map(|tick| tick * MS / 10) {
+            let phase = u32::from(now > 30 * MS);
+            windows.extend(recorder.cut_between(phase, 8 * MS, now));
+            for _ in 0..if now % (50 * MS) == 0 { 32 } else { 0 } {
+                recorder.ended(Times { scheduled_ns: 0, sent_ns: now - 50 * MS }, Ok(()), now);
+            }
+        }
+        let measured = windows.iter().filter(|window| window.phase == 1).map(|window| &window.batch);
+        let seen: Vec<_> = measured.map(|batch| (batch.latency.len(), batch.duration_ns / MS)).collect();
+        assert_eq!(seen, [(32, 50); 3]);
+    }
+
+    #[test]
+    fn calls_that_end_all_the_time_are_cut_after_a_while() {
+        let mut recorder = Recorder::new(false);
+        recorder.start(1, 0);
+        let is_cut = |recorder: &mut Recorder, now| {
+            recorder.ended(Times { scheduled_ns: 0, sent_ns: 0 }, Ok(()), now);
+            recorder.cut_between(1, 8 * MS, now).is_some()
+        };
+        let cuts: Vec<u64> =
+            (1..=20 * 10).map(|tick| tick * MS / 10).filter(|&now| is_cut(&mut recorder, now)).collect();
+        assert_eq!(cuts, [13 * MS], "{cuts:?}");
+    }
+}

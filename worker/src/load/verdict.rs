@@ -201,7 +201,8 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
             }
             Some((name, width)) => format!(
                 "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
-                width * 100.0
+                // Rounded up, so that it is not said to be what was asked.
+                (width * 1e3).ceil() / 10.0
             ),
             None => format!("too few calls for intervals of ±{asked:.1} %; raise --max-duration"),
         };

@@ -66,6 +66,7 @@ pub fn request(model: &str, state: RequestState, created: i64) -> RequestDoc {
         model: model_ref(model, "1"),
         request: asked,
         formats: [("rten".to_owned(), Format::Onnx)].into(),
+        error: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Requests, workers and models: the documents that people name.
 
 use super::{super::*, documents as docs, race};
-use modelmeter_common::request::RequestState;
+use modelmeter_common::{Code, Problem, request::RequestState};
 use std::sync::Arc;
 
 pub async fn requests(hub: &dyn Hub) {
@@ -30,7 +30,8 @@ pub async fn requests_change_by_compare_and_swap(hub: &Arc<dyn Hub>) {
     assert!(hub.update_request(&old, &expanded).await.unwrap());
     assert!(!hub.update_request(&old, &expanded).await.unwrap(), "it has been expanded");
     assert!(hub.update_request(&expanded, &expanded).await.unwrap(), "no change is a change too");
-    let ended = RequestDoc { state: RequestState::Done, ended_at: Some(docs::at(9)), ..expanded.clone() };
+    let error = Some(Problem::new(Code::NotFound, "model mlp vanished").with_field("model"));
+    let ended = RequestDoc { state: RequestState::Failed, ended_at: Some(docs::at(9)), error, ..expanded.clone() };
     let winners = race(hub, 32, |hub, i| {
         let (old, new) = (expanded.clone(), RequestDoc { tasks: u64::from(i), ..ended.clone() });
         async move { hub.update_request(&old, &new).await.unwrap() }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Problem;
 
 fn sources(text: Option<&str>, env: &[(&str, &str)]) -> (Sources, PathBuf) {
     let dir = std::env::temp_dir().join(format!("modelmeter-config-{}", uuid::Uuid::new_v4()));
