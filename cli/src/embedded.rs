@@ -114,6 +114,15 @@ impl Embedded {
         Ok(())
     }
 
+    /// Completes when the worker ended by itself, which is a defect of it; never where there is none.
+    pub async fn worker_ended(&mut self) -> Problem {
+        match &mut self.worker {
+            Some(worker) => worker.wait().await,
+            None => std::future::pending().await,
+        }
+        Problem::new(Code::Internal, "the worker in this process ended").with_hint("-v shows why")
+    }
+
     /// A connection to its coordinator.
     pub async fn client(&self) -> Result<Client, Problem> {
         Client::connect(std::slice::from_ref(&self.address)).await

@@ -237,6 +237,9 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     if args.min_duration.is_none() {
         // A shorter maximum alone is meant, not a contradiction.
         stop.min_duration_ms = stop.min_duration_ms.min(stop.max_duration_ms);
+    } else if args.max_duration.is_none() {
+        // Nor is a longer minimum.
+        stop.max_duration_ms = stop.max_duration_ms.max(stop.min_duration_ms.saturating_mul(2));
     }
     set(&mut stop.timeout_ms, args.timeout);
     set(&mut stop.max_in_flight, args.max_in_flight);
@@ -396,6 +399,19 @@ mod tests {
         }
         assert_eq!(got["shapes"]["x"], serde_json::json!([[1, 3], [1, 5]]));
         assert_eq!(got["engine_settings"]["onnx"]["threads"], serde_json::json!([1, 2]));
+    }
+
+    #[test]
+    fn a_minimum_or_a_maximum_alone_moves_the_other() {
+        let stop = |line: &str| {
+            let stop = job(&format!("m.onnx {line}")).request.stop;
+            (stop.min_duration_ms, stop.max_duration_ms)
+        };
+        assert_eq!(stop("--max-duration 1s"), (1_000, 1_000));
+        assert_eq!(stop("--min-duration 1m"), (60_000, 120_000));
+        assert_eq!(stop("--min-duration 5s"), (5_000, 30_000));
+        let both = job_of("m.onnx --min-duration 5s --max-duration 1s", true);
+        assert_eq!(both.unwrap_err().code, Code::InvalidArgument);
     }
 
     #[test]

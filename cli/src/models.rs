@@ -86,7 +86,12 @@ pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) 
         return Ok(local.expect("files and endpoints are found without a hub").model.clone());
     };
     let named: ModelName = given.parse()?;
-    let known = client.models(Some(&named.name)).await?;
+    let mut known = client.models(Some(&named.name)).await?;
+    let is_deployable = |model: &Model| !model.artifacts.is_empty();
+    if local.is_some() || known.iter().any(is_deployable) {
+        // Not what was measured at an endpoint under that name.
+        known.retain(is_deployable);
+    }
     match (known.first(), local) {
         (Some(newest), Some(local)) if newest.artifacts.iter().all(|a| !local.model.artifacts.contains(a)) => {
             Ok(newest.clone())

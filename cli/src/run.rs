@@ -27,7 +27,7 @@ use modelmeter_coordinator::{
     status,
 };
 use modelmeter_worker::{
-    self as worker, EngineSpec, SlotOptions,
+    EngineSpec, SlotOptions,
     inspector::{self, Custom},
     sample,
 };
@@ -127,13 +127,24 @@ pub async fn profile(
     stop: &CancellationToken,
 ) -> Result<Finished, Failure> {
     let place = within(stop, prepare(config, job, progress)).await?;
-    let Place { mut client, embedded, request } = place;
-    let finished = measure(&mut client, &request, progress, stop).await;
+    let Place { mut client, mut embedded, request } = place;
+    let finished = tokio::select! {
+        finished = measure(&mut client, &request, progress, stop) => finished,
+        problem = lost(embedded.as_mut()) => Err(Failure::later(problem)),
+    };
     progress.finish();
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
     finished
+}
+
+/// Completes when the worker in this process ended by itself: nobody would measure what is left.
+async fn lost(embedded: Option<&mut Embedded>) -> Problem {
+    match embedded {
+        Some(embedded) => embedded.worker_ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Says what it would measure: nothing is measured, sent or held for it.
@@ -210,8 +221,6 @@ async fn store(
 
 async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
     let sketch = sketch(config, job, progress).await?;
-    // Better said now than by each cell.
-    worker::check_ports(&used(&sketch), &sketch.slots, embedded::port_policy(config.worker.ports))?;
     no_gpu_note(&sketch.request, progress);
     let mut embedded = Embedded::start(&config.home).await?;
     match into_embedded(&mut embedded, config, sketch).await {
@@ -257,15 +266,19 @@ async fn meant(config: &Config, target: &Target, local: Option<&Local>) -> Resul
     found
 }
 
-/// The engines that some cell runs on.
-fn used(sketch: &Sketch) -> Vec<EngineSpec> {
-    let is_used = |spec: &&EngineSpec| sketch.cells.iter().any(|cell| cell.engine == spec.name);
-    sketch.offer.specs.iter().filter(is_used).cloned().collect()
+/// Leaves out the engines that no cell runs on, whose ports others may have; but not the last of a slot.
+fn leave_unused(specs: &mut Vec<EngineSpec>, cells: &[Cell], slots: &[SlotOptions]) {
+    let is_used = |spec: &EngineSpec| cells.iter().any(|cell| cell.engine == spec.name);
+    let runs = |slot: &SlotOptions| specs.iter().any(|spec| is_used(spec) && spec.runs_on(slot.device.kind));
+    if slots.iter().all(runs) {
+        specs.retain(is_used);
+    }
 }
 
 async fn into_embedded(embedded: &mut Embedded, config: &Config, sketch: Sketch) -> Result<(Client, Request), Problem> {
     let mut client = embedded.client().await?;
-    let Sketch { target, request, inspectors, local, offer, slots, .. } = sketch;
+    let Sketch { target, request, inspectors, local, mut offer, slots, cells, .. } = sketch;
+    leave_unused(&mut offer.specs, &cells, &slots);
     let request = store(&target, request, local.as_ref(), config, &mut client).await?;
     embedded.add_worker(config, slots, offer, inspectors).await?;
     // There is no other worker to wait for.
@@ -448,7 +461,8 @@ mod tests {
                       [engines.other]\ncommand = ['sh']\nformats = ['triton']\ngrpc_port = 1";
         let sketch = sketched(config, &[]).await.unwrap();
         assert!(names(&sketch.offer.specs).contains(&"other"));
-        let used = used(&sketch);
+        let mut used = sketch.offer.specs.clone();
+        leave_unused(&mut used, &sketch.cells, &sketch.slots);
         let used = names(&used);
         assert!(used.contains(&"mine") && used.contains(&"rten"), "`auto` takes what loads the model: {used:?}");
         assert!(!used.contains(&"other") && !used.contains(&"null"), "{used:?}");

@@ -68,7 +68,7 @@ class Child:
             if hook is None:
                 raise ValueError("the command is of a newer version of modelmeter")
             field, payload = hook(body)
-        except Exception as error:  # whatever a hook raises is for the user to read
+        except BaseException as error:  # whatever a hook raises, exits included, is for the user to read
             traceback.print_exc()
             field, payload = FAILURE, wire.string(1, f"{type(error).__name__}: {error}")
         reply = wire.varint(1 << 3) + wire.varint(number) + wire.delimited(field, payload)

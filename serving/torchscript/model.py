@@ -50,7 +50,10 @@ class Model:
         if not len(needed) <= len(given) <= len(schema):
             raise ValueError(f"the signature has inputs {names}, but forward takes {[a.name for a in schema]}")
         # A signature may use the module's own names, in any order, or names of its own in the order of the call.
-        order = sorted(names, key=takes.index) if set(names) <= set(takes) else names
+        own = set(names) <= set(takes)
+        order = sorted(names, key=takes.index) if own else names
+        # By name where arguments between them are left out.
+        self.by_name = own and order != takes[: len(order)]
         if order != [tensor["name"] for tensor in given]:
             given.sort(key=lambda tensor: order.index(tensor["name"]))
         return {name: position for position, name in enumerate(order)}, given
@@ -61,7 +64,11 @@ class Model:
         arguments = self.read(request)
         try:
             with torch.inference_mode(), self.stream():
-                named = list(flatten("output", self.module(*arguments)))
+                if self.by_name:
+                    answer = self.module(**dict(zip(self.positions, arguments)))
+                else:
+                    answer = self.module(*arguments)
+                named = list(flatten("output", answer))
                 found = [(name, self.to_host(value)) for name, value in named]
         except RuntimeError as error:
             if "out of memory" in str(error):

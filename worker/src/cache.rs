@@ -78,6 +78,8 @@ impl Cache {
             file.write_all(&data).await.map_err(failed)?;
         }
         verifier.finish().map_err(other)?;
+        // `sync_all` would not tell of a last write that failed.
+        file.flush().await.map_err(failed)?;
         file.sync_all().await.map_err(failed)
     }
 }

@@ -207,10 +207,16 @@ fn read_record(path: &Path) -> Option<Record> {
 }
 
 fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
-    let storage = |e: io::Error| Problem::new(Code::Storage, format!("cannot lock {}: {e}", path.display()));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(path).map_err(storage)?;
+    let storage = |e: io::Error| {
+        Problem::new(Code::Storage, format!("cannot lock {}: {e}", path.display()))
+            .with_hint("remove that file where nobody measures, or name another folder: worker.lock_dir")
+    };
+    // Where folders are sticky, Linux may refuse to create what another user has (fs.protected_regular).
+    let open = |create| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(create).truncate(false).custom_flags(libc::O_NOFOLLOW).open(path)
+    };
+    let file = open(false).or_else(|_| open(true)).map_err(storage)?;
     let _ = file.set_permissions(Permissions::from_mode(0o666));
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {

@@ -276,7 +276,8 @@ impl Told<'_> {
 
     /// What the server says of this load, earlier visits included.
     fn add(&mut self, load: LoadPoint, times: ServerTimes) -> ServerTimes {
-        if let Some((_, sum)) = self.server.iter_mut().find(|(earlier, _)| *earlier == load) {
+        let goes_on = self.goes_on() && matches!(load, LoadPoint::Closed { .. });
+        if let Some((_, sum)) = self.server.iter_mut().find(|(earlier, _)| *earlier == load && goes_on) {
             *sum = sum.plus(times);
             return *sum;
         }

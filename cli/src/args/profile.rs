@@ -124,7 +124,7 @@ pub struct ProfileArgs {
     /// Measure each load point at least this long [default: 2s]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
-    /// Measure each load point at most this long [default: 30s]
+    /// Measure each load point at most this long [default: 30s, or twice a longer --min-duration]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub max_duration: Option<u64>,
     /// Figures to publish: at least 600 s a load point, ±1 % and 3 repeats; what was disturbed is invalid

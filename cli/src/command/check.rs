@@ -108,9 +108,13 @@ async fn try_each(
 fn compare(answers: Vec<(Cell, Result<Vec<Output>, Problem>)>, tolerance: f64) -> Vec<Answer> {
     let first = answers.first().and_then(|(_, answer)| answer.as_ref().ok()).cloned();
     let one = |(cell, answer): (Cell, Result<Vec<Output>, Problem>)| {
-        let deviation = match (&first, &answer) {
+        let compared = match (&first, &answer) {
             (Some(first), Ok(outputs)) => deviation(first, outputs),
-            _ => None,
+            _ => Err("the first engine gave no answer to compare with".into()),
+        };
+        let (deviation, why_not) = match compared {
+            Ok(deviation) => (Some(deviation), None),
+            Err(why) => (None, Some(Problem::new(Code::BadResponse, why))),
         };
         let output = answer.as_ref().ok().and_then(|outputs| outputs.first());
         Answer {
@@ -120,26 +124,29 @@ fn compare(answers: Vec<(Cell, Result<Vec<Output>, Problem>)>, tolerance: f64) -
             std_dev_between_items: output.and_then(between_items),
             max_deviation: deviation,
             agrees: deviation.is_some_and(|deviation| deviation <= tolerance),
-            error: answer.err(),
+            error: answer.err().or(why_not),
         }
     };
     answers.into_iter().map(one).collect()
 }
 
-/// The largest difference, over outputs of the same name, or else the same place. None where there is nothing to compare.
-fn deviation(first: &[Output], other: &[Output]) -> Option<f64> {
+/// The largest difference, over outputs of the same name, or else the same place; or why they cannot be compared.
+fn deviation(first: &[Output], other: &[Output]) -> Result<f64, String> {
+    if first.len() != other.len() || first.is_empty() {
+        return Err(format!("it has {} outputs, the first engine {}", other.len(), first.len()));
+    }
     let pair = |(place, one): (usize, &Output)| {
-        let two = other.iter().find(|output| output.name == one.name).or_else(|| other.get(place))?;
-        let (a, b) = (numbers(one)?, numbers(two)?);
-        if one.shape != two.shape || a.len() != b.len() {
-            return None;
+        let two = other.iter().find(|output| output.name == one.name).unwrap_or(&other[place]);
+        if one.shape != two.shape {
+            return Err(format!("output {} is {:?}, the first engine's {:?}", two.name, two.shape, one.shape));
         }
+        let words = |output: &Output| format!("output {} holds {}, which is not compared", output.name, output.dtype);
+        let (a, b) = (numbers(one).ok_or_else(|| words(one))?, numbers(two).ok_or_else(|| words(two))?);
         let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         // What does not vary must be the same.
-        Some(if largest == 0.0 { 0.0 } else { largest / std_dev(&a) })
+        Ok(if largest == 0.0 { 0.0 } else { largest / std_dev(&a) })
     };
-    let pairs: Option<Vec<f64>> = first.iter().enumerate().map(pair).collect();
-    pairs.filter(|_| first.len() == other.len())?.into_iter().reduce(f64::max)
+    first.iter().enumerate().map(pair).try_fold(0.0, |most, one| Ok(f64::max(most, one?)))
 }
 
 fn between_items(output: &Output) -> Option<f64> {
@@ -156,7 +163,7 @@ fn std_dev(values: &[f64]) -> f64 {
     (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt()
 }
 
-/// The elements as numbers; none for strings and halves.
+/// The elements as numbers; none for strings.
 fn numbers(output: &Output) -> Option<Vec<f64>> {
     fn read<const N: usize>(raw: &[u8], one: impl Fn([u8; N]) -> f64) -> Vec<f64> {
         raw.as_chunks::<N>().0.iter().copied().map(one).collect()
@@ -173,8 +180,22 @@ fn numbers(output: &Output) -> Option<Vec<f64>> {
         Datatype::Uint16 => read(raw, |b| f64::from(u16::from_le_bytes(b))),
         Datatype::Int8 => read(raw, |[b]| f64::from(b as i8)),
         Datatype::Uint8 | Datatype::Bool => read(raw, |[b]| f64::from(b)),
-        Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => return None,
+        Datatype::Fp16 => read(raw, |b| half(u16::from_le_bytes(b))),
+        Datatype::Bf16 => read(raw, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))),
+        Datatype::Bytes => return None,
     })
+}
+
+/// IEEE 754 binary16.
+fn half(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff) / 1024.0);
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-14),
+        31 if fraction > 0.0 => f64::NAN,
+        31 => f64::INFINITY,
+        _ => (1.0 + fraction) * 2f64.powi(exponent - 15),
+    };
+    if bits >> 15 == 1 { -size } else { size }
 }
 
 fn table(answers: &[Answer]) -> String {
@@ -256,10 +277,22 @@ mod tests {
     #[test]
     fn differences_are_counted_in_standard_deviations() {
         let first = [output("logits", &[1.0, -1.0, 1.0, -1.0])];
-        assert_eq!(deviation(&first, &first), Some(0.0));
-        assert_eq!(deviation(&first, &[output("output", &[1.0, -1.0, 1.5, -1.0])]), Some(0.5));
-        assert_eq!(deviation(&first, &[output("logits", &[1.0, -1.0])]), None);
-        assert_eq!(deviation(&first, &[]), None);
+        assert_eq!(deviation(&first, &first), Ok(0.0));
+        assert_eq!(deviation(&first, &[output("output", &[1.0, -1.0, 1.5, -1.0])]), Ok(0.5));
+        let why = deviation(&first, &[output("logits", &[1.0, -1.0])]).unwrap_err();
+        assert_eq!(why, "output logits is [2, 1], the first engine's [2, 2]");
+        assert_eq!(deviation(&first, &[]).unwrap_err(), "it has 0 outputs, the first engine 1");
+    }
+
+    #[test]
+    fn halves_are_numbers_and_strings_are_not() {
+        let of =
+            |dtype, raw: &[u8]| numbers(&Output { name: "x".into(), dtype, shape: vec![1], raw: raw.to_vec().into() });
+        let halves = [0x3c00u16, 0xc000, 0x3555, 0x0001].map(u16::to_le_bytes).concat();
+        assert_eq!(of(Datatype::Fp16, &halves).unwrap(), [1.0, -2.0, 0.333_251_953_125, 2f64.powi(-24)]);
+        assert!(half(0x7e00).is_nan() && half(0xfc00) == f64::NEG_INFINITY);
+        assert_eq!(of(Datatype::Bf16, &0xbf80u16.to_le_bytes()).unwrap(), [-1.0]);
+        assert_eq!(of(Datatype::Bytes, b"x"), None);
     }
 
     #[test]

@@ -169,5 +169,7 @@ fn log_to_stderr(verbose: u8) {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .with_target(verbose > 0)
+        // Whoever read it may have gone: that is no defect.
+        .log_internal_errors(false)
         .init();
 }

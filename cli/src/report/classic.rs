@@ -13,7 +13,8 @@ pub fn classic(found: &[Profile]) -> String {
 }
 
 fn block(p: &Profile) -> String {
-    let measured = p.reference.as_ref().and_then(|reference| point_of(p, reference.load));
+    // A reference that does not stand is none: then it is the first point that says why.
+    let measured = p.reference.as_ref().map_or(p.points.first(), |reference| point_of(p, reference.load));
     // As in the table: what does not stand is not shown as a figure.
     let point = measured.filter(|point| point.valid);
     let ms = |of: fn(&ProfilePoint) -> Option<f64>| or_none(point.and_then(of), |v| format!("{} ms", number(v)));
@@ -91,6 +92,7 @@ mod tests {
         let point = point.unwrap();
         point.valid = false;
         point.warnings = vec![Warning { code: "errors".into(), message: "3 calls of 40 failed".into() }];
+        profile.reference = None;
         let text = classic(&[profile]);
         for line in [
             "all_batch_throughput      –",

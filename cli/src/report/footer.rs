@@ -146,26 +146,19 @@ fn spoiled(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
     add(lines, points.collect());
 }
 
-/// Each other warning once, with the points that it is about. Messages of one code differ in their figures only: the
-/// first of them, by the alphabet, stands for all.
+/// Each other warning once: messages of one code differ in their figures only, so that the first stands for all.
 fn warnings(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
-    let mut told: BTreeMap<&str, (&str, usize, BTreeSet<String>)> = BTreeMap::new();
-    for p in group {
-        for warning in p.points.iter().flat_map(|point| &point.warnings).filter(|warning| !warning.spoils()) {
-            let (message, points, cells) = told.entry(&warning.code).or_insert((&warning.message, 0, BTreeSet::new()));
-            *message = (*message).min(&warning.message);
-            *points += 1;
-            cells.insert(names.of(p));
+    let mut told: BTreeMap<&str, (String, u64)> = BTreeMap::new();
+    for (p, point) in group.iter().flat_map(|p| p.points.iter().map(move |point| (p, point))) {
+        for warning in point.warnings.iter().filter(|warning| !warning.spoils()) {
+            let first = || format!("{} ({}, {}", warning.message, names.of(p), load(point.load));
+            told.entry(&warning.code).and_modify(|(_, more)| *more += 1).or_insert_with(|| (first(), 0));
         }
     }
-    for (message, points, cells) in told.values() {
-        let points = counted(*points as u64, "load point");
-        let cells = match cells.first() {
-            Some(only) if cells.len() == 1 => only.clone(),
-            _ => counted(cells.len() as u64, "cell"),
-        };
-        lines.push(format!("warning: {message} ({points} of {cells})"));
-    }
+    lines.extend(told.into_values().map(|(first, more)| match more {
+        0 => format!("warning: {first})"),
+        _ => format!("warning: {first}, and {} more)", counted(more, "load point")),
+    }));
 }
 
 fn add(lines: &mut Vec<String>, mut more: Vec<String>) {

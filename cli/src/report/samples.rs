@@ -123,9 +123,9 @@ pub fn cpu(batch_size: u32) -> Profile {
     let warning = |share: u32| Warning {
         code: "client_limited".into(),
         message: if share == 1 {
-            "the client was short of CPU: measure from another machine".into()
+            "the client was short of CPU: use another machine".into()
         } else {
-            "the client was short of CPU: measure from another machine, again".into()
+            "the client was short of CPU: use another machine, again".into()
         },
     };
     let mut points = vec![point(1, around(900.0, 9.0), latency(1.1)), point(4, around(1500.0, 20.0), latency(2.5))];

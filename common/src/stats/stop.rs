@@ -26,6 +26,8 @@ pub struct StopRule {
     pub last: Duration,
     /// Half width to reach, as a share of the value.
     pub precision: f64,
+    /// What the series holds of an earlier visit.
+    done: Duration,
     next: Duration,
 }
 
@@ -43,7 +45,12 @@ pub enum Look {
 impl StopRule {
     /// A rule that has not looked yet.
     pub fn new(min: Duration, max: Duration, last: Duration, precision: f64) -> Self {
-        Self { min, max, last, precision, next: min }
+        Self { min, max, last, precision, done: Duration::ZERO, next: min }
+    }
+
+    /// The same for a run that goes on with one of this length: the looks are as few as at one run of both.
+    pub fn after(self, done: Duration) -> Self {
+        Self { done, next: self.min.max(done.mul_f64(GROWTH - 1.0)), ..self }
     }
 
     /// Looks at a run that has lasted this long.
@@ -54,7 +61,7 @@ impl StopRule {
         if elapsed < self.next {
             return Look::Open;
         }
-        self.next = elapsed.mul_f64(GROWTH);
+        self.next = (self.done + elapsed).mul_f64(GROWTH) - self.done;
         if self.is_met(series) { Look::Converged } else { Look::Open }
     }
 
@@ -115,6 +122,19 @@ mod tests {
         }
         assert!((10..=13).contains(&looks), "{looks}");
         assert_eq!(rule.look(30 * SECOND, &wide), Look::Late);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_looked_at_as_one() {
+        let wide = series(30, |i| i % 2 * 50_000_000);
+        let mut rule = StopRule::new(Duration::ZERO, 30 * SECOND, 30 * SECOND, 1e-6).after(10 * SECOND);
+        let mut looks = 0;
+        for tenth in 1..100 {
+            let before = rule;
+            rule.look(SECOND / 10 * tenth, &wide);
+            looks += u32::from(rule != before);
+        }
+        assert_eq!(looks, 3, "at 12.5, 15.6 and 19.5 s");
     }
 
     #[test]

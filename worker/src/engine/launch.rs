@@ -24,8 +24,12 @@ use std::{
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread,
+    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
+
+/// What was killed ends within this, unless the kernel holds it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is to be started.
 #[derive(Debug)]
@@ -172,13 +176,16 @@ impl Process {
         self.identity
     }
 
-    /// SIGTERM to the group, a grace, SIGKILL to the session. Nothing of it runs when this returns.
+    /// SIGTERM to the group, a grace, SIGKILL to the session. Nothing of it runs when this returns, unless the kernel does
+    /// not let it go.
     pub async fn stop(&self) {
         self.signal(libc::SIGTERM);
         if tokio::time::timeout(GRACE, self.watched.ended()).await.is_err() {
             tracing::warn!(pid = self.identity.pid, "the engine ignores SIGTERM: killing it");
             self.kill();
-            self.watched.ended().await;
+            if tokio::time::timeout(KILL_TIMEOUT, self.watched.ended()).await.is_err() {
+                tracing::error!(pid = self.identity.pid, "the engine cannot be killed: a device or file system hangs");
+            }
         }
     }
 

@@ -157,7 +157,8 @@ pub(super) fn shared_memory(folder: &Path) -> String {
 pub(super) fn place(from: &Path, to: &Path) -> Result<(), Problem> {
     fn link(from: &Path, to: &Path) -> io::Result<()> {
         if !from.is_dir() {
-            return fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop));
+            // A link to a symbolic link would be one, too.
+            return fs::hard_link(from.canonicalize()?, to).or_else(|_| fs::copy(from, to).map(drop));
         }
         fs::create_dir_all(to)?;
         fs::read_dir(from)?.try_for_each(|entry| {

@@ -8,7 +8,7 @@ use super::{
     watched::Watched,
 };
 use crate::{lock::DeviceLock, process::Identity};
-use modelmeter_common::{Code, Problem, container::Container, task::Cell};
+use modelmeter_common::{Code, Problem, container::Container, device::DeviceKind, task::Cell};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -58,8 +58,12 @@ impl Setup<'_> {
         let laid = self.lay_out().await?;
         let values = self.values(&laid.name, laid.model.as_deref(), &ports.pair);
         let mut env = expand(&values, env)?;
-        // By UUID: CUDA's own order of indices is not NVML's.
-        env.extend(self.place.device.uuid.clone().map(|uuid| ("CUDA_VISIBLE_DEVICES".into(), uuid)));
+        // By UUID: CUDA's own order of indices is not NVML's. On a CPU's slot it sees none.
+        let seen = match self.place.device.kind {
+            DeviceKind::Cpu => Some(String::new()),
+            DeviceKind::Gpu => self.place.device.uuid.clone(),
+        };
+        env.extend(seen.map(|uuid| ("CUDA_VISIBLE_DEVICES".into(), uuid)));
         let command = launch::Command {
             what: format!("engine {}", self.spec.name),
             program: program.to_owned(),

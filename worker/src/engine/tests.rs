@@ -86,6 +86,15 @@ async fn a_process_sees_its_slots_gpu_alone_by_uuid() {
     assert!(problem.message.ends_with("cuda:0 sees GPU-b"), "{problem}");
 }
 
+#[tokio::test]
+async fn a_process_on_a_cpus_slot_sees_no_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = testing::place(folder.path(), PortPolicy::Auto);
+    let spec = testing::engine("sh", &["-c", "echo sees ${CUDA_VISIBLE_DEVICES-all}.; exit 1"]);
+    let problem = Deployment::new(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
+    assert!(problem.message.ends_with("sees ."), "{problem}");
+}
+
 /// Not a test of its own: the body of the worker that the next test kills.
 #[tokio::test]
 async fn role_of_a_worker_that_is_killed() {

@@ -74,7 +74,8 @@ pub(super) fn start(caller: Box<dyn Caller>, orders: Orders) -> io::Result<(Cont
         clock: Clock::default(),
         in_flight: BTreeMap::new(),
         told: false,
-        finished: false,
+        is_full: false,
+        is_over: false,
     };
     std::thread::Builder::new().name("modelmeter-calls".into()).spawn(move || calls.run())?;
     Ok((control, receiver))
@@ -92,7 +93,9 @@ struct Calls {
     /// By number, which is also their order: when each was begun.
     in_flight: BTreeMap<u64, u64>,
     told: bool,
-    finished: bool,
+    /// The calls asked for have ended; the burst that they ended with may go on.
+    is_full: bool,
+    is_over: bool,
 }
 
 impl Calls {
@@ -101,7 +104,7 @@ impl Calls {
             pin_this_thread(cpus);
         }
         self.recorder.start(self.shared.phase.load(Relaxed), self.clock.now_ns());
-        while !self.finished && self.shared.state.load(Relaxed) != STOP {
+        while !self.is_over {
             let (phase, width_ns) = (self.shared.phase.load(Relaxed), self.shared.width_ns.load(Relaxed));
             if let Some(window) = self.recorder.cut_between(phase, width_ns, self.clock.now_ns()) {
                 let _ = self.reports.send(Report::Window(Box::new(window)));
@@ -122,12 +125,18 @@ impl Calls {
     }
 
     fn turn(&mut self) -> Result<(), String> {
-        while self.in_flight.len() < self.concurrency {
+        while !self.is_full && self.in_flight.len() < self.concurrency {
             let begun = self.clock.now_ns();
             self.in_flight.insert(self.caller.begin()?, begun);
         }
         let ended = self.caller.next(Instant::now() + MAX_WAIT.min(self.timeout))?;
         let now = self.clock.now_ns();
+        let ends = self.is_full || self.shared.state.load(Relaxed) == STOP;
+        // Not in the middle of a burst, nor with the first of the next.
+        if ends && self.recorder.is_between(now) {
+            self.is_over = true;
+            return Ok(());
+        }
         if let Some((number, result)) = ended
             && let Some(begun) = self.in_flight.remove(&number)
         {
@@ -143,6 +152,7 @@ impl Calls {
             let begun = oldest.remove();
             self.record(begun, Err(Failure::Timeout), now);
         }
+        self.is_over = self.is_full && self.in_flight.is_empty();
         Ok(())
     }
 
@@ -153,11 +163,11 @@ impl Calls {
     }
 
     fn record(&mut self, begun: u64, result: Result<(), Failure>, now: u64) {
-        if self.finished {
-            return;
+        if self.is_full {
+            return self.recorder.ended_beyond(result, now);
         }
         self.recorder.ended(Times { scheduled_ns: begun, sent_ns: begun }, result, now);
-        self.finished = self.recorder.is_full(self.shared.limit.load(Relaxed));
+        self.is_full = self.recorder.is_full(self.shared.limit.load(Relaxed));
     }
 }
 

@@ -62,6 +62,8 @@ enum State {
     /// Connections are being made; nothing was sent.
     Connecting,
     Running,
+    /// The calls asked for have ended; the burst that they ended with may go on.
+    Full,
     /// Nothing more is sent; calls in flight may end.
     Draining,
     Ended,
@@ -165,12 +167,12 @@ impl Client {
         let now = self.clock.now_ns();
         match (self.shared.state.load(Relaxed), self.state) {
             (STOP | DRAIN, State::Connecting) | (STOP, State::Draining) => self.state = State::Ended,
-            (STOP, State::Running) if self.recorder.is_between(now) => self.state = State::Ended,
+            (STOP, State::Running) | (_, State::Full) if self.recorder.is_between(now) => self.state = State::Ended,
             (DRAIN, State::Running) => self.drain(),
             (_, State::Running) => self.cut(now),
             _ => {}
         }
-        if self.state == State::Draining && self.in_flight == 0 {
+        if matches!(self.state, State::Draining | State::Full) && self.in_flight == 0 {
             self.state = State::Ended;
         }
     }
@@ -204,13 +206,18 @@ impl Client {
             if !matches!(place.link, Link::Down { retry_ns } if retry_ns <= now) {
                 continue;
             }
-            place.link = Link::Connecting;
             let (addresses, dialled) = (self.orders.addresses.clone(), self.dialled.0.clone());
-            let Ok(waker) = self.waker.try_clone() else { continue };
-            std::thread::spawn(move || {
-                let _ = dialled.send((index, connect(&addresses)));
-                let _ = (&waker).write(&[1]);
+            let dialling = self.waker.try_clone().and_then(|waker| {
+                std::thread::Builder::new().spawn(move || {
+                    let _ = dialled.send((index, connect(&addresses)));
+                    let _ = (&waker).write(&[1]);
+                })
             });
+            place.link = match dialling {
+                Ok(_) => Link::Connecting,
+                // Out of descriptors or threads for now.
+                Err(_) => Link::Down { retry_ns: now + MAX_BACKOFF_NS },
+            };
         }
     }
 
@@ -236,7 +243,7 @@ impl Client {
         if let Link::Up(mut conn) = before {
             conn.fail_all(failure, &mut self.done);
             self.settle(now);
-        } else if self.state == State::Running && !self.open {
+        } else if self.state == State::Running && !self.open && !self.places.any_up() {
             // In a closed loop nothing is sent without a connection: the attempt is what failed.
             let times = Times { scheduled_ns: now, sent_ns: now };
             self.record(times, Err(failure), now);
@@ -257,7 +264,7 @@ impl Client {
                 return self.drain();
             }
             let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.in_flight) else { return };
-            self.recorder.due();
+            self.recorder.due(scheduled_ns);
             if self.open {
                 now = self.clock.now_ns();
             }
@@ -328,6 +335,8 @@ impl Client {
     }
 
     fn wait(&mut self) {
+        let is_idle = self.state == State::Running && self.in_flight == 0 && self.places.any_settled();
+        self.shared.idle.store(is_idle, Relaxed);
         self.watches.clear();
         self.watches.push(Watch::new(self.woken.as_fd(), false));
         let mut until = self.clock.now_ns() + MAX_WAIT_NS;
@@ -449,12 +458,12 @@ impl Client {
     }
 
     fn record(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
-        if self.state == State::Ended {
-            return;
+        if self.state == State::Full {
+            return self.recorder.ended_beyond(result, now);
         }
         self.recorder.ended(times, result, now);
         if !self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
-            self.state = State::Ended;
+            self.state = State::Full;
         }
     }
 

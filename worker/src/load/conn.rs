@@ -365,7 +365,7 @@ impl Conn {
     fn on_headers(&mut self, id: u32, block: &[u8], end: bool, done: &mut Vec<Done>) -> Result<(), Failure> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         let known = &mut self.known_ok[usize::from(end)];
-        if known.as_slice() == block {
+        if !block.is_empty() && known.as_slice() == block {
             stream.head.http_status = Some(200);
             stream.head.grpc_status = end.then_some(0);
         } else {

@@ -58,6 +58,17 @@ fn answer(stream: u32) -> Vec<u8> {
 }
 
 #[test]
+fn an_answer_without_a_status_is_none() {
+    let mut conn = conn(&[]);
+    let stream = send(&mut conn, 1);
+    let head = frame(kind::HEADERS, END_HEADERS, stream, &[0x88]);
+    let data = frame(kind::DATA, 0, stream, b"\0\0\0\0\x02ok");
+    let tail = frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, b"");
+    let done = take(&mut conn, &[head, data, tail].concat()).unwrap();
+    assert!(done[0].result.is_err(), "{:?}", done[0].result);
+}
+
+#[test]
 fn an_answer_may_come_in_any_pieces() {
     let whole = [answer(1), answer(3)].concat();
     for piece in [1, 2, 7, 9, whole.len()] {

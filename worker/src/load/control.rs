@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub width_ns: AtomicU64,
     /// An answer is on its way to be checked or is being checked: no other is kept meanwhile.
     pub checking: AtomicBool,
+    /// Nothing is waited for: no call of an open loop was due lately.
+    pub idle: AtomicBool,
 }
 
 /// The way to steer a running client. Dropping it stops the client.

@@ -8,7 +8,8 @@ use super::{
     recorder::{Sends, Window},
     resolve, revisit,
     schedule::Pacer,
-    search, verdict,
+    search,
+    verdict::{self, LOST},
 };
 use crate::sample::{Probes, Running, Samples};
 use modelmeter_common::{
@@ -17,7 +18,7 @@ use modelmeter_common::{
     part::{Percentile, Point},
     stats::{
         Interval,
-        series::Series,
+        series::{Batch, Series},
         stop::{Look, StopRule},
         warmup::{self, Warmth},
     },
@@ -48,7 +49,7 @@ fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
         rules.slice.map_or((longest, longest), |s| (longest.min(until(s.share)), longest.min(until(s.end))));
     // A fixed number of calls is not ended for its precision.
     let min = if rules.batches.is_some() { max } else { max.min(rule.min.saturating_sub(done)) };
-    StopRule::new(min, max, last, rule.precision)
+    StopRule::new(min, max, last, rule.precision).after(done)
 }
 
 /// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
@@ -98,6 +99,8 @@ impl Observed {
         self.warmup += earlier.warmup;
         self.drifting |= earlier.drifting;
         self.checked += earlier.checked;
+        self.sends.unanswered_ns.extend(&earlier.sends.unanswered_ns);
+        self.sends.most_in_flight = self.sends.most_in_flight.min(earlier.sends.most_in_flight);
         self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
         self.gone = self.gone.take().or_else(|| earlier.gone.clone());
     }
@@ -331,6 +334,9 @@ impl<'a> Meter<'a> {
 
     /// Ends what has gone silent: neither successes nor time-outs come.
     fn look(&mut self) -> Next {
+        if self.control.shared.idle.load(Relaxed) {
+            self.last_seen = Instant::now();
+        }
         let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         if self.last_seen.elapsed() > patience {
             let silent = || format!("nothing was answered for {} s", patience.as_secs_f64());
@@ -413,6 +419,7 @@ impl<'a> Meter<'a> {
         if self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty() {
             return Err(self.nothing_succeeded());
         }
+        self.take_silence();
         let (checked, bad_answers) = self.checked().await;
         let (throughput, percentiles) = (self.series.throughput(), self.series.percentiles());
         let enough_calls = self.rules.batches.is_some_and(|n| self.series.requests() >= n);
@@ -434,6 +441,18 @@ impl<'a> Meter<'a> {
             checked,
             bad_answers,
         })
+    }
+
+    /// Where nothing that was in flight at the end of a closed loop was answered for longer than twice what any call took,
+    /// the server stood still: that time is part of the run.
+    fn take_silence(&mut self) {
+        let is_closed = matches!(self.load, LoadPoint::Closed { .. });
+        let longest_ns = self.series.total().latency.max_ns();
+        let waited_ns = self.sends.iter().flat_map(|sends| &sends.unanswered_ns).min();
+        let is_silence = |&&ns: &&u64| is_closed && longest_ns > 0 && ns > LOST * longest_ns;
+        let Some(&silent_ns) = waited_ns.filter(is_silence) else { return };
+        self.series.push(&Batch { duration_ns: silent_ns, ..Batch::default() });
+        self.converged = self.converged && self.is_converged();
     }
 
     /// CPU time as a mean over the measured time; 0 where that is.

@@ -141,8 +141,8 @@ impl Recorder {
     }
 
     /// A call is due.
-    pub fn due(&mut self) {
-        self.due += 1;
+    pub fn due(&mut self, scheduled_ns: u64) {
+        self.due += u64::from(scheduled_ns >= self.from_ns);
     }
 
     /// It is sent, and is one of so many in flight.
@@ -177,6 +177,12 @@ impl Recorder {
                 *self.window.errors.entry(failure).or_insert(0) += 1;
             }
         }
+    }
+
+    /// A call ended beyond those asked for, in one burst with the last of them: it counts for the rate alone.
+    pub fn ended_beyond(&mut self, result: Result<(), Failure>, now: u64) {
+        self.last_end_ns = self.last_end_ns.max(now);
+        self.window.batch.carried += u64::from(result.is_ok());
     }
 
     /// The loop waited without sleeping.

@@ -28,7 +28,7 @@ const CLIENT_BOUND: f64 = 0.9;
 /// Of the measured time: the client's thread was ready to run and had no core.
 const MAX_STARVED: f64 = 0.05;
 /// A call that was waited for longer than any other took, by this factor, may never have been answered.
-const LOST: u64 = 2;
+pub(super) const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
 /// Of all cores, used by neither engine nor client.
 const MAX_OTHERS: f64 = 0.2;

@@ -51,6 +51,31 @@ async fn calls_that_end_together_count_for_the_time_that_they_took() {
 }
 
 #[tokio::test]
+async fn a_fixed_number_of_calls_does_not_cut_their_last_burst() {
+    let _turn = turn().await;
+    let server = Prompt::start(laws::lockstep(ms(50)));
+    let fixed = Rules { batches: Some(100), ..rules(5_000) };
+    let point = run_target(&target_at(server.address.to_string(), 16), closed(32), &fixed).await.unwrap();
+    assert_eq!((point.requests, point.errors), (100, 0));
+    // The hundredth is the fourth of the fourth burst.
+    let (n, seen) = (128, server.seen());
+    let true_rate = n as f64 / (seen[seen.len() - 1].end - seen[seen.len() - 1 - n].end).as_secs_f64();
+    let rate = point.requests_per_s.unwrap();
+    assert!((rate.value / true_rate - 1.0).abs() < 0.05, "{rate:?}, by the record {true_rate}");
+}
+
+#[tokio::test]
+async fn an_open_loop_may_be_slower_than_a_server_is_waited_for() {
+    let _turn = turn().await;
+    let mock = Mock::start(laws::constant(ms(5)));
+    let load = LoadPoint::Open { rate_per_s: 0.4, arrivals: Arrivals::Constant };
+    let mut rules = rules(6_000);
+    rules.stop.timeout_ms = 100;
+    let point = run(&mock, load, &rules).await.unwrap();
+    assert!(point.valid && point.requests >= 2, "{:?}", point.warnings);
+}
+
+#[tokio::test]
 async fn a_fixed_number_of_scheduled_calls_holds_the_slow_ones_too() {
     let _turn = turn().await;
     let mock = Mock::start(|nth, _| Reply::After(if nth % 10 == 0 { ms(300) } else { ms(2) }));

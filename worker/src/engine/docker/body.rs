@@ -22,7 +22,7 @@ pub(super) fn body(command: &Command, image_id: &str) -> ContainerCreateBody {
         image: Some(image_id.to_owned()),
         entrypoint: container.entrypoint.clone(),
         cmd: (!command.args.is_empty()).then(|| command.args.clone()),
-        env: Some(command.env.iter().map(|(key, value)| format!("{key}={value}")).collect()),
+        env: Some(environment(command)),
         labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value.clone())).collect()),
         exposed_ports: Some(inside.clone()),
         host_config: Some(HostConfig {
@@ -42,6 +42,13 @@ pub(super) fn body(command: &Command, image_id: &str) -> ContainerCreateBody {
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+/// Without a GPU of its own the engine sees none, also where the daemon would give it all.
+fn environment(command: &Command) -> Vec<String> {
+    let given = command.env.iter().map(|(key, value)| format!("{key}={value}"));
+    let none = command.gpu.is_none().then(|| "NVIDIA_VISIBLE_DEVICES=void".to_owned());
+    given.chain(none).collect()
 }
 
 fn loopback((outside, _): &(u16, u16)) -> Option<Vec<PortBinding>> {

@@ -29,7 +29,7 @@ class Onnx:
 
 
 class TorchScript:
-    """Inputs go in the order of config.pbtxt; outputs are named output, or output_0, output_1, …"""
+    """Inputs go by name where the module has these names, else in the order of config.pbtxt; outputs are named output, or output_0, output_1, …"""
 
     def __init__(self, path, gpu, threads):
         import torch
@@ -38,11 +38,13 @@ class TorchScript:
             torch.set_num_threads(threads)
         self.torch, self.device = torch, torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         self.module = torch.jit.load(path, map_location=self.device).eval()
+        self.names = {argument.name for argument in self.module.forward.schema.arguments}
 
     def run(self, inputs):
         torch = self.torch
+        tensors = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
         with torch.inference_mode():
-            found = self.module(*(torch.from_numpy(value).to(self.device) for value in inputs.values()))
+            found = self.module(**tensors) if tensors.keys() <= self.names else self.module(*tensors.values())
         found = found if isinstance(found, (list, tuple)) else [found]
         names = ["output"] if len(found) == 1 else [f"output_{index}" for index in range(len(found))]
         return {name: value.cpu().numpy() for name, value in zip(names, found)}
