@@ -458,10 +458,12 @@ impl Client {
     }
 
     fn record(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
-        if self.state == State::Full {
-            return self.recorder.ended_beyond(result, now);
+        match self.state {
+            // The last window ends before what came meanwhile.
+            State::Ended => return,
+            State::Full => return self.recorder.ended_beyond(result, now),
+            _ => self.recorder.ended(times, result, now),
         }
-        self.recorder.ended(times, result, now);
         if !self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
             self.state = State::Full;
         }
