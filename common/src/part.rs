@@ -208,6 +208,13 @@ pub struct Percentile {
     pub sure: u64,
 }
 
+impl Percentile {
+    /// Whether there is an interval whose ends so many samples bound, so that neither is just the slowest call seen.
+    pub fn is_bounded(&self) -> bool {
+        self.ms.is_some() && self.sure >= self.needs
+    }
+}
+
 /// A GPU while a point ran. Ratios are 0 to 1.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]

@@ -216,7 +216,11 @@ fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(create).truncate(false).custom_flags(libc::O_NOFOLLOW).open(path)
     };
-    let file = open(false).or_else(|_| open(true)).map_err(storage)?;
+    let file = match open(false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => open(true),
+        found => found,
+    };
+    let file = file.map_err(storage)?;
     let _ = file.set_permissions(Permissions::from_mode(0o666));
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {

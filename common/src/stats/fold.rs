@@ -120,8 +120,7 @@ fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64
     let worth = Effective { had: alone.iter().map(|p| p.had).sum(), sure: alone.iter().map(|p| p.sure).sum() };
     let pooled = percentile_of(q, Sample { latency, failures }, worth);
     let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.ms).collect();
-    let is_bounded = pooled.ms.is_some() && pooled.sure >= pooled.needs;
-    let pooled = if q == MEDIAN && !is_bounded && !repeats.is_empty() && repeats.len() == points.len() {
+    let pooled = if q == MEDIAN && !pooled.is_bounded() && !repeats.is_empty() && repeats.len() == points.len() {
         // Each repeat has its median by other means, few as its calls are worth.
         let value = latency.rank_ns(rank(q, latency.len() + failures)) as f64 / 1e6;
         let mean = |end: usize| repeats.iter().map(|i| i.ci95[end]).sum::<f64>() / repeats.len() as f64;

@@ -127,8 +127,7 @@ fn percentile(q: f64, total: Sample, batches: &[Sample], own: Option<Effective>,
         None => before,
     };
     let found = percentile_of(q, total, worth);
-    let is_bounded = found.ms.is_some() && found.sure >= found.needs;
-    if q == MEDIAN && !is_bounded && total.len() >= MANY_CALLS {
+    if q == MEDIAN && !found.is_bounded() && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
     }
     found

@@ -72,7 +72,7 @@ impl StopRule {
         let (throughput, spread) = (series.throughput(), series.count_spread());
         let surely = |(i, s): (Interval, Spread)| i.relative_half_width() * (MANY_DF / s.df).max(1.0) <= self.precision;
         let percentiles = series.percentiles();
-        let judged = percentiles.iter().filter(|p| p.q == MEDIAN || p.sure >= p.needs);
+        let judged = percentiles.iter().filter(|p| p.q == MEDIAN || p.is_bounded());
         throughput.zip(spread).is_some_and(surely)
             && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
             && judged.filter_map(|p| p.ms.as_ref()).all(within)

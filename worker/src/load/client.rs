@@ -8,7 +8,7 @@ use super::{
     hpack::RequestHead,
     outcome::{Done, Failure},
     places::{Link, Places, connect},
-    recorder::{Recorder, Times, Window},
+    recorder::{GAP_NS, Recorder, Times, Window},
     schedule::Pacer,
     sys::{self, Clock, Watch},
 };
@@ -335,11 +335,12 @@ impl Client {
     }
 
     fn wait(&mut self) {
-        let is_idle = self.state == State::Running && self.in_flight == 0 && self.places.any_settled();
+        let is_idle = self.open && self.state == State::Running && self.in_flight == 0 && self.places.any_settled();
         self.shared.idle.store(is_idle, Relaxed);
         self.watches.clear();
         self.watches.push(Watch::new(self.woken.as_fd(), false));
-        let mut until = self.clock.now_ns() + MAX_WAIT_NS;
+        let longest_ns = if self.state == State::Full { GAP_NS } else { MAX_WAIT_NS };
+        let mut until = self.clock.now_ns() + longest_ns;
         for place in self.places.iter() {
             match &place.link {
                 Link::Up(conn) => self.watches.push(Watch::new(conn.socket().as_fd(), conn.wants_write())),

@@ -59,7 +59,7 @@ pub(super) struct Shared {
     pub width_ns: AtomicU64,
     /// An answer is on its way to be checked or is being checked: no other is kept meanwhile.
     pub checking: AtomicBool,
-    /// Nothing is waited for: no call of an open loop was due lately.
+    /// An open loop in which no call is due or in flight: that nothing is answered says nothing.
     pub idle: AtomicBool,
 }
 

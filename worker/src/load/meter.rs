@@ -443,7 +443,7 @@ impl<'a> Meter<'a> {
         })
     }
 
-    /// Where nothing that was in flight at the end of a closed loop was answered for longer than twice what any call took,
+    /// Where nothing that was in flight at the end of a closed loop was answered for [`LOST`] times as long as any call took,
     /// the server stood still: that time is part of the run.
     fn take_silence(&mut self) {
         let is_closed = matches!(self.load, LoadPoint::Closed { .. });

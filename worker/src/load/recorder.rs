@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 const LATE_NS: u64 = 1_000_000;
 
 /// Without an end for so long, a burst is over.
-const GAP_NS: u64 = 300_000;
+pub(super) const GAP_NS: u64 = 300_000;
 /// Where calls end all the time, one need not wait for a gap longer than this.
 const PATIENCE_NS: u64 = 5_000_000;
 

@@ -29,7 +29,10 @@ class Onnx:
 
 
 class TorchScript:
-    """Inputs go by name where the module has these names, else in the order of config.pbtxt; outputs are named output, or output_0, output_1, …"""
+    """Inputs go by name where the module has these names, else in the order of config.pbtxt.
+
+    Outputs are named output, or output_0, output_1, …
+    """
 
     def __init__(self, path, gpu, threads):
         import torch

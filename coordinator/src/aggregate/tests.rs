@@ -1,0 +1,182 @@
+use super::*;
+use modelmeter_common::{
+    Code, Problem, RequestId,
+    device::Device,
+    model::ModelRef,
+    part::GpuUse,
+    request::{Request, RequestState},
+    stats::percentile::{Effective, PERCENTILES, percentile_of},
+    task::Cell,
+};
+use uuid::Uuid;
+
+fn request() -> RequestDoc {
+    RequestDoc {
+        id: RequestId(Uuid::from_u128(9)),
+        schema_version: SCHEMA_VERSION,
+        created_at: Timestamp(0),
+        ended_at: None,
+        state: RequestState::Running,
+        expanded: true,
+        tasks: 3,
+        cells: 1,
+        model: ModelRef { name: "m".into(), version: "1".into() },
+        request: Request { sla: Some(Sla { percentile: 95.0, latency_ms: 12.0 }), repeats: 3, ..Request::default() },
+        formats: BTreeMap::new(),
+        error: None,
+    }
+}
+
+fn task(repeat: u32, winner: Option<u32>) -> Task {
+    let cell = Cell {
+        model: request().model,
+        artifact: None,
+        engine: "endpoint".into(),
+        engine_settings: BTreeMap::new(),
+        device_class: "cpu".into(),
+        batch_size: 4,
+        inputs: vec![],
+        inspector: "default".into(),
+    };
+    let waiting = crate::expand::tasks(request().id, &request().request, &[cell], Timestamp(0))
+        .into_iter()
+        .find(|task| task.repeat == repeat)
+        .unwrap();
+    let lease = crate::hub::conformance::documents::lease(0);
+    let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
+    match winner {
+        Some(attempt) => claimed.complete(attempt, Timestamp(2)).unwrap(),
+        None => claimed.fail(1, Problem::new(Code::BadResponse, "not finite"), Timestamp(2)).unwrap(),
+    }
+}
+
+fn measured(repeat: u32, concurrency_and_rate: &[(u32, f64)]) -> Measured {
+    let of = |(concurrency, rate): (u32, f64)| {
+        let mut latency = Histogram::default();
+        (0..2000u64).for_each(|i| latency.record(10_000_000 * u64::from(concurrency) + i));
+        let percentiles =
+            PERCENTILES.map(|q| percentile_of(q, Sample { latency: &latency, failures: 0 }, Effective::known(2000)));
+        Point {
+            duration_s: 2000.0 / rate,
+            requests: 2000,
+            requests_per_s: Some(Interval { value: rate, ci95: [rate * 0.98, rate * 1.02] }),
+            latency,
+            percentiles: percentiles.to_vec(),
+            valid: concurrency < 8,
+            ..Point::blank(LoadPoint::Closed { concurrency }, 4)
+        }
+    };
+    let (request_id, task_id) = (request().id, task(repeat, Some(1)).id);
+    let device = Device::cpu("test", Some(1), Some(2));
+    let deployment = Deployment {
+        engine_version: "1".into(),
+        launch: "attach".into(),
+        image_digest: None,
+        deploy_ms: None,
+        first_inference_ms: None,
+        client_cpus: None,
+        engine_cpus: None,
+    };
+    let parts = concurrency_and_rate.iter().enumerate().map(|(seq, &load)| Part {
+        schema_version: SCHEMA_VERSION,
+        request_id,
+        task_id,
+        attempt: 1,
+        seq: seq as u32,
+        point: of(load),
+    });
+    Measured {
+        repeat,
+        parts: parts.collect(),
+        last: Final {
+            schema_version: SCHEMA_VERSION,
+            request_id,
+            task_id,
+            attempt: 1,
+            worker: format!("w{repeat}"),
+            device,
+            started_at: Timestamp(0),
+            ended_at: Timestamp(1),
+            outcome: Outcome::Done { parts: vec![], deployment },
+        },
+    }
+}
+
+#[test]
+fn energy_is_shared_out_over_the_inferences_that_succeeded() {
+    let mut one = measured(0, &[(1, 100.0)]);
+    let folded = |measured: &Measured| profile(&request(), &[task(0, Some(1))], std::slice::from_ref(measured), 0);
+    let none = folded(&one).points.remove(0);
+    assert_eq!(none.energy_per_inference_j, None);
+    assert!(none.unavailable.contains_key("energy_per_inference_j"));
+    one.parts[0].point.gpu = Some(GpuUse { energy_j: Some(400.0), ..GpuUse::default() });
+    one.parts[0].point.errors = 1000;
+    let some = folded(&one).points.remove(0);
+    // 2000 calls of 4 items, half of which failed.
+    assert_eq!((some.inferences, some.energy_per_inference_j), (4000, Some(0.1)));
+    assert!(!some.unavailable.contains_key("energy_per_inference_j"));
+}
+
+#[test]
+fn the_same_parts_in_any_order_give_the_same_bytes() {
+    let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
+    let loads = [(1, 100.0), (2, 130.0), (4, 133.0)];
+    let fold = |order: [u32; 3], backwards: bool| {
+        let measured: Vec<_> = order
+            .iter()
+            .map(|&repeat| {
+                let mut one = measured(repeat, &loads.map(|(c, rate)| (c, rate + f64::from(repeat))));
+                if backwards {
+                    one.parts.reverse();
+                }
+                one
+            })
+            .collect();
+        serde_json::to_string(&profile(&request(), &tasks, &measured, 1)).unwrap()
+    };
+    let first = fold([0, 1, 2], false);
+    for order in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        assert_eq!(fold(order, true), first);
+    }
+}
+
+#[test]
+fn the_headline_is_the_fastest_valid_point_and_the_sla_the_fastest_that_meets_it() {
+    let loads = [(1, 100.0), (4, 150.0), (8, 900.0)];
+    let folded = profile(&request(), &[task(0, Some(1))], &[measured(0, &loads)], 1);
+    let peak = folded.peak.unwrap().summary;
+    assert_eq!(peak.load, modelmeter_common::profile::ProfileLoad::Closed { concurrency: 4 });
+    assert_eq!(peak.throughput_inferences_per_s, Some(600.0), "4 items a call; the faster point is not valid");
+    assert!((folded.reference.unwrap().p50_latency_ms.unwrap() - 10.0).abs() < 0.1);
+    let sla = folded.sla.unwrap();
+    assert!(sla.met);
+    assert_eq!(sla.best.unwrap().summary.throughput_inferences_per_s, Some(400.0), "only one in flight is under 12 ms");
+    assert_eq!(folded.points[0].inferences, 8000);
+    assert!(folded.points[0].unavailable["latency_ms.p99_9"].message.contains("had 2000"));
+}
+
+#[test]
+fn an_sla_that_one_repeat_misses_is_not_met_and_an_invalid_reference_is_none() {
+    let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
+    let mut repeats = [0, 1, 2].map(|repeat| measured(repeat, &[(1, 100.0)]));
+    assert!(profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+    // One call in ten of one repeat: fewer than one in twenty of them all.
+    let slow = &mut repeats[2].parts[0].point;
+    slow.latency = Histogram::default();
+    (0..2000u64).for_each(|i| slow.latency.record(if i % 10 == 0 { 20_000_000 } else { 10_000_000 }));
+    assert!(!profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+    repeats[2].parts[0].point.valid = false;
+    let folded = profile(&request(), &tasks, &repeats, 1);
+    assert!(folded.reference.is_none() && folded.unavailable.contains_key("reference"));
+}
+
+#[test]
+fn a_cell_is_partial_or_failed_with_its_last_error() {
+    let tasks = [task(0, Some(1)), task(1, None)];
+    let partial = profile(&request(), &tasks, &[measured(0, &[(1, 100.0)])], 1);
+    assert_eq!((partial.state, partial.repeats.len()), (ProfileState::Partial, 1));
+    assert_eq!(partial.error.unwrap().code, Code::BadResponse);
+    let failed = profile(&request(), &[task(1, None)], &[], 1);
+    assert_eq!(failed.state, ProfileState::Failed);
+    assert!(failed.peak.is_none() && failed.points.is_empty());
+}
