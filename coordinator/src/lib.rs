@@ -17,6 +17,7 @@ pub mod status;
 pub mod sweep;
 
 use crate::{core::Core, hub::Hub};
+use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
     broker::{Broker, QUARANTINE, RESULTS},
@@ -80,11 +81,19 @@ impl Handle {
     }
 }
 
-/// Starts a coordinator on listeners that are bound already.
+/// Starts a coordinator on listeners that are bound already. Boxed, so that it is compiled here, once.
 ///
 /// # Errors
 /// `unreachable` when broker or hub do not answer.
-pub async fn start(options: Options, grpc: TcpListener, http: Option<TcpListener>) -> Result<Handle, Problem> {
+pub fn start(
+    options: Options,
+    grpc: TcpListener,
+    http: Option<TcpListener>,
+) -> BoxFuture<'static, Result<Handle, Problem>> {
+    Box::pin(started(options, grpc, http))
+}
+
+async fn started(options: Options, grpc: TcpListener, http: Option<TcpListener>) -> Result<Handle, Problem> {
     let local = |l: &TcpListener| l.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()));
     let grpc_addr = local(&grpc)?;
     let http_addr = http.as_ref().map(local).transpose()?;

@@ -21,9 +21,10 @@ mod request;
 mod settings;
 mod tensor;
 
+use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem};
 use serde_json::Value;
-use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -56,25 +57,33 @@ pub struct Options {
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// Loads the model, then answers on both listeners until `shutdown` is ready; ends calls in progress, for a few
-/// seconds at most. Nothing is accepted before the model is loaded, so a server that answers is ready.
+/// Loads the model, then answers on both listeners until `stop`; ends calls in progress, for a few seconds at most.
+/// Nothing is accepted before the model is loaded, so a server that answers is ready. Boxed, so that it is compiled
+/// here, once and for speed.
 ///
 /// # Errors
 /// What [`check_settings`] and `modelmeter_common::artifact::open` refuse; `not_installed` without an ONNX Runtime;
 /// `engine_failed` when the engine cannot load the model; `internal` when a listener fails.
-pub async fn serve(
+pub fn serve(
+    options: Options,
+    grpc: TcpListener,
+    http: TcpListener,
+    stop: CancellationToken,
+) -> BoxFuture<'static, Result<(), Problem>> {
+    Box::pin(load_and_serve(options, grpc, http, stop))
+}
+
+async fn load_and_serve(
     options: Options,
     grpc_listener: TcpListener,
     http_listener: TcpListener,
-    shutdown: impl Future<Output = ()> + Send,
+    stop: CancellationToken,
 ) -> Result<(), Problem> {
-    tokio::pin!(shutdown);
     let loading = tokio::task::spawn_blocking(move || engine::Engine::load(&options));
     let engine = tokio::select! {
         loaded = loading => Arc::new(loaded.map_err(|error| Problem::new(Code::Internal, error.to_string()))??),
-        () = &mut shutdown => return Ok(()),
+        () = stop.cancelled() => return Ok(()),
     };
-    let stop = CancellationToken::new();
     let servers = async {
         tokio::try_join!(
             grpc::serve(engine.clone(), grpc_listener, stop.clone()),
@@ -84,8 +93,7 @@ pub async fn serve(
     tokio::pin!(servers);
     let ended = tokio::select! {
         ended = &mut servers => ended,
-        () = &mut shutdown => {
-            stop.cancel();
+        () = stop.cancelled() => {
             // Connections that do not end in time are dropped with the runtime.
             tokio::time::timeout(DRAIN, servers).await.unwrap_or(Ok(((), ())))
         }

@@ -12,6 +12,7 @@ use crate::{
     lock::DeviceLock,
     register,
 };
+use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS};
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{
@@ -35,12 +36,17 @@ pub struct Handle {
     renewal: JoinSet<()>,
 }
 
-/// Starts a worker; when this returns it is registered and takes tasks.
+/// Starts a worker; when this returns it is registered and takes tasks. Boxed, so that it is compiled here, once and
+/// for speed.
 ///
 /// # Errors
 /// Options that make no sense; `busy` for a device that another worker has, or a port, naming the holder; `storage` for a home that
 /// cannot be written to; `unreachable`, after ten seconds, for coordinator and broker.
-pub async fn start(options: Options) -> Result<Handle, Problem> {
+pub fn start(options: Options) -> BoxFuture<'static, Result<Handle, Problem>> {
+    Box::pin(started(options))
+}
+
+async fn started(options: Options) -> Result<Handle, Problem> {
     let context = Arc::new(prepare(options).await?);
     replay(&context).await?;
     let member = insist(|| register::register(&context)).await?;

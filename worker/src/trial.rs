@@ -8,6 +8,7 @@ use crate::{
     lock::{Claim, DeviceLock},
     session,
 };
+use futures::future::BoxFuture;
 use modelmeter_common::{Problem, device::Device, task::Cell};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -39,22 +40,24 @@ impl Trial {
     ///
     /// # Errors
     /// As a deployment fails, with the engine's last lines; `bad_response` for an answer that is no result.
-    pub async fn call(
-        &self,
-        spec: &EngineSpec,
-        cell: &Cell,
-        artifact: Option<&Path>,
+    pub fn call<'a>(
+        &'a self,
+        spec: &'a EngineSpec,
+        cell: &'a Cell,
+        artifact: Option<&'a Path>,
         seed: u64,
         timeout: Duration,
-    ) -> Result<Vec<Output>, Problem> {
-        let mut deployment = Deployment::new(spec, cell, artifact, &self.place).await?;
-        let answered = answer(&mut deployment, cell, seed, timeout, &self.place).await;
-        let answered = match answered {
-            Err(problem) => Err(deployment.explain(problem).await),
-            answered => answered,
-        };
-        deployment.stop().await;
-        answered
+    ) -> BoxFuture<'a, Result<Vec<Output>, Problem>> {
+        Box::pin(async move {
+            let mut deployment = Deployment::new(spec, cell, artifact, &self.place).await?;
+            let answered = answer(&mut deployment, cell, seed, timeout, &self.place).await;
+            let answered = match answered {
+                Err(problem) => Err(deployment.explain(problem).await),
+                answered => answered,
+            };
+            deployment.stop().await;
+            answered
+        })
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
         settings,
         onnxruntime: args.onnxruntime,
     };
-    serve(options, grpc, http, stop.cancelled_owned()).await?;
+    serve(options, grpc, http, stop).await?;
     Ok(0)
 }
 

@@ -24,7 +24,10 @@ use crate::part::Percentile;
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
 /// The percentile that is always said, with its interval.
 pub const MEDIAN: f64 = 50.0;
-/// Calls from which on the batches' own medians give an interval where the effective number gives none that is bounded.
+/// Effective samples from which on the ends of the median's interval lie within what was seen; fewer have the slowest
+/// call of all as its upper end.
+const WITHIN: u64 = 9;
+/// Calls from which on the batches' own medians give an interval where the effective number gives none within.
 const MANY_CALLS: u64 = 8;
 /// Probability outside an interval, on each side.
 const TAIL: f64 = 0.025;
@@ -127,7 +130,7 @@ fn percentile(q: f64, total: Sample, batches: &[Sample], own: Option<Effective>,
         None => before,
     };
     let found = percentile_of(q, total, worth);
-    if q == MEDIAN && !found.is_bounded() && total.len() >= MANY_CALLS {
+    if q == MEDIAN && found.sure < WITHIN && total.len() >= MANY_CALLS {
         return Percentile { ms: median_by_batches(total, batches), ..found };
     }
     found

@@ -17,6 +17,7 @@ pub use registry::{Custom, DEFAULT, Maker, Program, find};
 use crate::load::Caller;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::{BoxFuture, ready};
 use modelmeter_common::{
     Code, Problem,
     engine::Protocol,
@@ -98,14 +99,15 @@ pub struct Metadata {
 /// # Errors
 /// `unreachable`, `not_found` for a model that it does not have, `bad_response`; `invalid_argument` where it speaks
 /// another protocol.
-pub async fn metadata(protocol: Protocol, endpoint: &str, model: &str) -> Result<Metadata, Problem> {
+pub fn metadata<'a>(protocol: Protocol, endpoint: &'a str, model: &'a str) -> BoxFuture<'a, Result<Metadata, Problem>> {
     match protocol {
-        Protocol::KserveV2 => kserve_v2::metadata(endpoint, model).await,
-        Protocol::Tfs => tfs::metadata(endpoint, model).await,
-        Protocol::MlmodelciPredict => {
-            Err(Problem::invalid("input", "a server that speaks mlmodelci-predict does not tell what a model takes")
-                .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"))
-        }
+        Protocol::KserveV2 => Box::pin(kserve_v2::metadata(endpoint, model)),
+        Protocol::Tfs => Box::pin(tfs::metadata(endpoint, model)),
+        Protocol::MlmodelciPredict => Box::pin(ready(Err(Problem::invalid(
+            "input",
+            "a server that speaks mlmodelci-predict does not tell what a model takes",
+        )
+        .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224")))),
     }
 }
 

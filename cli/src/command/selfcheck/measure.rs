@@ -104,7 +104,7 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
     let address = grpc.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()))?.to_string();
     let (model_name, settings) = (MODEL.to_owned(), BTreeMap::new());
     let options = Options { engine: "null".into(), model, model_name, settings, onnxruntime: None };
-    let served = modelmeter_serving::serve(options, grpc, http, stop.clone().cancelled_owned());
+    let served = modelmeter_serving::serve(options, grpc, http, stop.clone());
     tokio::spawn(async move {
         if let Err(problem) = served.await {
             tracing::error!(%problem, "the null engine failed");
