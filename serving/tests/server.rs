@@ -13,6 +13,7 @@ use modelmeter_serving::serve;
 use serde_json::{Value, json};
 use support::{PATIENCE, Server, channel, floats, input, options, request, sample, uniform};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::Code as Grpc;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -213,7 +214,7 @@ async fn what_cannot_be_served_is_an_error_before_anything_is_answered() {
         (setting, Code::InvalidArgument),
         (library, Code::NotInstalled),
     ] {
-        let serving = serve(options, listener().await, listener().await, std::future::pending());
+        let serving = serve(options, listener().await, listener().await, CancellationToken::new());
         let problem = tokio::time::timeout(PATIENCE, serving).await.expect("it fails in time").unwrap_err();
         assert_eq!(problem.code, code, "{problem}");
         assert!(problem.hint.is_some(), "{problem}");

@@ -73,7 +73,7 @@ impl Server {
         let http_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (grpc, http) = (grpc_listener.local_addr().unwrap(), http_listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        let mut task = tokio::spawn(serve(options, grpc_listener, http_listener, stop.clone().cancelled_owned()));
+        let mut task = tokio::spawn(serve(options, grpc_listener, http_listener, stop.clone()));
         // The connection waits in the backlog until the model is loaded, and is reset if it cannot be.
         let ready = async {
             let mut client = GrpcInferenceServiceClient::new(channel(grpc).await);
