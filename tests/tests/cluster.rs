@@ -26,6 +26,7 @@ async fn two_hundred_cells_are_profiled_once_each_also_when_a_worker_is_killed()
     for name in ["w1", "w2", "w3"] {
         workers.push(cluster.worker(name).await?);
     }
+    a_dry_run_plans_and_leaves_nothing(&cluster).await?;
     all_goes_well(&cluster).await?;
     one_worker_is_killed(&cluster, &mut workers).await?;
     stops_cleanly(cluster, workers).await
@@ -38,6 +39,24 @@ fn request(seed: &'static str) -> Vec<String> {
     let flags = ["profile", "mlp", "--engines", "null", "--batch-sizes", &batch_sizes, "--concurrency", "1"];
     let stop = ["--batches", &calls, "--min-duration", "10ms", "--max-duration", "2s", "--seed", seed, "--json"];
     flags.into_iter().chain(stop).map(str::to_owned).collect()
+}
+
+/// Three slots share what runs on CPUs; what runs on GPUs says that no worker has one.
+async fn a_dry_run_plans_and_leaves_nothing(cluster: &Cluster) -> Result<()> {
+    let cells = ["--engines", "null", "--devices", "cpu,gpu", "--batch-sizes", "1,2"];
+    let plan = cluster.json(&[&["profile", "mlp", "--dry-run"], &cells[..]].concat()).await?;
+    let cells = plan["cells"].as_array().context("cells")?;
+    assert_eq!(cells.len(), 4, "{plan}");
+    for cell in cells {
+        let runs = cell["device"] == "cpu";
+        assert_eq!(cell["slots"], if runs { 3 } else { 0 }, "{cell}");
+        assert_eq!(cell["reason"].is_null(), runs, "{cell}");
+    }
+    let hub = cluster.database().await?;
+    for collection in ["requests", "tasks", "models"] {
+        assert_eq!(hub.collection::<Document>(collection).count_documents(doc! {}).await?, 0, "{collection}");
+    }
+    Ok(())
 }
 
 async fn all_goes_well(cluster: &Cluster) -> Result<()> {
