@@ -177,8 +177,19 @@ fn interval(q: f64, total: Sample, sure: u64) -> Option<Interval> {
     }
     let ms = |rank: u64| total.latency.rank_ns(rank) as f64 / 1e6;
     let (value, low, high) = (ms(rank(q, n)), ms(low), ms(high));
-    let outward = if q > MEDIAN && !is_well_seen(q, sure) { OUTWARD * (high - value) } else { 0.0 };
-    Some(Interval { value, ci95: [low, high + outward] })
+    Some(Interval { value, ci95: [low, value + outward(q, sure) * (high - value)] })
+}
+
+/// By how much the upper end is moved away from the value.
+fn outward(q: f64, sure: u64) -> f64 {
+    if q > MEDIAN && !is_well_seen(q, sure) { 1.0 + OUTWARD } else { 1.0 }
+}
+
+/// The interval before its upper end was moved outward: what precision can be asked of.
+pub fn as_seen(percentile: &Percentile) -> Option<Interval> {
+    let Interval { value, ci95: [low, high] } = percentile.ms?;
+    let high = value + (high - value) / outward(percentile.q, percentile.sure);
+    Some(Interval { value, ci95: [low, high] })
 }
 
 /// Whether so many effective samples show what lies beyond a percentile.
@@ -239,9 +250,12 @@ mod tests {
         for q in PERCENTILES {
             let n = needed(q);
             let h = filled((1..=n).map(|i| i * 1_000_000));
-            let got = percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n)).ms.unwrap();
-            let outward = if q > MEDIAN { OUTWARD * (n as f64 - got.value) } else { 0.0 };
-            assert!((got.ci95[1] / (n as f64 + outward) - 1.0).abs() < 2e-3, "p{q}: {got:?}");
+            let got = percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n));
+            let seen = as_seen(&got).unwrap();
+            assert!((seen.ci95[1] / n as f64 - 1.0).abs() < 2e-3, "p{q}: {seen:?}");
+            let (said, beyond) = (got.ms.unwrap(), n as f64 - seen.value);
+            let outward = if q > MEDIAN { OUTWARD * beyond } else { 0.0 };
+            assert!((said.ci95[1] / (n as f64 + outward) - 1.0).abs() < 2e-3, "p{q}: {said:?}");
             assert_eq!(percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n - 1)).ms, None);
         }
     }

@@ -5,7 +5,12 @@
 //! each at a run longer by a quarter than the last, and what is known from few stretches of a run must be known
 //! better.
 
-use super::{Interval, batch::Spread, percentile::MEDIAN, series::Series};
+use super::{
+    Interval,
+    batch::Spread,
+    percentile::{MEDIAN, as_seen},
+    series::Series,
+};
 use crate::load::Stop;
 use std::time::Duration;
 
@@ -65,17 +70,17 @@ impl StopRule {
         if self.is_met(series) { Look::Converged } else { Look::Open }
     }
 
-    /// Whether throughput and each percentile that the samples surely carry are as precise as asked: the others' ends are
-    /// the slowest calls, which no precision can be asked of. The median must be among them.
+    /// Whether throughput and each percentile that the samples surely carry are as precise as asked, by the ends that were
+    /// seen: the others' are the slowest calls, which no precision can be asked of. The median must be among them.
     pub fn is_met(&self, series: &Series) -> bool {
-        let within = |interval: &Interval| interval.relative_half_width() <= self.precision;
+        let within = |interval: Interval| interval.relative_half_width() <= self.precision;
         let (throughput, spread) = (series.throughput(), series.count_spread());
         let surely = |(i, s): (Interval, Spread)| i.relative_half_width() * (MANY_DF / s.df).max(1.0) <= self.precision;
         let percentiles = series.percentiles();
         let judged = percentiles.iter().filter(|p| p.q == MEDIAN || p.is_bounded());
         throughput.zip(spread).is_some_and(surely)
             && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
-            && judged.filter_map(|p| p.ms.as_ref()).all(within)
+            && judged.filter_map(as_seen).all(within)
     }
 }
 
