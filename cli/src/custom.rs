@@ -5,10 +5,11 @@ use modelmeter_common::{
     Code, Problem,
     config::{self, Config, CustomEngine, CustomInspector, TimedIn},
     engine,
+    task::DEFAULT_INSPECTOR,
 };
 use modelmeter_worker::{
     EngineSpec, Launch, Layout, PortPair, Ports,
-    inspector::{Custom, DEFAULT, Program},
+    inspector::{Custom, Program},
 };
 use std::{
     collections::BTreeMap,
@@ -67,7 +68,7 @@ pub fn inspectors(config: &Config) -> Result<BTreeMap<String, Custom>, Problem> 
 fn inspector(name: &str, custom: &CustomInspector) -> Result<Custom, Problem> {
     let field = format!("inspectors.{name}");
     plain(name, &field)?;
-    if name == DEFAULT {
+    if name == DEFAULT_INSPECTOR {
         return Err(
             Problem::invalid(field, "'default' means the engine's own inspector").with_hint("choose another name")
         );

@@ -114,13 +114,12 @@ impl Embedded {
         Ok(())
     }
 
-    /// Completes when the worker ended by itself, which is a defect of it; never where there is none.
+    /// Completes when the worker ended by itself, and gives why; never where there is none.
     pub async fn worker_ended(&mut self) -> Problem {
         match &mut self.worker {
             Some(worker) => worker.wait().await,
             None => std::future::pending().await,
         }
-        Problem::new(Code::Internal, "the worker in this process ended").with_hint("-v shows why")
     }
 
     /// A connection to its coordinator.
@@ -148,9 +147,9 @@ pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::Sl
 }
 
 /// What the worker of these slots will announce: the pools as its coordinator will see them.
-pub fn pools(slots: &[worker::SlotOptions], offer: &Offer) -> Vec<Pool> {
+pub fn pools(slots: &[worker::SlotOptions], offer: &Offer, inspectors: &BTreeMap<String, Custom>) -> Vec<Pool> {
     let of_slot = |slot: &worker::SlotOptions| {
-        let (engines, abilities) = worker::offered(&offer.specs, &offer.lacking, slot.device.kind);
+        let (engines, abilities) = worker::offered(&offer.specs, &offer.lacking, inspectors, slot.device.kind);
         Pool::of(&slot.device.class, engines, abilities)
     };
     pool::gathered(slots.iter().map(of_slot))

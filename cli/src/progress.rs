@@ -117,27 +117,35 @@ fn describe(cell: &CellStatus, inputs: bool) -> String {
     format!("{}{settings} {}{inputs} batch {}{repeat}", cell.engine, cell.device, cell.batch_size)
 }
 
-/// A line for each cell whose state changed in a way that a reader of a log cares for: begun, ended, stuck. Cells keep
-/// their places from status to status.
+/// A line for each cell whose state changed in a way that a reader of a log cares for: begun, ended, stuck; of many
+/// that got stuck at once, one for all. Cells keep their places from status to status.
 fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
-    let was = |place: usize| before.and_then(|status| status.cells.get(place)).map(|cell| cell.state);
+    let old = |place: usize| before.and_then(|status| status.cells.get(place));
     let (done, all, inputs) = (ended(now), now.cells.len(), inputs_differ(now));
-    let mut lines = Vec::new();
+    let (mut lines, mut stuck) = (Vec::new(), Vec::new());
     for (place, cell) in now.cells.iter().enumerate() {
-        if was(place) == Some(cell.state) {
+        let reason = cell.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default();
+        if cell.blocked && !old(place).is_some_and(|old| old.blocked) {
+            stuck.push((cell, reason));
+        }
+        if old(place).map(|old| old.state) == Some(cell.state) {
             continue;
         }
-        let reason = cell.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default();
         let what = match cell.state {
             TaskState::Claimed => "measuring".to_owned(),
             TaskState::Done => "done".to_owned(),
             TaskState::Cancelled => "cancelled".to_owned(),
             TaskState::Failed => format!("failed: {reason}"),
-            // Waiting is told once, and only where it may last.
-            TaskState::Waiting if before.is_none() && reason.starts_with("no ") => format!("waits: {reason}"),
             TaskState::Waiting | TaskState::Queued => continue,
         };
         lines.push(format!("[{done}/{all}] {}: {what}", describe(cell, inputs)));
+    }
+    match stuck[..] {
+        [(_, reason), _, _, _, ..] => lines.push(format!("[{done}/{all}] {} cells wait: {reason}", stuck.len())),
+        _ => {
+            let line = |(cell, reason)| format!("[{done}/{all}] {}: waits: {reason}", describe(cell, inputs));
+            lines.extend(stuck.into_iter().map(line));
+        }
     }
     lines
 }
@@ -164,6 +172,7 @@ mod tests {
             attempts: 1,
             worker: None,
             reason: reason.map(Into::into),
+            blocked: false,
         }
     }
 
@@ -182,8 +191,10 @@ mod tests {
     #[test]
     fn a_log_has_one_line_a_change() {
         use TaskState::{Claimed, Done, Failed, Queued, Waiting};
-        let first = status(vec![cell(1, Queued, None), cell(2, Waiting, Some("no worker offers rten on cpu"))]);
-        assert_eq!(changes(None, &first), ["[0/2] rten cpu batch 2: waits: no worker offers rten on cpu"]);
+        let stuck =
+            |batch_size| CellStatus { blocked: true, ..cell(batch_size, Waiting, Some("no worker is connected")) };
+        let first = status(vec![cell(1, Queued, None), stuck(2)]);
+        assert_eq!(changes(None, &first), ["[0/2] rten cpu batch 2: waits: no worker is connected"]);
         let second = status(vec![cell(1, Claimed, Some("warming up")), first.cells[1].clone()]);
         assert_eq!(changes(Some(&first), &second), ["[0/2] rten cpu batch 1: measuring"]);
         let moving = status(vec![cell(1, Claimed, Some("200 requests")), first.cells[1].clone()]);
@@ -193,6 +204,11 @@ mod tests {
             changes(Some(&second), &third),
             ["[2/2] rten cpu batch 1: done", "[2/2] rten cpu batch 2: failed: it died"]
         );
+        let turn = status((1..5).map(|n| cell(n, Waiting, Some("waits for its turn"))).collect());
+        assert!(changes(None, &turn).is_empty());
+        let gone = status((1..5).map(stuck).collect());
+        assert_eq!(changes(Some(&turn), &gone), ["[0/4] 4 cells wait: no worker is connected"]);
+        assert!(changes(Some(&gone), &gone).is_empty());
     }
 
     #[test]

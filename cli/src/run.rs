@@ -37,9 +37,9 @@ use tokio_util::sync::CancellationToken;
 
 /// After an interruption: how long cancelling and fetching what is there may take.
 const FAREWELL: Duration = Duration::from_secs(4);
-/// How often in a row a lost connection is tried again before a watch gives up.
-const WATCH_RETRIES: u32 = 20;
-const WATCH_PAUSE: Duration = Duration::from_millis(500);
+/// How often in a row a lost connection is tried again, and how long after, before a submission or a watch gives up.
+const RETRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a job ended.
 #[derive(Clone, PartialEq, Debug)]
@@ -201,6 +201,8 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
         )
         .with_hint("measure in this process, or name an inspector of the workers' configuration"));
     }
+    // What the workers' own engines take, they alone know.
+    check_settings(&job.request, &[])?;
     let client = Client::connect(&config.client.coordinators).await?;
     Ok((client, models::local(&job.target, &config.home).await?))
 }
@@ -249,7 +251,7 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     let mut request = Request { model: model.id.to_string(), devices, ..job.request };
     data::check(&mut request, &model)?;
     check_settings(&request, &offer.specs)?;
-    let pools = embedded::pools(&slots, &offer);
+    let pools = embedded::pools(&slots, &offer, &job.inspectors);
     let cells = embedded::cells(&request, &model, &pools)?;
     let Job { target, inspectors, .. } = job;
     Ok(Sketch { target, request, inspectors, local, model, offer, slots, pools, cells })
@@ -351,7 +353,7 @@ async fn measure(
 ) -> Result<Finished, Failure> {
     let id = RequestId::random();
     let watched = async {
-        let tasks = client.submit(id, request).await?;
+        let tasks = submit(id, async || client.submit(id, request).await).await?;
         progress.say(&format!("request {id}: {} of {}", counted(tasks, "task"), request.model));
         watch(client, id, progress).await.map_err(Failure::later)
     };
@@ -368,6 +370,24 @@ async fn measure(
             Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
         }
         Err(failure) => Err(failure),
+    }
+}
+
+/// Submits under this id until it is answered: what broke off may have been taken in, and is taken in once.
+async fn submit(id: RequestId, mut call: impl AsyncFnMut() -> Result<u64, Problem>) -> Result<u64, Failure> {
+    let mut failures = 0;
+    loop {
+        match call().await {
+            Err(problem) if problem.code == Code::Unreachable && failures < RETRIES => {
+                tracing::warn!(%problem, "submitting again");
+            }
+            Err(problem) if problem.code == Code::Unreachable => {
+                return Err(Failure::later(problem.with_hint(format!("it may run: modelmeter status {id}"))));
+            }
+            done => return Ok(done?),
+        }
+        failures += 1;
+        sleep(PAUSE).await;
     }
 }
 
@@ -396,10 +416,10 @@ pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) 
             Err(problem) => return Err(problem),
         };
         failures += 1;
-        if failures > WATCH_RETRIES {
+        if failures > RETRIES {
             return Err(lost);
         }
-        sleep(WATCH_PAUSE).await;
+        sleep(PAUSE).await;
     }
 }
 
@@ -437,6 +457,19 @@ mod tests {
         assert_eq!(Failure::from(lost()).exit_code(), 2);
         assert_eq!(Failure::later(lost()).exit_code(), 1);
         assert_eq!(Failure::later(interrupted()).exit_code(), 130);
+    }
+
+    #[tokio::test]
+    async fn what_broke_off_is_submitted_again_under_its_id() {
+        let mut calls = 0;
+        let answered = submit(RequestId::random(), async || {
+            calls += 1;
+            if calls < 2 { Err(Problem::new(Code::Unreachable, "the connection broke")) } else { Ok(4) }
+        });
+        assert_eq!(answered.await.unwrap(), 4);
+        let refused =
+            submit(RequestId::random(), async || Err(Problem::invalid("engines", "unknown engine 'x'"))).await;
+        assert_eq!(refused.unwrap_err().exit_code(), 2);
     }
 
     /// A job as it stands in a home with these engines of its own, the built-in `mlp` lying there as a file.

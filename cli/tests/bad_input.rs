@@ -42,6 +42,9 @@ fn unknown_engine_device_and_model() {
     refused(home, &["profile", "nowhere/m.onnx"], "nowhere/m.onnx", "path");
     refused(home, &["profile"], "no model", "resnet50");
     refused(home, &["profile", "mlp", "--set", "rten.thread=2"], "thread", "threads");
+    let on_cluster = ["profile", "mlp", "--set", "rten.thread=2", "--coordinator", "http://127.0.0.1:1"];
+    refused(home, &on_cluster, "thread", "threads");
+    refused(home, &["profile", "mlp", "--shape", "x=1,99999999999"], "x", "hint: ");
 }
 
 #[test]
@@ -112,6 +115,8 @@ fn brokers_hubs_coordinators_and_endpoints_that_do_not_answer() {
     refused(home, &coordinator(&["--broker", "amqp://127.0.0.1:1", "--hub", "x.sqlite"]), "127.0.0.1:1", "RabbitMQ");
     refused(home, &coordinator(&["--broker", "http://127.0.0.1:1", "--hub", "x.sqlite"]), "http", "amqp://");
     refused(home, &coordinator(&["--hub", "x.sqlite"]), "broker", "--broker");
+    let briefly = ["--broker", "amqp://127.0.0.1:1", "--hub", "x.sqlite", "--lease", "0s"];
+    refused(home, &coordinator(&briefly), "lease", "1s");
     refused(
         home,
         &["worker", "--broker", "amqp://127.0.0.1:1", "--coordinator", "http://127.0.0.1:1"],

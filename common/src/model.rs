@@ -135,6 +135,9 @@ pub enum Dim {
     Dynamic(String),
 }
 
+/// Bytes that a string is taken to have in a call, its length included.
+pub const SHORT_STRING: usize = 12;
+
 /// A concrete tensor: what is sent.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct TensorShape {
@@ -147,9 +150,14 @@ pub struct TensorShape {
 }
 
 impl TensorShape {
-    /// Number of elements.
+    /// Number of elements; more than there can be where they are too many to count.
     pub fn elements(&self) -> u64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |product, n| product.saturating_mul(*n))
+    }
+
+    /// Bytes that its contents take in a call; of strings, those of short ones.
+    pub fn bytes(&self) -> u64 {
+        self.elements().saturating_mul(self.dtype.size().unwrap_or(SHORT_STRING) as u64)
     }
 }
 

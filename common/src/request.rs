@@ -8,7 +8,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most cells that one request may expand to.
 pub const MAX_CELLS: usize = 20_000;
@@ -20,6 +20,8 @@ pub const MAX_POINTS: usize = 1000;
 pub const MAX_BATCH_SIZE: u32 = 4096;
 /// The most calls in flight.
 pub const MAX_CONCURRENCY: u32 = 4096;
+/// The largest call: gRPC counts a message's bytes in 32 bits, and a worker holds a few of them.
+pub const MAX_CALL_BYTES: u64 = 1 << 30;
 /// Certified: a point is measured at least this long, as in MLPerf Inference (its rules, minimum duration: 600 s).
 pub const CERTIFIED_MIN_MS: u64 = 600_000;
 /// Certified: a point that has not converged may go on this long.
@@ -350,6 +352,9 @@ pub struct RequestDoc {
     /// The artifact format that each engine was found to load.
     #[serde(default)]
     pub formats: BTreeMap<String, Format>,
+    /// The device classes that each engine is measured on.
+    #[serde(default)]
+    pub devices_of: BTreeMap<String, BTreeSet<String>>,
     /// Why it could not be expanded, where that is what ended it.
     #[serde(default)]
     pub error: Option<Problem>,

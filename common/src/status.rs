@@ -9,7 +9,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a request stands, cell by cell.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct CellStatus {
     pub attempts: u32,
     pub worker: Option<String>,
     pub reason: Option<String>,
+    /// Whether it is still to run, and no slot that is there can run it.
+    #[serde(default)]
+    pub blocked: bool,
 }
 
 /// What a request would do.
@@ -115,6 +118,8 @@ pub struct SlotDoc {
 pub struct Abilities {
     /// The artifact formats that each engine loads, best first; none: whatever there is.
     pub formats: BTreeMap<String, Vec<Format>>,
+    /// The custom inspectors that it can run.
+    pub inspectors: BTreeSet<String>,
     /// Engines that its machine knows and the slot cannot run: why, and what to do.
     pub lacking: BTreeMap<String, Problem>,
     /// Why its machine has no GPU that an engine could run on.

@@ -19,6 +19,8 @@ pub const MAX_FAILURES: u32 = 3;
 pub const MAX_DEATHS: u32 = 10;
 /// Tasks in a row that a slot may take without going back to the queue.
 pub const MAX_CLAIMS_IN_A_ROW: u32 = 32;
+/// The name of the engines' own inspectors.
+pub const DEFAULT_INSPECTOR: &str = "default";
 
 /// One point of the matrix.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

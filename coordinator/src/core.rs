@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::sync::{Notify, broadcast};
 
-/// Running requests that the loops look at in one round, the newest first.
+/// Requests that may run at a time: the loops look at each of them in every round.
 pub const MAX_REQUESTS: u32 = 1000;
 /// Tries of one compare-and-swap before it is left to the sweep.
 const SWAP_TRIES: u32 = 16;
@@ -36,6 +36,8 @@ pub struct Core {
     pub lease: Duration,
     /// Wakes the dispatcher: something may be queued.
     pub work: Notify,
+    /// Why the dispatcher cannot queue anything now.
+    pub stuck: Mutex<Option<String>>,
     changes: broadcast::Sender<RequestId>,
     clock: Mutex<(Timestamp, Instant)>,
     /// Since when, without a break, workers could say that they live.
@@ -56,6 +58,7 @@ impl Core {
             hub: options.hub,
             lease: options.lease,
             work: Notify::new(),
+            stuck: Mutex::default(),
             changes: broadcast::channel(1024).0,
             clock: Mutex::new((now, Instant::now())),
             listens_since: Mutex::new(now),

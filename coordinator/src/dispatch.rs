@@ -42,10 +42,12 @@ enum DispatchError {
 pub async fn run(core: Arc<Core>, stop: CancellationToken) {
     let (mut stride, mut declared) = (Stride::default(), HashSet::new());
     while !stop.is_cancelled() {
-        if let Err(error) = round(&core, &mut stride, &mut declared).await {
+        let done = round(&core, &mut stride, &mut declared).await;
+        if let Err(error) = &done {
             tracing::warn!(%error, "dispatch round cut short");
             declared.clear();
         }
+        *core.stuck.lock().expect("never poisoned: no panic while held") = done.err().map(|error| error.to_string());
         tokio::select! {
             () = stop.cancelled() => return,
             () = core.work.notified() => tokio::time::sleep(MIN_GAP).await,

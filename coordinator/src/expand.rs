@@ -8,8 +8,9 @@ use modelmeter_common::{
     engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
     model::{ArtifactRef, Dim, Format, Model, TensorShape},
-    request::{MAX_CELLS, MAX_TASKS, Request},
-    task::{Cell, Plan, Task},
+    request::{MAX_CALL_BYTES, MAX_CELLS, MAX_TASKS, Request, RequestDoc},
+    status::Abilities,
+    task::{Cell, DEFAULT_INSPECTOR, Plan, Task},
     testdata::Source,
     wire::sha256_hex,
 };
@@ -23,12 +24,41 @@ const MIN_TASK_BUDGET_MS: u64 = 300;
 /// How device classes begin: another word that no worker announces is a mistake.
 const CLASS_PREFIXES: [&str; 5] = ["nvidia-", "tesla-", "geforce-", "quadro-", "grid-"];
 
-/// The cells of a request, or what is wrong with it. `pools` resolve `auto` and `gpu` and tell custom engines from mistakes.
+/// The cells of a request, or what is wrong with it. `pools` resolve `auto` and `gpu` and tell custom engines from
+/// mistakes. `auto` means what some slot can run: an engine only on the devices that it is offered on.
 pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
+    let mut cells = product_of(request, model, pools)?;
+    if request.engines == ["auto"] {
+        let chosen =
+            |cell: &Cell| pools.iter().any(|pool| pool.loads(&cell.engine, cell.artifact.as_ref(), &cell.device_class));
+        cells.retain(chosen);
+    }
+    Ok(cells)
+}
+
+/// The cells of a stored request, the same whoever is there by now.
+pub fn cells_again(doc: &RequestDoc, model: &Model) -> Result<Vec<Cell>, Problem> {
+    let mut cells = product_of(&doc.request, model, &resolving_pools(doc))?;
+    cells.retain(|cell| doc.devices_of.get(&cell.engine).is_none_or(|classes| classes.contains(&cell.device_class)));
+    Ok(cells)
+}
+
+/// Pools that offer exactly what a stored request came to, so that engines of a configuration and classes are known.
+fn resolving_pools(doc: &RequestDoc) -> Vec<Pool> {
+    let formats = doc.formats.iter().map(|(engine, format)| (engine.clone(), vec![*format])).collect();
+    let inspectors = doc.request.inspector.iter().cloned().collect();
+    let abilities = Abilities { formats, inspectors, ..Abilities::default() };
+    let pool = |class: &String| Pool::of(class, doc.request.engines.clone(), abilities.clone());
+    doc.request.devices.iter().map(pool).collect()
+}
+
+/// Every combination.
+fn product_of(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
     request.validate()?;
     request.check_shapes(model)?;
     let devices = devices(request, pools)?;
     let engines = engines(request, model, &devices, pools)?;
+    let inspector = inspector(request, pools)?;
     let mut cells = Vec::new();
     for (engine, artifact) in &engines {
         for settings in settings(request, engine)? {
@@ -46,7 +76,7 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
                             device_class: device_class.clone(),
                             batch_size,
                             inputs: inputs(model, &shapes, batch_size)?,
-                            inspector: request.inspector.clone().unwrap_or_else(|| "default".into()),
+                            inspector: inspector.to_owned(),
                         });
                     }
                 }
@@ -75,6 +105,15 @@ pub fn narrowed(request: &Request, engines: &[String], devices: &[String]) -> Re
 /// The artifact format that each engine loads in these cells.
 pub fn formats_of(cells: &[Cell]) -> BTreeMap<String, Format> {
     cells.iter().filter_map(|cell| Some((cell.engine.clone(), cell.artifact.as_ref()?.format))).collect()
+}
+
+/// The device classes that each engine has cells on.
+pub fn devices_of(cells: &[Cell]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut devices: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for cell in cells {
+        devices.entry(cell.engine.clone()).or_default().insert(cell.device_class.clone());
+    }
+    devices
 }
 
 fn too_many() -> Problem {
@@ -157,6 +196,16 @@ fn engines(request: &Request, model: &Model, devices: &[String], pools: &[Pool])
     distinct.into_iter().map(|name| Ok((name.clone(), artifact(name, model, pools)?))).collect()
 }
 
+/// The inspector of its cells: the engines' own, or one that some slot has.
+fn inspector<'a>(request: &'a Request, pools: &[Pool]) -> Result<&'a str, Problem> {
+    let Some(name) = request.inspector.as_deref() else { return Ok(DEFAULT_INSPECTOR) };
+    if pools.iter().any(|pool| pool.has_inspector(name)) {
+        return Ok(name);
+    }
+    let said = pools.iter().flat_map(|pool| &pool.abilities.inspectors).map(String::as_str);
+    Err(unknown("inspector", "inspector", name, said.chain([DEFAULT_INSPECTOR]).collect()))
+}
+
 /// No worker of a cluster will ever offer it: only a process that was told an address does, for its own request.
 fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
     let asked = request.engines.iter().any(|engine| engine == ENDPOINT);
@@ -209,8 +258,10 @@ fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>
         let artifact = fitting(model, &formats(name, pools));
         (attached || artifact.is_some()).then(|| (name.to_owned(), artifact))
     });
-    let on_offer = |name: &str| devices.iter().any(|class| pools.iter().any(|pool| pool.offers(name, class)));
-    let (chosen, missing): (Vec<_>, Vec<_>) = loading.partition(|(name, _)| on_offer(name));
+    let on_offer = |(name, artifact): &Chosen| {
+        devices.iter().any(|class| pools.iter().any(|pool| pool.loads(name, artifact.as_ref(), class)))
+    };
+    let (chosen, missing): (Vec<_>, Vec<_>) = loading.partition(on_offer);
     if chosen.is_empty() { Err(nothing_to_choose(model, devices, &missing, pools)) } else { Ok(chosen) }
 }
 
@@ -290,6 +341,13 @@ fn inputs(model: &Model, shapes: &BTreeMap<String, Vec<u64>>, batch: u32) -> Res
         }
         inputs.push(TensorShape { name: input.name.clone(), dtype: input.dtype, shape });
     }
+    let bytes = inputs.iter().fold(0, |sum: u64, input| sum.saturating_add(input.bytes()));
+    if bytes > MAX_CALL_BYTES {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let message = format!("a call of {batch} items takes {:.1} GiB", gib(bytes));
+        let hint = format!("at most {} GiB: smaller shapes or batches", gib(MAX_CALL_BYTES));
+        return Err(Problem::invalid("shapes", message).with_hint(hint));
+    }
     Ok(inputs)
 }
 
@@ -311,10 +369,11 @@ fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Probl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::conformance::documents;
     use modelmeter_common::{
         SCHEMA_VERSION,
         model::{Datatype, ModelRef, TensorSpec},
-        status::Abilities,
+        request::RequestState,
     };
     use serde_json::json;
     use uuid::Uuid;
@@ -356,6 +415,15 @@ mod tests {
         }
     }
 
+    fn stored(request: &Request, cells: &[Cell]) -> RequestDoc {
+        RequestDoc {
+            request: resolved(request, cells),
+            formats: formats_of(cells),
+            devices_of: devices_of(cells),
+            ..documents::request("m", RequestState::Running, 0)
+        }
+    }
+
     #[test]
     fn the_matrix_is_whole_and_each_task_is_there_once() {
         let request = request();
@@ -382,6 +450,12 @@ mod tests {
         let cells = cells(&request, &model(), &pools()).unwrap();
         let names: BTreeSet<_> = cells.iter().map(|c| c.engine.as_str()).collect();
         assert_eq!(names, ["onnx", "rten"].into());
+        let devices = [("onnx", vec!["cpu", "nvidia-a10"]), ("rten", vec!["cpu"])];
+        let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+        let devices = devices.map(|(engine, classes)| (engine.to_owned(), owned(classes)));
+        assert_eq!(devices_of(&cells), devices.into(), "an engine is measured where somebody has it");
+        let stored = stored(&request, &cells);
+        assert_eq!(cells_again(&stored, &model()).unwrap(), cells);
         assert_eq!(super::cells(&request, &model(), &[]).unwrap_err().code, Code::NoWorker);
     }
 
@@ -424,9 +498,9 @@ mod tests {
         let mut request = Request { engines: vec!["auto".into()], ..request() };
         request.engine_settings.insert("triton".into(), [("instances".to_owned(), json!([1, 2]))].into());
         let chosen = cells(&request, &model(), &pools()).unwrap();
+        assert_eq!(cells_again(&self::stored(&request, &chosen), &model()).unwrap(), chosen);
         let stored = resolved(&request, &chosen);
         assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
-        assert_eq!(cells(&stored, &model(), &pools()).unwrap(), chosen, "what is stored expands to the same");
         assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
     }
 
@@ -443,6 +517,11 @@ mod tests {
         assert!(wrong(|r| r.engines = vec!["tfs".into()]).message.contains("loads savedmodel"));
         assert!(wrong(|r| r.shapes.clear()).hint.unwrap().contains("--shape x=1,4,224"));
         assert_eq!(wrong(|r| r.batch_sizes = vec![0]).field.unwrap(), "batch_sizes");
+        assert!(wrong(|r| r.inspector = Some("photos".into())).message.contains("unknown inspector 'photos'"));
+        let large = wrong(|r| r.shapes = [("x".into(), vec![vec![1, 4, 99_999_999_999]])].into());
+        assert!(large.field.as_deref() == Some("shapes") && large.message.contains("GiB"), "{large}");
+        let uncountable = wrong(|r| r.shapes = [("x".into(), vec![vec![1, 4, u64::MAX]])].into());
+        assert_eq!(uncountable.field.as_deref(), Some("shapes"));
         let many = || (0..200).map(|n| json!(n)).collect::<Vec<_>>();
         let settings =
             |values: Vec<Value>| [("a", values.clone()), ("b", values)].map(|(k, v)| (k.to_owned(), json!(v)));

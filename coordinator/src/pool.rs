@@ -4,8 +4,9 @@
 use modelmeter_common::{
     Code, Problem,
     device::{self, CPU_CLASS},
+    model::ArtifactRef,
     status::{Abilities, SlotDoc, WorkerDoc},
-    task::Cell,
+    task::{Cell, DEFAULT_INSPECTOR},
     wire::sha256_hex,
 };
 use std::collections::BTreeMap;
@@ -39,9 +40,19 @@ impl Pool {
 
     /// Whether a slot of it can run the cell.
     pub fn fits(&self, cell: &Cell) -> bool {
-        let formats = self.abilities.formats.get(&cell.engine).filter(|formats| !formats.is_empty());
-        self.offers(&cell.engine, &cell.device_class)
-            && cell.artifact.as_ref().is_none_or(|artifact| formats.is_none_or(|all| all.contains(&artifact.format)))
+        self.loads(&cell.engine, cell.artifact.as_ref(), &cell.device_class) && self.has_inspector(&cell.inspector)
+    }
+
+    /// Whether it has the engine on such a device, and that loads the artifact.
+    pub fn loads(&self, engine: &str, artifact: Option<&ArtifactRef>, device_class: &str) -> bool {
+        let formats = self.abilities.formats.get(engine).filter(|formats| !formats.is_empty());
+        self.offers(engine, device_class)
+            && artifact.is_none_or(|artifact| formats.is_none_or(|all| all.contains(&artifact.format)))
+    }
+
+    /// Whether it has an inspector of this name; each has the engines' own.
+    pub fn has_inspector(&self, name: &str) -> bool {
+        name == DEFAULT_INSPECTOR || self.abilities.inspectors.contains(name)
     }
 
     /// Whether it has the engine on such a device.
@@ -56,7 +67,7 @@ impl From<&SlotDoc> for Pool {
     }
 }
 
-/// What slots of one pool have in common: `onnx=onnx,rten=onnx`.
+/// What slots of one pool have in common: `onnx=onnx,rten=onnx,inspector photos`.
 fn what_counts(engines: &[String], abilities: &Abilities) -> String {
     let one = |engine: &String| match abilities.formats.get(engine) {
         Some(formats) => {
@@ -65,7 +76,8 @@ fn what_counts(engines: &[String], abilities: &Abilities) -> String {
         }
         None => engine.clone(),
     };
-    engines.iter().map(one).collect::<Vec<_>>().join(",")
+    let inspectors = abilities.inspectors.iter().map(|name| format!("inspector {name}"));
+    engines.iter().map(one).chain(inspectors).collect::<Vec<_>>().join(",")
 }
 
 /// The pools that these workers form, in the order of their ids.
@@ -98,13 +110,17 @@ pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
     if pools.iter().any(|pool| pool.fits(cell)) {
         return None;
     }
-    match &cell.artifact {
-        Some(artifact) if pools.iter().any(|pool| pool.offers(&cell.engine, &cell.device_class)) => {
-            let message = format!("no slot's engine '{}' loads {}", cell.engine, artifact.format);
-            Some(Problem::new(Code::NoWorker, message).with_hint(HINT))
-        }
-        _ => Some(missing(&cell.engine, &cell.device_class, pools)),
+    let Cell { engine, device_class, artifact, inspector, .. } = cell;
+    if !pools.iter().any(|pool| pool.offers(engine, device_class)) {
+        return Some(missing(engine, device_class, pools));
     }
+    let message = match artifact {
+        Some(artifact) if !pools.iter().any(|pool| pool.loads(engine, Some(artifact), device_class)) => {
+            format!("no slot's engine '{engine}' loads {}", artifact.format)
+        }
+        _ => format!("no slot with engine '{engine}' on device '{device_class}' has inspector '{inspector}'"),
+    };
+    Some(Problem::new(Code::NoWorker, message).with_hint(HINT))
 }
 
 /// What is missing where no pool offers this engine on this device class.
@@ -171,6 +187,20 @@ mod tests {
         assert!(wrong.message.contains("engine 'mine' loads onnx"), "{wrong}");
         let silent = [pool("cpu", &["mine"])];
         assert_eq!(why_not(&cell("mine", "cpu", Format::Onnx), &silent), None, "it may say so when it is tried");
+    }
+
+    #[test]
+    fn an_inspector_is_run_where_it_is() {
+        let with = |names: &[&str]| {
+            let inspectors = names.iter().map(ToString::to_string).collect();
+            Pool::of("cpu", vec!["rten".into()], Abilities { inspectors, ..Abilities::default() })
+        };
+        let (plain, other) = (with(&[]), with(&["photos"]));
+        assert_ne!(plain.id, other.id);
+        let cell = Cell { inspector: "photos".into(), ..cell("rten", "cpu", Format::Onnx) };
+        assert!(!plain.fits(&cell) && other.fits(&cell));
+        assert_eq!(why_not(&cell, &[plain.clone(), other]), None);
+        assert!(why_not(&cell, &[plain]).unwrap().message.ends_with("has inspector 'photos'"));
     }
 
     #[test]

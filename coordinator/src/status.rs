@@ -18,8 +18,9 @@ const DEPLOY_S: f64 = 2.0;
 /// Load points that a sweep is taken to need, from the fewest to the most.
 const SWEEP_POINTS: (f64, f64) = (3.0, 10.0);
 
-/// Where a request stands, cell by cell, in the order in which they run.
-pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool]) -> Status {
+/// Where a request stands, cell by cell, in the order in which they run. `stuck`: why the coordinator cannot queue
+/// anything now.
+pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool], stuck: Option<&str>) -> Status {
     Status {
         request_id: request.id,
         state: request.state,
@@ -27,11 +28,13 @@ pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool]) -> Status {
         created_at: request.created_at,
         ended_at: request.ended_at,
         error: request.error.clone(),
-        cells: tasks.iter().map(|task| cell(task, pools)).collect(),
+        cells: tasks.iter().map(|task| cell(task, pools, stuck)).collect(),
     }
 }
 
-fn cell(task: &Task, pools: &[Pool]) -> CellStatus {
+fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStatus {
+    let is_to_run = matches!(task.state, TaskState::Waiting | TaskState::Queued);
+    let blocked = is_to_run.then(|| pool::why_not(&task.cell, pools)).flatten();
     CellStatus {
         engine: task.cell.engine.clone(),
         engine_settings: task.cell.engine_settings.clone(),
@@ -42,15 +45,16 @@ fn cell(task: &Task, pools: &[Pool]) -> CellStatus {
         state: task.state,
         attempts: task.attempt,
         worker: task.lease.as_ref().map(|lease| lease.worker.clone()),
-        reason: why(task, pools),
+        reason: why(task, pools, blocked.as_ref(), stuck),
+        blocked: blocked.is_some(),
     }
 }
 
 /// What a task waits for, or does, or died of.
-fn why(task: &Task, pools: &[Pool]) -> Option<String> {
+fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&str>) -> Option<String> {
     match task.state {
         TaskState::Waiting => {
-            let waits = waits_for(task, pools);
+            let waits = waits_for(blocked, stuck);
             Some(match &task.reason {
                 Some(before) => format!("{before}; {waits}"),
                 None => waits,
@@ -58,7 +62,7 @@ fn why(task: &Task, pools: &[Pool]) -> Option<String> {
         }
         TaskState::Queued => Some(match task.pool.as_deref() {
             Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
-            _ => format!("its pool is gone; {}", waits_for(task, pools)),
+            _ => format!("its pool is gone; {}", waits_for(blocked, stuck)),
         }),
         TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
         TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
@@ -66,9 +70,12 @@ fn why(task: &Task, pools: &[Pool]) -> Option<String> {
     }
 }
 
-fn waits_for(task: &Task, pools: &[Pool]) -> String {
-    let blocked = pool::why_not(&task.cell, pools);
-    blocked.map_or_else(|| "waits for its turn: the slots that can run it are busy".into(), |problem| problem.message)
+fn waits_for(blocked: Option<&Problem>, stuck: Option<&str>) -> String {
+    match (blocked, stuck) {
+        (Some(problem), _) => problem.message.clone(),
+        (None, Some(stuck)) => format!("the coordinator cannot queue it: {stuck}"),
+        (None, None) => "waits for its turn: the slots that can run it are busy".into(),
+    }
 }
 
 /// What a request would do: its cells, why some cannot run, how long it will take.

@@ -132,6 +132,9 @@ async fn a_new_incarnation_ends_the_leases_of_the_old_one() {
     house.register("two").await;
     let after = house.claim("two").await.unwrap();
     assert_eq!((after.task_id, after.attempt), (before.task_id, 2));
+    let renewed = house.renew("one").await;
+    assert!(renewed.replaced && !renewed.register_again, "two that live do not end each other's work in turn");
+    assert!(!house.renew("two").await.replaced);
     house.measure(&after, 10.0).await;
     assert_eq!(house.ended(id).await.state, RequestState::Done);
     house.close().await;

@@ -8,6 +8,7 @@ use modelmeter_common::{
         archive,
         verify::{Mismatch, Verifier, is_sha256},
     },
+    grpc,
     model::{ArtifactRef, Format},
 };
 use modelmeter_proto::control::artifact_chunk::Content;
@@ -114,7 +115,11 @@ async fn next(
     loop {
         let chunk = tokio::time::timeout(CHUNK_TIMEOUT, stream.message()).await;
         let chunk = chunk.map_err(|_| lost(format!("nothing came for {} s", CHUNK_TIMEOUT.as_secs())))?;
-        match chunk.map_err(|status| lost(status.message().to_owned()))?.map(|chunk| chunk.content) {
+        let chunk = chunk.map_err(|status| match grpc::problem_of(&status) {
+            Problem { code: Code::Unreachable, .. } => lost(grpc::reason(&status)),
+            refused => refused,
+        });
+        match chunk?.map(|chunk| chunk.content) {
             Some(Some(Content::Data(data))) => return Ok(Some(data)),
             Some(_) => {}
             None => return Ok(None),

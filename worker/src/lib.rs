@@ -31,7 +31,12 @@ pub use service::{Handle, start};
 pub use trial::Trial;
 
 use modelmeter_common::{Problem, broker::Broker};
-use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 /// The cores of this process, held like a worker's slot.
 #[derive(Debug)]
@@ -67,6 +72,17 @@ struct Context {
     /// Renew at once, not at the next turn.
     renew_now: tokio::sync::Notify,
     stop: tokio_util::sync::CancellationToken,
+    /// Why it stops by itself.
+    ended: OnceLock<Problem>,
+}
+
+impl Context {
+    /// Stops the worker from within.
+    fn end(&self, why: Problem) {
+        // The first reason counts.
+        let _ = self.ended.set(why);
+        self.stop.cancel();
+    }
 }
 
 impl fmt::Debug for Context {

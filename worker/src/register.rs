@@ -1,9 +1,9 @@
 //! A worker's membership: it registers, renews its leases, and forgets what the coordinator has.
 
-use crate::{Context, EngineSpec, Lacking, attempts::Attempt, consume, coordinator::patiently};
+use crate::{Context, EngineSpec, Lacking, attempts::Attempt, consume, coordinator::patiently, inspector::Custom};
 use modelmeter_common::{Code, Problem, device::DeviceKind, status::Abilities, wire};
-use modelmeter_proto::control::{RegisterRequest, RenewRequest, Slot};
-use std::{sync::Arc, time::Duration};
+use modelmeter_proto::control::{RegisterRequest, RenewReply, RenewRequest, Slot};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// The shortest pause between renewals, whatever lease a coordinator gives.
@@ -27,6 +27,7 @@ pub(crate) struct Membership {
 pub fn offered<'a>(
     engines: impl IntoIterator<Item = &'a EngineSpec>,
     lacking: &Lacking,
+    inspectors: &BTreeMap<String, Custom>,
     kind: DeviceKind,
 ) -> (Vec<String>, Abilities) {
     let (other, device) = match kind {
@@ -40,6 +41,7 @@ pub fn offered<'a>(
     let (here, not_here): (Vec<&EngineSpec>, Vec<_>) = engines.into_iter().partition(|engine| engine.runs_on(kind));
     let mut abilities = Abilities {
         formats: here.iter().map(|engine| (engine.name.clone(), engine.formats.clone())).collect(),
+        inspectors: inspectors.keys().cloned().collect(),
         lacking: lacking.engines.clone(),
         no_gpu: lacking.gpu.clone(),
     };
@@ -50,7 +52,8 @@ pub fn offered<'a>(
 /// Registers once: announces the incarnation, the slots and the finals held.
 pub(crate) async fn register(context: &Context) -> Result<Membership, Problem> {
     let slots = context.places.iter().map(|place| {
-        let (engines, abilities) = offered(context.engines.values(), &context.lacking, place.device.kind);
+        let (engines, abilities) =
+            offered(context.engines.values(), &context.lacking, &context.inspectors, place.device.kind);
         Slot {
             index: place.index,
             device_json: serde_json::to_string(&place.device).expect("a device is plain JSON"),
@@ -90,7 +93,7 @@ pub(crate) async fn register_again(context: &Context, membership: &watch::Sender
     }
 }
 
-/// Renews all leases three times a lease until the worker stops, and publishes again what was lost on its way.
+/// Renews all leases three times a lease until the worker stops or is replaced, and publishes again what was lost on its way.
 pub(crate) async fn renew_forever(context: Arc<Context>, membership: watch::Sender<Membership>) {
     let (mut again, mut renewed) = (JoinSet::new(), Instant::now());
     loop {
@@ -103,14 +106,15 @@ pub(crate) async fn renew_forever(context: Arc<Context>, membership: watch::Send
         }
         renewed = Instant::now();
         match renew(&context).await {
-            Ok(true) => {
+            Ok(Standing::Member) => {
                 for attempt in context.attempts.overdue(lease * LOST_AFTER_LEASES) {
                     let queue = membership.borrow().results.clone();
                     again.spawn(publish_again(context.clone(), queue, attempt));
                 }
                 while again.try_join_next().is_some() {}
             }
-            Ok(false) => register_again(&context, &membership).await,
+            Ok(Standing::Forgotten) => register_again(&context, &membership).await,
+            Ok(Standing::Replaced) => return context.end(replaced(&context.name)),
             // Work goes on: a result may still be the first complete one when the lease has run out.
             Err(problem) => tracing::warn!(%problem, "leases were not renewed"),
         }
@@ -140,8 +144,23 @@ async fn publish_again(context: Arc<Context>, queue: String, attempt: Attempt) {
     }
 }
 
-/// Renews all leases once, and forgets what the coordinator has. `false`: it does not know this incarnation.
-pub(crate) async fn renew(context: &Arc<Context>) -> Result<bool, Problem> {
+fn replaced(name: &str) -> Problem {
+    Problem::new(Code::Busy, format!("another process has registered as worker '{name}'"))
+        .with_field("name")
+        .with_hint("give each worker a name of its own: --name")
+}
+
+/// What the coordinator holds of this life of the worker.
+pub(crate) enum Standing {
+    Member,
+    /// It is not known: to be registered again.
+    Forgotten,
+    /// Another process has taken the worker's name.
+    Replaced,
+}
+
+/// Renews all leases once, and forgets what the coordinator has.
+pub(crate) async fn renew(context: &Arc<Context>) -> Result<Standing, Problem> {
     let request = RenewRequest {
         worker: context.name.clone(),
         incarnation: context.incarnation.clone(),
@@ -149,7 +168,11 @@ pub(crate) async fn renew(context: &Arc<Context>) -> Result<bool, Problem> {
     };
     let reply = context.coordinator.renew(&request).await?;
     forget(context, &reply.fates).await;
-    Ok(!reply.register_again)
+    Ok(match reply {
+        RenewReply { replaced: true, .. } => Standing::Replaced,
+        RenewReply { register_again: true, .. } => Standing::Forgotten,
+        _ => Standing::Member,
+    })
 }
 
 async fn forget(context: &Arc<Context>, fates: &[modelmeter_proto::control::AttemptFate]) {

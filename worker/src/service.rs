@@ -14,7 +14,12 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS};
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -95,10 +100,13 @@ impl Handle {
         let _ = timeout(FAREWELL, register::renew(&self.context)).await;
     }
 
-    /// Completes when a slot ended by itself: its broker was closed, or it has a defect. The worker is to be stopped
-    /// then: the coordinator still counts on that slot.
-    pub async fn wait(&mut self) {
+    /// Completes when the worker ended by itself, and gives why: another took its name, its broker was closed, or it
+    /// has a defect. It is to be stopped then: the coordinator still counts on its slots.
+    pub async fn wait(&mut self) -> Problem {
         self.slot_ended().await;
+        self.context.ended.get().cloned().unwrap_or_else(|| {
+            Problem::new(Code::Internal, "a slot of the worker ended by itself").with_hint("its log says why")
+        })
     }
 
     /// Waits for the end of a slot; `false`: there is none left.
@@ -160,6 +168,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         attempts: Arc::new(Attempts::default()),
         renew_now: Notify::new(),
         stop: CancellationToken::new(),
+        ended: OnceLock::new(),
         name: options.name,
     })
 }

@@ -5,6 +5,7 @@
 use crate::{
     Context, EngineSpec,
     attempts::Attempt,
+    coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
     inspector::{self, Custom, Inspector, Subject},
     load::{self, Bench, Measure, Rules, Slice, Target},
@@ -101,7 +102,7 @@ async fn deploy(
     let artifact = match (&cell.artifact, &spec.launch) {
         (Some(artifact), Launch::Process { .. } | Launch::Docker { .. }) => {
             attempt.progress("fetching the model");
-            Some(context.cache.get(artifact, &context.coordinator).await?)
+            Some(patiently(|| context.cache.get(artifact, &context.coordinator)).await?)
         }
         _ => None,
     };
@@ -197,7 +198,7 @@ pub(crate) async fn target(
 /// The user's own test data, fetched if it is not here yet.
 async fn test_data(context: &Context, plan: &Plan) -> Result<Option<Arc<DataSet>>, Problem> {
     let Some(artifact) = &plan.data else { return Ok(None) };
-    let path = context.cache.get(artifact, &context.coordinator).await?;
+    let path = patiently(|| context.cache.get(artifact, &context.coordinator)).await?;
     let bytes = tokio::fs::read(&path)
         .await
         .map_err(|e| Problem::new(Code::Storage, format!("cannot read {}: {e}", path.display())).with_field("home"))?;

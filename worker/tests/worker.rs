@@ -156,6 +156,8 @@ async fn failures_are_results_that_say_why() {
             done => panic!("{done:?}"),
         }
     };
+    // A coordinator that restarts is no failure of the engine's.
+    bench.coordinator.book().breaks_off = true;
     let (error, sha256) = fails(1, "broken", b"model", b"model").await;
     assert_eq!(error.code, Code::EngineFailed);
     let path = bench.folder.path().join("home/cache").join(format!("{sha256}.onnx"));
@@ -285,7 +287,18 @@ async fn a_worker_ends_when_its_broker_is_closed() {
     let bench = Bench::new().await;
     let mut worker = start(bench.options()).await.unwrap();
     bench.broker.close().await;
-    tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it ends by itself");
+    let why = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it ends by itself");
+    assert_eq!(why.code, Code::Internal);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_name_another_took_ends_and_says_so() {
+    let bench = Bench::new().await;
+    let mut worker = start(bench.options()).await.unwrap();
+    bench.coordinator.book().replaced = true;
+    let why = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it ends by itself");
+    assert!(why.code == Code::Busy && why.message.contains("'w1'"), "{why}");
     worker.stop().await;
 }
 

@@ -19,7 +19,7 @@ use modelmeter_common::{
 };
 use modelmeter_worker::{EngineSpec, SlotOptions, Trial, inspector::Output, sample};
 use serde::Serialize;
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// A model's first call may compile it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -83,7 +83,7 @@ fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
-    let pools = embedded::pools(&[SlotOptions { device: cpu.clone(), cores: None }], &offer);
+    let pools = embedded::pools(&[SlotOptions { device: cpu.clone(), cores: None }], &offer, &BTreeMap::new());
     let cells = embedded::cells(&request, model, &pools)?;
     let cell_of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
     Ok(offer.specs.into_iter().filter_map(|spec| cell_of(&spec).map(|cell| (spec, cell))).collect())

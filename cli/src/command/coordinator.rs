@@ -12,14 +12,17 @@ use modelmeter_coordinator::{
     self as coordinator,
     hub::{self, HubError},
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::{TcpListener, lookup_host};
+
+/// What a loaded network and host can keep to.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     let settings = &context.config.coordinator;
     let broker_url = required(settings.broker.as_deref(), "broker", "--broker amqp://guest:guest@127.0.0.1:5672/%2f")?;
     let hub_url = required(settings.hub.as_deref(), "hub", "--hub mongodb://127.0.0.1:27017/modelmeter")?;
-    let lease = config::duration(&settings.lease).map_err(|e| e.with_field("lease"))?;
+    let lease = lease(&settings.lease)?;
     let stop = interrupt::listen()?;
     let grpc = listen("listen", &settings.listen, settings.insecure_listen).await?;
     let http = match settings.http.as_str() {
@@ -53,6 +56,15 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
         return Err(Problem::new(Code::Internal, "a part of the coordinator ended by itself; its log says which"));
     }
     Ok(0)
+}
+
+fn lease(text: &str) -> Result<Duration, Problem> {
+    let lease = config::duration(text).map_err(|e| e.with_field("lease"))?;
+    if lease < SHORTEST_LEASE {
+        let hint = "1s or more: workers renew three times in it; the default is 30s";
+        return Err(Problem::invalid("lease", format!("'{text}' is too short")).with_hint(hint));
+    }
+    Ok(lease)
 }
 
 fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'a str, Problem> {

@@ -1,7 +1,7 @@
 //! `worker`: measures on this machine what a coordinator hands out.
 
 use super::{Context, coordinator::connect};
-use crate::{custom, embedded, engines, interrupt};
+use crate::{custom, embedded, engines, interrupt, run::Failure};
 use modelmeter_common::{
     Code, Problem,
     config::Worker,
@@ -10,7 +10,7 @@ use modelmeter_common::{
 };
 use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, sample};
 
-pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
+pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
     let config = &context.config;
     let settings = &config.worker;
     let broker_url = settings.broker.as_deref().ok_or_else(|| {
@@ -19,9 +19,8 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     let coordinators =
         if settings.coordinators.is_empty() { &config.client.coordinators } else { &settings.coordinators };
     if coordinators.is_empty() {
-        return Err(
-            Problem::invalid("coordinator", "is not set").with_hint("for example --coordinator http://127.0.0.1:7600")
-        );
+        let problem = Problem::invalid("coordinator", "is not set");
+        return Err(problem.with_hint("for example --coordinator http://127.0.0.1:7600").into());
     }
     embedded::writable(&config.home)?;
     let offer = engines::whole_offer(&settings.engines, config)?;
@@ -52,21 +51,16 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     };
     let (mut handle, broker, name) = tokio::select! {
         started = started => started?,
-        () = stop.cancelled() => return Err(interrupt::interrupted()),
+        () = stop.cancelled() => return Err(interrupt::interrupted().into()),
     };
     eprintln!("worker {name} ready: {described}");
     let died = tokio::select! {
-        () = stop.cancelled() => false,
-        () = handle.wait() => true,
+        () = stop.cancelled() => None,
+        why = handle.wait() => Some(why),
     };
     handle.stop().await;
     broker.close().await;
-    if died {
-        return Err(
-            Problem::new(Code::Internal, "a slot of the worker ended by itself").with_hint("its log above says why")
-        );
-    }
-    Ok(0)
+    died.map_or(Ok(0), |why| Err(Failure::later(why)))
 }
 
 /// The slots of the devices asked for: the CPU as often as told, each GPU once.

@@ -230,6 +230,7 @@ mod tests {
             attempts: 0,
             worker: None,
             reason: reason.map(Into::into),
+            blocked: false,
         };
         let status = Status {
             request_id: RequestId::random(),

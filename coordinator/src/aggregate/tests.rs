@@ -23,6 +23,7 @@ fn request() -> RequestDoc {
         model: ModelRef { name: "m".into(), version: "1".into() },
         request: Request { sla: Some(Sla { percentile: 95.0, latency_ms: 12.0 }), repeats: 3, ..Request::default() },
         formats: BTreeMap::new(),
+        devices_of: BTreeMap::new(),
         error: None,
     }
 }

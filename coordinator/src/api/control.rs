@@ -75,7 +75,8 @@ async fn status_of_request(core: &Core, request: &RequestDoc) -> Result<RequestS
     let tasks =
         core.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await.map_err(hub_status)?;
     let pools = core.pools().await.map_err(hub_status)?;
-    Ok(status::status(request, &tasks, &pools))
+    let stuck = core.stuck.lock().expect("never poisoned: no panic while held").clone();
+    Ok(status::status(request, &tasks, &pools, stuck.as_deref()))
 }
 
 fn documents<T: serde::Serialize>(all: &[T]) -> Reply<DocumentsReply> {

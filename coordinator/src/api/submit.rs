@@ -1,17 +1,16 @@
 //! Taking a request in: resolve the model, expand, store. Repeated after a crash it ends the same.
 
 use crate::{
-    core::Core,
+    core::{Core, MAX_REQUESTS},
     expand,
     hub::{HubError, Inserted},
-    pool::{self, Pool},
-    status,
+    pool, status,
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
     model::{Model, ModelName},
     request::{Request, RequestDoc, RequestState},
-    status::{Abilities, Dryrun},
+    status::Dryrun,
     task::Plan,
     testdata::Source,
 };
@@ -20,6 +19,10 @@ use modelmeter_common::{
 pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64, bool), Problem> {
     if let Some(stored) = core.hub.request(id).await? {
         return same_again(stored, &request);
+    }
+    if core.hub.requests(true, MAX_REQUESTS).await?.len() >= MAX_REQUESTS as usize {
+        return Err(Problem::new(Code::Busy, format!("{MAX_REQUESTS} requests are running already"))
+            .with_hint("submit it when one has ended, or cancel one: `modelmeter requests` lists them"));
     }
     let model = model(core, &request).await?;
     let cells = expand::cells(&request, &model, &core.pools().await?)?;
@@ -36,6 +39,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         model: model.id,
         request: expand::resolved(&request, &cells),
         formats: expand::formats_of(&cells),
+        devices_of: expand::devices_of(&cells),
         error: None,
     };
     if core.hub.insert_request(&doc).await? == Inserted::Existed {
@@ -50,7 +54,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
 /// not expand: it never will, so that it has been ended as failed.
 pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>, HubError> {
     let cells = match core.hub.model(&doc.model.name, Some(&doc.model.version)).await? {
-        Some(model) => expand::cells(&doc.request, &model, &resolving_pools(doc)),
+        Some(model) => expand::cells_again(doc, &model),
         None => Err(Problem::new(Code::NotFound, format!("model {} vanished", doc.model)).with_field("model")),
     };
     let cells = match cells {
@@ -93,14 +97,6 @@ async fn model(core: &Core, request: &Request) -> Result<Model, Problem> {
             "`modelmeter model list` shows those that are there; a path or a built-in name is added by `profile`",
         )
     })
-}
-
-/// Pools that offer exactly what a stored request came to, so that engines of a configuration and classes are known.
-fn resolving_pools(doc: &RequestDoc) -> Vec<Pool> {
-    let formats = doc.formats.iter().map(|(engine, format)| (engine.clone(), vec![*format])).collect();
-    let abilities = Abilities { formats, ..Abilities::default() };
-    let pool = |class: &String| Pool::of(class, doc.request.engines.clone(), abilities.clone());
-    doc.request.devices.iter().map(pool).collect()
 }
 
 fn same_again(stored: RequestDoc, request: &Request) -> Result<(u64, bool), Problem> {

@@ -292,7 +292,10 @@ impl Work for WorkApi {
     async fn renew(&self, request: Request<RenewRequest>) -> Reply<RenewReply> {
         let RenewRequest { worker, incarnation, attempts } = request.into_inner();
         let Some(doc) = self.worker(&worker, &incarnation).await? else {
-            return Ok(Response::new(RenewReply { fates: Vec::new(), register_again: true }));
+            // Two that registered in turn would end each other's leases for ever: the later one stays.
+            let live = self.core.live_workers().await.map_err(hub_status)?;
+            let replaced = live.iter().any(|other| other.name == worker && other.incarnation != incarnation);
+            return Ok(Response::new(RenewReply { fates: Vec::new(), register_again: !replaced, replaced }));
         };
         let seen = WorkerDoc { seen_at: self.core.now(), ..doc };
         self.core.put_worker(&seen).await.map_err(hub_status)?;
@@ -301,7 +304,7 @@ impl Work for WorkApi {
             let fate = self.fate(&incarnation, &attempt).await?;
             fates.push(AttemptFate { task_id: attempt.task_id, attempt: attempt.attempt, fate: fate.into() });
         }
-        Ok(Response::new(RenewReply { fates, register_again: false }))
+        Ok(Response::new(RenewReply { fates, ..RenewReply::default() }))
     }
 
     async fn hand_back(&self, request: Request<HandBackRequest>) -> Reply<HandBackReply> {

@@ -21,8 +21,9 @@ use modelmeter_coordinator::{
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, ClaimRequest, HandBackRequest, RegisterRequest,
-    RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content, attempt_fate::Fate,
-    claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why, work_client::WorkClient,
+    RenewReply, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content,
+    attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
+    work_client::WorkClient,
 };
 use std::{sync::Arc, time::Duration};
 use tonic::transport::Channel;
@@ -222,6 +223,11 @@ impl House {
             AttemptRef { task_id: of.task_id.to_string(), attempt: of.attempt, progress: "warming up".into() };
         let request = RenewRequest { worker: "w".into(), incarnation: incarnation.into(), attempts: vec![attempt] };
         self.work.renew(request).await.unwrap().into_inner().fates[0].fate()
+    }
+
+    pub async fn renew(&mut self, incarnation: &str) -> RenewReply {
+        let request = RenewRequest { worker: "w".into(), incarnation: incarnation.into(), attempts: Vec::new() };
+        self.work.renew(request).await.unwrap().into_inner()
     }
 
     pub async fn close(mut self) {

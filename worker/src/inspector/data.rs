@@ -1,7 +1,7 @@
 //! Test data from a seed: values that a model can bear, and the check that values are finite.
 
 use bytes::Bytes;
-use modelmeter_common::model::{Datatype, TensorShape};
+use modelmeter_common::model::{Datatype, SHORT_STRING, TensorShape};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 /// Integers are drawn below this: small ids, valid in any vocabulary.
@@ -11,7 +11,7 @@ const IDS: u64 = 1000;
 pub fn generate(tensor: &TensorShape, seed: u64) -> Bytes {
     let mut rng = SmallRng::seed_from_u64(seed);
     let n = tensor.elements() as usize;
-    let mut out = Vec::with_capacity(n * tensor.dtype.size().unwrap_or(12));
+    let mut out = Vec::with_capacity(n * tensor.dtype.size().unwrap_or(SHORT_STRING));
     let fixed = fixed_value(&tensor.name);
     for _ in 0..n {
         push(&mut out, tensor.dtype, fixed, &mut rng);

@@ -12,7 +12,7 @@ mod process;
 mod registry;
 pub mod tfs;
 
-pub use registry::{Custom, DEFAULT, Maker, Program, find};
+pub use registry::{Custom, Maker, Program, find};
 
 use crate::load::Caller;
 use async_trait::async_trait;

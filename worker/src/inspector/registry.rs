@@ -2,11 +2,8 @@
 
 use super::{Inspector, Subject, child};
 use crate::engine::Place;
-use modelmeter_common::{Code, Problem, error::did_you_mean, load::Load};
+use modelmeter_common::{Code, Problem, error::did_you_mean, load::Load, task::DEFAULT_INSPECTOR};
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
-
-/// The name that means the engine's own inspector.
-pub const DEFAULT: &str = "default";
 
 /// Makes the inspector of one cell: what is to be sent is told, the requests and checks are its own.
 pub type Maker = Arc<dyn Fn(Subject) -> Result<Arc<dyn Inspector>, Problem> + Send + Sync>;
@@ -69,10 +66,10 @@ pub fn find<'a>(
     inspectors: &'a BTreeMap<String, Custom>,
 ) -> Result<Option<&'a Custom>, Problem> {
     let Some(found) = inspectors.get(name) else {
-        if name == DEFAULT {
+        if name == DEFAULT_INSPECTOR {
             return Ok(None);
         }
-        let known = || inspectors.keys().map(String::as_str).chain([DEFAULT]);
+        let known = || inspectors.keys().map(String::as_str).chain([DEFAULT_INSPECTOR]);
         let meant = did_you_mean(name, known());
         let known = known().collect::<Vec<_>>().join(", ");
         return Err(Problem::invalid("inspector", format!("unknown inspector '{name}'"))

@@ -40,6 +40,10 @@ pub struct Book {
     pub lease_ms: Option<u64>,
     /// Forgets its workers once: as a coordinator with a new hub would.
     pub forgetful: bool,
+    /// Is not there for the next artifact.
+    pub breaks_off: bool,
+    /// Says that another process has this worker's name.
+    pub replaced: bool,
 }
 
 pub struct FakeCoordinator {
@@ -150,7 +154,7 @@ impl Work for Service {
             attempt: attempt.attempt,
         });
         let fates = if register_again { Vec::new() } else { fates.collect() };
-        Ok(Response::new(RenewReply { fates, register_again }))
+        Ok(Response::new(RenewReply { fates, register_again, replaced: book.replaced }))
     }
 
     async fn hand_back(&self, request: Request<HandBackRequest>) -> Result<Response<HandBackReply>, Status> {
@@ -162,6 +166,9 @@ impl Work for Service {
         let sha256 = request.into_inner().sha256;
         let bytes = self.0.lock().unwrap().artifacts.get(&sha256).cloned();
         let bytes = bytes.ok_or_else(|| Status::not_found("no such artifact"))?;
+        if std::mem::take(&mut self.0.lock().unwrap().breaks_off) {
+            return Err(Status::unavailable("restarting"));
+        }
         let header = ArtifactHeader { sha256, format: "onnx".into(), bytes: bytes.len() as u64 };
         let mut chunks = vec![Content::Header(header)];
         chunks.extend(bytes.chunks(3).map(|piece| Content::Data(piece.to_vec())));

@@ -66,6 +66,7 @@ pub fn request(model: &str, state: RequestState, created: i64) -> RequestDoc {
         model: model_ref(model, "1"),
         request: asked,
         formats: [("rten".to_owned(), Format::Onnx)].into(),
+        devices_of: [("rten".to_owned(), ["cpu".to_owned()].into())].into(),
         error: None,
     }
 }
@@ -308,6 +309,7 @@ pub fn worker(name: &str) -> WorkerDoc {
     let pool = "cpu-0123456789abcdef".to_owned();
     let abilities = Abilities {
         formats: [("rten".to_owned(), vec![Format::Onnx])].into(),
+        inspectors: ["photos".to_owned()].into(),
         lacking: [("my.own".to_owned(), Problem::new(Code::NotInstalled, UNICODE))].into(),
         no_gpu: None,
     };
