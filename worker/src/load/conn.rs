@@ -255,7 +255,7 @@ impl Conn {
             if len > MAX_FRAME || (!self.settled && kind != kind::SETTINGS) {
                 return Err(Failure::Protocol);
             }
-            if kind == kind::DATA && flags & PADDED == 0 {
+            if kind == kind::DATA && flags & PADDED == 0 && self.block.is_none() {
                 self.count_received(len as u32);
                 self.partial = Some(Partial { stream, left: len, end: flags & END_STREAM != 0 });
                 bytes = &bytes[HEADER..];

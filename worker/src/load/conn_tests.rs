@@ -146,7 +146,9 @@ fn what_breaks_the_protocol_ends_the_connection() {
     assert_eq!(refused(&frame(kind::HEADERS, END_HEADERS, 1, &[0xbe])), Failure::Protocol);
     // A block in pieces, and another frame between them.
     let begun = frame(kind::HEADERS, 0, 1, &[0x88]);
-    assert_eq!(refused(&[begun, frame(kind::PING, 0, 0, &[0; 8])].concat()), Failure::Protocol);
+    for between in [frame(kind::PING, 0, 0, &[0; 8]), frame(kind::DATA, 0, 1, b"\0\0\0\0\x02ok")] {
+        assert_eq!(refused(&[begun.clone(), between].concat()), Failure::Protocol);
+    }
     assert_eq!(refused(&frame(kind::DATA, PADDED, 1, &[9, 0])), Failure::Protocol);
     assert_eq!(refused(&frame(kind::GOAWAY, 0, 0, &[0; 4])), Failure::Protocol);
 }
