@@ -149,6 +149,11 @@ fn what_breaks_the_protocol_ends_the_connection() {
     for between in [frame(kind::PING, 0, 0, &[0; 8]), frame(kind::DATA, 0, 1, b"\0\0\0\0\x02ok")] {
         assert_eq!(refused(&[begun.clone(), between].concat()), Failure::Protocol);
     }
+    // More headers than are accepted, in one frame or in several.
+    let half = vec![0x88; MAX_BLOCK / 2 + 1];
+    assert_eq!(refused(&frame(kind::HEADERS, END_HEADERS, 1, &half.repeat(2))), Failure::Protocol);
+    let pieces = [frame(kind::HEADERS, 0, 1, &half), frame(kind::CONTINUATION, END_HEADERS, 1, &half)];
+    assert_eq!(refused(&pieces.concat()), Failure::Protocol);
     assert_eq!(refused(&frame(kind::DATA, PADDED, 1, &[9, 0])), Failure::Protocol);
     assert_eq!(refused(&frame(kind::GOAWAY, 0, 0, &[0; 4])), Failure::Protocol);
 }
