@@ -486,7 +486,7 @@ impl Stream {
     fn verdict(&self) -> Result<(), Failure> {
         match (self.head.http_status, self.head.grpc_status) {
             (_, Some(0)) => {}
-            (_, Some(code)) => return Err(Failure::Grpc(code)),
+            (_, Some(code)) => return Err(Failure::grpc(code)),
             (Some(status), None) if status != 200 => return Err(Failure::Http(status)),
             _ => return Err(Failure::BadResponse),
         }

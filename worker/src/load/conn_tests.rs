@@ -170,3 +170,15 @@ fn an_answer_that_is_too_large_is_given_up() {
     // What was on its way is read past.
     assert!(take(&mut conn, &frame(kind::DATA, END_STREAM, 1, b"more")).unwrap().is_empty());
 }
+
+#[test]
+fn a_status_that_grpc_does_not_have_is_unknown() {
+    let ended = |status: &str| {
+        let mut conn = conn(&[]);
+        let stream = send(&mut conn, 0);
+        let block = [&[0x88, 0, 11][..], b"grpc-status", &[status.len() as u8], status.as_bytes()].concat();
+        let frame = frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, &block);
+        take(&mut conn, &frame).unwrap()[0].result.unwrap_err().name()
+    };
+    assert_eq!(["16", "17", "4294967295"].map(ended), ["grpc_unauthenticated", "grpc_unknown", "grpc_unknown"]);
+}

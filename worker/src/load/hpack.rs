@@ -20,6 +20,8 @@ const CODE_LENGTHS: [u8; 257] = [
 /// Values of `:status` in the static table, from index 8. Source: RFC 7541, appendix A.
 const STATIC_STATUS: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 const STATIC_ENTRIES: u64 = 61;
+/// Characters of the server's words that are kept.
+const MAX_WORDS: usize = 300;
 /// The table that a peer has unless its settings say otherwise.
 pub(super) const DEFAULT_TABLE: u32 = 4096;
 
@@ -96,6 +98,7 @@ fn put_int(out: &mut Vec<u8>, pattern: u8, prefix_bits: u32, value: usize) {
 pub(super) struct ResponseHead {
     pub http_status: Option<u16>,
     pub grpc_status: Option<u32>,
+    /// One line, without control characters, cut to [`MAX_WORDS`] characters.
     pub grpc_message: Option<String>,
 }
 
@@ -137,9 +140,10 @@ impl ResponseHead {
         };
         let value = take_string(block)?;
         match &*name {
-            b":status" => self.http_status = Some(number(value)?),
+            // What has not three digits is none.
+            b":status" => self.http_status = Some(number(value)?).filter(|status| (100..=999).contains(status)),
             b"grpc-status" => self.grpc_status = Some(number(value)?),
-            b"grpc-message" => self.grpc_message = Some(percent_decoded(&value.decoded()?)),
+            b"grpc-message" => self.grpc_message = Some(in_a_line(&percent_decoded(&value.decoded()?))),
             _ => {}
         }
         Ok(())
@@ -149,6 +153,17 @@ impl ResponseHead {
 fn number<T: FromStr>(text: Text<'_>) -> Result<T, Malformed> {
     let digits = text.decoded()?;
     std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Malformed)
+}
+
+/// What a server says goes into reports and to terminals.
+fn in_a_line(words: &str) -> String {
+    let spaced = words.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
+    let mut plain = spaced.filter(|c| !c.is_control());
+    let mut line: String = plain.by_ref().take(MAX_WORDS).collect();
+    if plain.next().is_some() {
+        line.push('…');
+    }
+    line
 }
 
 /// Source: the gRPC documentation, "gRPC over HTTP2", Status-Message.
@@ -356,6 +371,19 @@ mod tests {
     }
 
     #[test]
+    fn a_servers_words_are_one_short_line() {
+        let message = |text: &str| {
+            let mut block = Vec::new();
+            put_field(&mut block, 0x00, 4, 0, "grpc-message", text);
+            ResponseHead::parse(&block).unwrap().grpc_message.unwrap()
+        };
+        assert_eq!(message("no%0Amodel\there%1b[2J%00 \u{9b}ü"), "no model here[2J ü");
+        let long = message(&"ü".repeat(10_000));
+        assert_eq!((long.chars().count(), long.ends_with("ü…")), (MAX_WORDS + 1, true));
+        assert_eq!(message(&"x".repeat(MAX_WORDS)).len(), MAX_WORDS);
+    }
+
+    #[test]
     fn the_status_is_read_and_malformed_blocks_are_refused() {
         let mut block = vec![0x20, 0x88];
         put_field(&mut block, 0x00, 4, 0, "grpc-status", "5");
@@ -364,6 +392,7 @@ mod tests {
         assert_eq!((head.http_status, head.grpc_status), (Some(200), Some(5)));
         assert_eq!(head.grpc_message.as_deref(), Some("no model %zz"));
         assert_eq!(ResponseHead::parse(&[0xbe]), Err(Malformed));
+        assert_eq!(ResponseHead::parse(b"\x08\x0565535").unwrap().http_status, None);
         for cut in 3..block.len() {
             let _ = ResponseHead::parse(&block[..cut]);
         }
