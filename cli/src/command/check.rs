@@ -54,10 +54,11 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     let stop = interrupt::listen()?;
     let tried = try_each(&trial, &trials, &local, args.seed);
     let answers = tokio::select! {
-        answers = tried => answers,
-        () = stop.cancelled() => return Err(interrupt::interrupted()),
+        answers = tried => Some(answers),
+        () = stop.cancelled() => None,
     };
-    let answers = compare(answers, args.tolerance);
+    trial.stop().await;
+    let answers = compare(answers.ok_or_else(interrupt::interrupted)?, args.tolerance);
     print(&if context.json { report::json(&answers) } else { table(&answers) });
     Ok(if answers.iter().all(|answer| answer.agrees) { 0 } else { Code::EngineFailed.exit_code() })
 }
