@@ -84,7 +84,7 @@ fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
-    let pools = embedded::pools(&[SlotOptions { device: cpu.clone(), cores: None }], &offer);
+    let pools = embedded::pools(&[SlotOptions { device: cpu.clone() }], &offer);
     let cells = embedded::cells(&request, model, &pools)?;
     let cell_of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
     Ok(offer.specs.into_iter().filter_map(|spec| cell_of(&spec).map(|cell| (spec, cell))).collect())
