@@ -79,5 +79,6 @@ fn int(block: &mut &[u8], prefix_bits: u32) -> Result<usize> {
 }
 
 fn string(block: &mut &[u8]) -> Result<Vec<u8>> {
-    hpack::take_string(block).map_err(|_| anyhow!("a malformed header string"))
+    let text = hpack::take_string(block).and_then(hpack::Text::decoded);
+    Ok(text.map_err(|_| anyhow!("a malformed header string"))?.into_owned())
 }

@@ -143,7 +143,7 @@ pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::Sl
     let wanted = |device: &Device| device.kind == DeviceKind::Cpu || words.iter().any(|word| device.is_meant(word));
     let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
     let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
-    chosen.map(|device| worker::SlotOptions { device, cores: None }).collect()
+    chosen.map(|device| worker::SlotOptions { device }).collect()
 }
 
 /// What the worker of these slots will announce: the pools as its coordinator will see them.

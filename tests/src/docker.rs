@@ -69,6 +69,8 @@ struct Daemon {
     registry: BTreeMap<String, Image>,
     containers: BTreeMap<String, Container>,
     created: u32,
+    /// What it takes to start one.
+    start_takes: Duration,
 }
 
 type Shared = Arc<Mutex<Daemon>>;
@@ -124,6 +126,11 @@ impl Docker {
     /// Puts an image where it can be pulled from.
     pub fn publish(&self, name: &str, program: impl Into<PathBuf>, args: &[&str]) {
         lock(&self.daemon).registry.insert(name.into(), image(program, args));
+    }
+
+    /// Makes every start take so long from now on.
+    pub fn slow_down_starts(&self, by: Duration) {
+        lock(&self.daemon).start_takes = by;
     }
 
     /// A container that somebody else left running, with these labels; gives its id.
@@ -279,6 +286,8 @@ fn unmounted(arg: &str, body: &Value) -> String {
 }
 
 async fn start(State(daemon): State<Shared>, Path(id): Path<String>) -> Answer<StatusCode> {
+    let takes = lock(&daemon).start_takes;
+    sleep(takes).await;
     lock(&daemon).start(&id).map_err(failed)?;
     Ok(StatusCode::NO_CONTENT)
 }

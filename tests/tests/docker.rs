@@ -316,6 +316,26 @@ async fn an_interruption_while_it_loads_leaves_no_container() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_interruption_while_the_daemon_starts_it_leaves_no_container() -> Result<()> {
+    let check = ["check", "mlp", "--engines", "rten"];
+    for args in [&PROFILE[..], &check] {
+        let bench = Bench::new(IMAGE, "")?;
+        bench.add_script("sleep 1000");
+        bench.docker.slow_down_starts(Duration::from_secs(2));
+        let log = bench.home.path().join("interrupted.log");
+        let mut interrupted = Child::spawn("interrupted", bench.command(args)?, &log)?;
+        let start = "POST /containers/container1/start";
+        eventually("a container is being started", SOON, || async { bench.call(start).ok() }).await?;
+        assert_eq!(bench.docker.pid("container1"), None, "it runs already");
+        interrupted.signal(libc::SIGINT)?;
+        let status = eventually("it exits", SOON, || std::future::ready(interrupted.ended())).await?;
+        assert_eq!(status.code(), Some(130), "{args:?}: {}", interrupted.log());
+        assert_eq!(bench.docker.containers(), [""; 0], "{args:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_a_killed_worker_left_is_removed_by_the_next_one_alone() -> Result<()> {
     let bench = Bench::new(IMAGE, "")?;
     bench.add_script("sleep 1000");

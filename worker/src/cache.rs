@@ -1,7 +1,7 @@
 //! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator; checked against its sha256 then,
 //! and by its length at each use. A directory's archive is unpacked; the folder has its name only once it is whole.
 
-use crate::coordinator::Coordinator;
+use crate::{coordinator::Coordinator, storage};
 use modelmeter_common::{
     Code, Problem,
     artifact::{
@@ -38,7 +38,7 @@ impl Cache {
             std::fs::write(&probe, b"x")?;
             std::fs::remove_file(&probe)
         });
-        probe.map_err(|e| storage(&folder, &e))?;
+        probe.map_err(|e| storage("write", &folder, &e))?;
         Ok(Self { folder })
     }
 
@@ -56,7 +56,7 @@ impl Cache {
         let path = self.folder.join(format!("{sha256}.{}", extension(artifact.format)));
         match fs::metadata(&path).await {
             Ok(found) if found.is_dir() || found.len() == artifact.bytes => return Ok(path),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(storage(&path, &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(storage("write", &path, &e)),
             _ => {}
         }
         let fresh = Fresh(self.folder.join(format!("{sha256}-{}.tmp", uuid::Uuid::new_v4())));
@@ -64,12 +64,12 @@ impl Cache {
         if matches!(artifact.format, Format::Savedmodel | Format::Triton) {
             return unpacked(fresh, path).await;
         }
-        fs::rename(&fresh.0, &path).await.map_err(|e| storage(&path, &e))?;
+        fs::rename(&fresh.0, &path).await.map_err(|e| storage("write", &path, &e))?;
         Ok(path)
     }
 
     async fn fetch(&self, artifact: &ArtifactRef, coordinator: &Coordinator, path: &Path) -> Result<(), Problem> {
-        let failed = |e: io::Error| storage(path, &e);
+        let failed = |e: io::Error| storage("write", path, &e);
         let mut stream = coordinator.artifact(&artifact.sha256).await?;
         let mut file = File::create(path).await.map_err(failed)?;
         let other = |mismatch: Mismatch| Problem::new(Code::BadResponse, mismatch.to_string());
@@ -91,14 +91,14 @@ async fn unpacked(archive: Fresh, path: PathBuf) -> Result<PathBuf, Problem> {
         let folder = Fresh(archive.0.with_extension("unpacked.tmp"));
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::InvalidData => Problem::new(Code::BadResponse, format!("the artifact does not unpack: {e}")),
-            _ => storage(&folder.0, &e),
+            _ => storage("write", &folder.0, &e),
         };
         let file = std::fs::File::open(&archive.0).map_err(failed)?;
         archive::unpack(io::BufReader::new(file), &folder.0).map_err(failed)?;
         match std::fs::rename(&folder.0, &path) {
             // Another slot was faster: it is the same.
             Err(_) if path.is_dir() => Ok(path),
-            Err(e) => Err(storage(&path, &e)),
+            Err(e) => Err(storage("write", &path, &e)),
             Ok(()) => Ok(path),
         }
     };
@@ -136,12 +136,6 @@ fn extension(format: Format) -> &'static str {
         Format::Triton => "triton",
         Format::Data => "data",
     }
-}
-
-fn storage(path: &Path, error: &io::Error) -> Problem {
-    Problem::new(Code::Storage, format!("cannot write {}: {error}", path.display()))
-        .with_field("home")
-        .with_hint("free some space, or choose another --home that you may write to")
 }
 
 /// Removed when dropped, unless it was renamed.

@@ -7,7 +7,6 @@
 
 use crate::options::{Options, SlotOptions};
 use modelmeter_common::{Problem, device::DeviceKind};
-use std::collections::BTreeSet;
 
 /// Cores a slot from which the client has one of its own.
 const MANY: usize = 4;
@@ -58,7 +57,7 @@ pub(crate) fn split(options: &Options, available: &[u32]) -> Result<Cpus, Proble
         return Err(Problem::invalid("client_cpus", "no core is left for the engines")
             .with_hint(format!("this process may run on {available:?}")));
     }
-    let mut slots = share_out(&options.slots, &engines, options.shared_cpu)?;
+    let mut slots = share_out(&options.slots, &engines)?;
     if engines.len() < available.len() {
         for cores in slots.iter_mut().filter(|cores| cores.pinned.is_none()) {
             cores.pinned = Some(engines.clone());
@@ -81,47 +80,31 @@ fn check_list(field: &str, list: Option<&[u32]>, available: &[u32]) -> Result<()
 
 /// Engines' and client's cores where there are enough and the rest is up to us.
 fn own_core_each<'a>(options: &Options, available: &'a [u32]) -> Option<(&'a [u32], &'a [u32])> {
-    let ours = options.launches_all() && !options.shared_cpu && options.slots.iter().all(|slot| slot.cores.is_none());
+    let ours = options.launches_all() && !options.shared_cpu;
     let clients = options.slots.len();
     (ours && available.len() >= MANY * clients).then(|| available.split_at(available.len() - clients))
 }
 
-/// Shares `available` cores out over slots.
+/// Shares `available` cores out evenly over the CPU slots; a lone one has all of them and pins nothing.
 ///
 /// # Errors
-/// Cores that this process may not run on, that two slots name (unless `shared`), or too few to share out.
-fn share_out(slots: &[SlotOptions], available: &[u32], shared: bool) -> Result<Vec<Cores>, Problem> {
-    let mut named = BTreeSet::new();
-    for core in slots.iter().filter_map(|slot| slot.cores.as_ref()).flatten() {
-        if !available.contains(core) {
-            return Err(Problem::invalid("cores", format!("core {core} is not one that this worker may run on"))
-                .with_hint(format!("it may run on {available:?}")));
-        }
-        if !named.insert(*core) && !shared {
-            return Err(Problem::invalid("cores", format!("core {core} is named twice"))
-                .with_hint("give each slot cores of its own, or share them with --shared-cpu"));
-        }
-    }
-    let free: Vec<u32> = available.iter().copied().filter(|core| !named.contains(core)).collect();
-    let open = |slot: &&SlotOptions| slot.cores.is_none() && slot.device.kind == DeviceKind::Cpu;
-    let open_slots = slots.iter().filter(open).count();
-    if open_slots > free.len() {
-        return Err(Problem::invalid("devices", format!("{open_slots} CPU slots for {} cores", free.len()))
+/// Too few to share out.
+fn share_out(slots: &[SlotOptions], available: &[u32]) -> Result<Vec<Cores>, Problem> {
+    let n = slots.iter().filter(|slot| slot.device.kind == DeviceKind::Cpu).count();
+    if n > available.len() {
+        return Err(Problem::invalid("devices", format!("{n} CPU slots for {} cores", available.len()))
             .with_hint("at most one CPU slot a core"));
     }
-    let all_are_free = named.is_empty();
     let mut nth = 0;
-    let mut cores_of = |slot: &SlotOptions| match &slot.cores {
-        Some(cores) => Cores { locked: cores.clone(), pinned: Some(cores.clone()) },
-        None if !open(&slot) => Cores { locked: Vec::new(), pinned: None },
-        None => {
-            let share = free[nth * free.len() / open_slots..(nth + 1) * free.len() / open_slots].to_vec();
+    let cores_of = |slot: &SlotOptions| match slot.device.kind {
+        DeviceKind::Gpu => Cores { locked: Vec::new(), pinned: None },
+        DeviceKind::Cpu => {
+            let share = available[nth * available.len() / n..(nth + 1) * available.len() / n].to_vec();
             nth += 1;
-            let alone = open_slots == 1 && all_are_free;
-            Cores { pinned: (!alone).then(|| share.clone()), locked: share }
+            Cores { pinned: (n > 1).then(|| share.clone()), locked: share }
         }
     };
-    Ok(slots.iter().map(&mut cores_of).collect())
+    Ok(slots.iter().map(cores_of).collect())
 }
 
 /// The logical cores that this process may run on.
@@ -168,7 +151,7 @@ mod tests {
             name: "w".into(),
             broker: Arc::new(MemoryBroker::new()),
             coordinators: Vec::new(),
-            slots: vec![slot(None)],
+            slots: vec![slot()],
             engines: Vec::new(),
             lacking: Lacking::default(),
             inspectors: BTreeMap::new(),
@@ -206,7 +189,7 @@ mod tests {
         assert_eq!(split(&plain, &[0, 1, 2, 7]).unwrap().slots[0].locked, [0, 1, 2, 7]);
         let shared = Options { shared_cpu: true, ..options(None, None) };
         assert_eq!(split_of(&shared, &[0, 1, 2, 3]), (None, None), "another worker's client would be there too");
-        let two = Options { slots: vec![slot(None), gpu()], ..options(None, None) };
+        let two = Options { slots: vec![slot(), gpu()], ..options(None, None) };
         assert_eq!(split(&two, &[0, 1, 2, 3]).unwrap().client, None);
         let cpus = split(&two, &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
         assert_eq!((cpus.client, cpus.slots[1].pinned.clone()), (Some(vec![6, 7]), Some(vec![0, 1, 2, 3, 4, 5])));
@@ -225,36 +208,35 @@ mod tests {
         assert!(refused(Some(&[0, 1]), None).1.contains("no core is left"));
     }
 
-    fn slot(cores: Option<&[u32]>) -> SlotOptions {
-        SlotOptions { device: testing::cpu(), cores: cores.map(<[u32]>::to_vec) }
+    fn slot() -> SlotOptions {
+        SlotOptions { device: testing::cpu() }
     }
 
     fn gpu() -> SlotOptions {
         let device =
             Device { kind: DeviceKind::Gpu, class: "nvidia-a10".into(), uuid: Some("GPU-1".into()), ..testing::cpu() };
-        SlotOptions { device, cores: None }
+        SlotOptions { device }
     }
 
     #[test]
     fn cores_are_shared_out_evenly_and_wholly() {
-        let shares = share_out(&[slot(None), gpu(), slot(None), slot(Some(&[7]))], &[0, 1, 2, 3, 4, 7], false).unwrap();
+        let shares = share_out(&[slot(), gpu(), slot(), slot()], &[0, 1, 2, 3, 4, 7]).unwrap();
         let pinned: Vec<_> = shares.iter().map(|cores| cores.pinned.clone()).collect();
-        assert_eq!(pinned, [Some(vec![0, 1]), None, Some(vec![2, 3, 4]), Some(vec![7])]);
+        assert_eq!(pinned, [Some(vec![0, 1]), None, Some(vec![2, 3]), Some(vec![4, 7])]);
+        let uneven = share_out(&[slot(), slot()], &[0, 1, 2, 3, 4]).unwrap();
+        assert_eq!([&uneven[0].locked[..], &uneven[1].locked], [&[0, 1][..], &[2, 3, 4]]);
         assert_eq!(shares[1].locked, Vec::<u32>::new());
     }
 
     #[test]
     fn a_lone_cpu_slot_locks_all_and_pins_nothing() {
-        let shares = share_out(&[slot(None)], &[0, 1], false).unwrap();
+        let shares = share_out(&[slot()], &[0, 1]).unwrap();
         assert_eq!(shares, [Cores { locked: vec![0, 1], pinned: None }]);
     }
 
     #[test]
-    fn impossible_shares_are_refused() {
-        let refused = |slots: &[SlotOptions]| share_out(slots, &[0, 1], false).unwrap_err().message;
-        assert!(refused(&[slot(Some(&[2]))]).contains("core 2"));
-        assert!(refused(&[slot(Some(&[1])), slot(Some(&[1]))]).contains("twice"));
-        assert!(refused(&[slot(None), slot(None), slot(None)]).contains("3 CPU slots"));
-        assert!(share_out(&[slot(Some(&[1])), slot(Some(&[1]))], &[0, 1], true).is_ok());
+    fn more_slots_than_cores_are_refused() {
+        let problem = share_out(&[slot(), slot(), slot()], &[0, 1]).unwrap_err();
+        assert!(problem.message.contains("3 CPU slots"), "{problem}");
     }
 }

@@ -4,6 +4,7 @@
 //! its length (u32, big-endian). A file is written whole under another name, synced, and renamed, so that a
 //! journal exists complete or not at all. One that is not complete was damaged: it is set aside, never a crash.
 
+use crate::storage;
 use modelmeter_common::{
     Code, Problem, TaskId, ids,
     part::{Final, Outcome, Part},
@@ -104,7 +105,7 @@ impl Journal {
     /// # Errors
     /// `storage` if it cannot be written to, `busy` if another process has it.
     pub fn open(folder: PathBuf) -> Result<Self, Problem> {
-        let unusable = |e: io::Error| storage(&folder, "use", &e);
+        let unusable = |e: io::Error| storage("use", &folder, &e);
         fs::create_dir_all(&folder).map_err(unusable)?;
         let lock = File::create(folder.join("lock")).map_err(unusable)?;
         if !crate::lock::try_flock(&lock, false).map_err(unusable)? {
@@ -127,7 +128,7 @@ impl Journal {
         });
         written.map_err(|e| {
             let _ = fs::remove_file(&fresh);
-            storage(&path, "write", &e)
+            storage("write", &path, &e)
         })
     }
 
@@ -147,7 +148,7 @@ impl Journal {
             files.sort();
             Ok(files)
         };
-        let files = list().map_err(|e| storage(&self.folder, "read", &e))?;
+        let files = list().map_err(|e| storage("read", &self.folder, &e))?;
         Ok(files.into_iter().filter_map(|(_, path)| self.read_one(&path)).collect())
     }
 
@@ -177,7 +178,7 @@ impl Journal {
     pub fn remove(&self, task: TaskId, attempt: u32) -> Result<(), Problem> {
         let path = self.path(task, attempt);
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(storage(&path, "remove", &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &e)),
             _ => Ok(()),
         }
     }
@@ -185,12 +186,6 @@ impl Journal {
     fn path(&self, task: TaskId, attempt: u32) -> PathBuf {
         self.folder.join(format!("{task}-{attempt}.journal"))
     }
-}
-
-fn storage(path: &Path, verb: &str, error: &io::Error) -> Problem {
-    Problem::new(Code::Storage, format!("cannot {verb} {}: {error}", path.display()))
-        .with_field("home")
-        .with_hint("free some space, or choose another --home that you may write to")
 }
 
 #[cfg(test)]

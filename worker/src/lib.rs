@@ -30,10 +30,10 @@ pub use register::offered;
 pub use service::{Handle, start};
 pub use trial::Trial;
 
-use modelmeter_common::{Problem, broker::Broker};
+use modelmeter_common::{Code, Problem, broker::Broker};
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -49,6 +49,13 @@ pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLo
 pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
     let claim = lock::Claim::new(None, &cpus::available_cores(), false);
     lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
+}
+
+/// Something at home that cannot be written, or used in another way.
+fn storage(verb: &str, path: &Path, error: &io::Error) -> Problem {
+    Problem::new(Code::Storage, format!("cannot {verb} {}: {error}", path.display()))
+        .with_field("home")
+        .with_hint("free some space, or choose another --home that you may write to")
 }
 
 /// What the slots and the renew loop of one worker share.

@@ -43,10 +43,10 @@ pub struct Options {
     pub lock_dir: PathBuf,
     /// The engines' ports.
     pub ports: PortPolicy,
-    /// Logical cores for the client's threads, and for the engines of slots that name none of their own. With one given
-    /// the other is the rest; with neither, see [`crate::cpus`].
+    /// Logical cores for the client's threads. With one of the two lists given the other is the rest; with neither, see
+    /// [`crate::cpus`].
     pub client_cpus: Option<Vec<u32>>,
-    /// As above, for the engines.
+    /// As above, for the engines: shared out over the CPU slots; a lone one has all of them.
     pub engine_cpus: Option<Vec<u32>>,
     /// Cores may be shared with other workers that say so too; points are marked `shared_host`.
     pub shared_cpu: bool,
@@ -82,9 +82,6 @@ pub struct Lacking {
 pub struct SlotOptions {
     /// The device.
     pub device: Device,
-    /// Logical cores that its engines are pinned to. None on CPU slots: those that no other slot names, shared out
-    /// evenly; a lone such slot has all of them and pins nothing.
-    pub cores: Option<Vec<u32>>,
 }
 
 impl Options {

@@ -7,7 +7,7 @@ use crate::{
     consume::{self, Slot},
     coordinator::{Backoff, Coordinator},
     cpus,
-    engine::{Census, Launch, Place, check_ports, remove_orphans},
+    engine::{self, Census, Launch, Place, STOP_TIMEOUT, check_ports, remove_orphans},
     journal::Journal,
     lock::DeviceLock,
     register,
@@ -23,14 +23,15 @@ use std::{
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 /// How long a start tries to reach coordinator and broker before it says that it cannot.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// A stop hands back, stops engines (3 s of grace), and is over after this at the latest.
-const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
+/// What slots leave of [`STOP_TIMEOUT`] to engines that are killed with them.
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
+/// For a last word with the coordinator.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A running worker. Dropped, it ends at once, engines included; better stop it.
@@ -82,19 +83,13 @@ impl Handle {
     /// what the coordinator has not confirmed. The broker stays open: it is its owner's to close.
     pub async fn stop(mut self) {
         self.context.stop.cancel();
-        if timeout(STOP_TIMEOUT, async { while self.slot_ended().await {} }).await.is_err() {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        if timeout_at(deadline - KILL_TIMEOUT, async { while self.slot_ended().await {} }).await.is_err() {
             tracing::warn!("a slot did not stop in time: ending it");
             self.slots.shutdown().await;
         }
-        // An engine that was dropped in the making was killed; its end takes a moment.
-        let engines = async {
-            for place in &self.context.places {
-                place.census.none_left().await;
-            }
-        };
-        if timeout(FAREWELL, engines).await.is_err() {
-            tracing::warn!("an engine has not ended yet");
-        }
+        // One that was dropped in the making takes a while to end, a container above all.
+        engine::none_left(&self.context.places, deadline).await;
         self.renewal.shutdown().await;
         // What the coordinator has by now need not be replayed at the next start.
         let _ = timeout(FAREWELL, register::renew(&self.context)).await;

@@ -2,7 +2,7 @@
 
 use crate::{
     EngineSpec,
-    engine::{Census, Deployment, Place, PortPolicy},
+    engine::{self, Census, Deployment, Place, PortPolicy, STOP_TIMEOUT},
     inspector::Output,
     load,
     lock::{Claim, DeviceLock},
@@ -11,6 +11,7 @@ use crate::{
 use futures::future::BoxFuture;
 use modelmeter_common::{Problem, device::Device, task::Cell};
 use std::{path::Path, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What the trials' locks and folders go by.
@@ -58,6 +59,12 @@ impl Trial {
             deployment.stop().await;
             answered
         })
+    }
+
+    /// Waits for the end of engines whose call was dropped or failed, at most about five seconds: what is left of them
+    /// when the process ends may stay.
+    pub async fn stop(self) {
+        engine::none_left(std::slice::from_ref(&self.place), Instant::now() + STOP_TIMEOUT).await;
     }
 }
 

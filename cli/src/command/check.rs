@@ -54,10 +54,11 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     let stop = interrupt::listen()?;
     let tried = try_each(&trial, &trials, &local, args.seed);
     let answers = tokio::select! {
-        answers = tried => answers,
-        () = stop.cancelled() => return Err(interrupt::interrupted()),
+        answers = tried => Some(answers),
+        () = stop.cancelled() => None,
     };
-    let answers = compare(answers, args.tolerance);
+    trial.stop().await;
+    let answers = compare(answers.ok_or_else(interrupt::interrupted)?, args.tolerance);
     print(&if context.json { report::json(&answers) } else { table(&answers) });
     Ok(if answers.iter().all(|answer| answer.agrees) { 0 } else { Code::EngineFailed.exit_code() })
 }
@@ -83,7 +84,7 @@ fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
-    let pools = embedded::pools(&[SlotOptions { device: cpu.clone(), cores: None }], &offer, &BTreeMap::new());
+    let pools = embedded::pools(&[SlotOptions { device: cpu.clone() }], &offer, &BTreeMap::new());
     let cells = embedded::cells(&request, model, &pools)?;
     let cell_of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
     Ok(offer.specs.into_iter().filter_map(|spec| cell_of(&spec).map(|cell| (spec, cell))).collect())

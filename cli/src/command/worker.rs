@@ -83,7 +83,7 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
             continue;
         }
         let count = if device.kind == DeviceKind::Cpu { settings.cpu_slots } else { 1 };
-        slots.extend((0..count).map(|_| SlotOptions { device: device.clone(), cores: None }));
+        slots.extend((0..count).map(|_| SlotOptions { device: device.clone() }));
     }
     Ok(slots)
 }

@@ -29,22 +29,12 @@ struct State {
     closed: bool,
 }
 
-struct Message {
-    body: Arc<[u8]>,
-    redelivered: bool,
-}
+type Message = Arc<[u8]>;
 
 /// What the broker knows of a consumer: its deliveries by tag, in the order of delivery.
 struct Consuming {
     queue: String,
     unacked: BTreeMap<u64, Message>,
-}
-
-/// A message handed to a consumer.
-struct Taken {
-    tag: u64,
-    body: Arc<[u8]>,
-    redelivered: bool,
 }
 
 impl MemoryBroker {
@@ -64,8 +54,8 @@ impl Shared {
         if state.closed { Err(BrokerError::Closed) } else { Ok(state) }
     }
 
-    /// The next message for a consumer that has fewer than `prefetch` unacknowledged.
-    fn take(&self, consumer: u64, prefetch: usize) -> Result<Option<Taken>, BrokerError> {
+    /// The next message, and its tag, for a consumer that has fewer than `prefetch` unacknowledged.
+    fn take(&self, consumer: u64, prefetch: usize) -> Result<Option<(u64, Message)>, BrokerError> {
         let mut state = self.open()?;
         let State { queues, consumers, last_id, .. } = &mut *state;
         let consuming = consumers.get_mut(&consumer).ok_or(BrokerError::Closed)?;
@@ -76,9 +66,8 @@ impl Shared {
         }
         let Some(message) = queue.pop_front() else { return Ok(None) };
         *last_id += 1;
-        let taken = Taken { tag: *last_id, body: Arc::clone(&message.body), redelivered: message.redelivered };
-        consuming.unacked.insert(*last_id, message);
-        Ok(Some(taken))
+        consuming.unacked.insert(*last_id, Arc::clone(&message));
+        Ok(Some((*last_id, message)))
     }
 
     fn settle(&self, consumer: u64, tag: u64, verdict: Verdict) -> bool {
@@ -112,7 +101,7 @@ impl Shared {
 /// Back to the front, unless the queue was deleted meanwhile.
 fn give_back(queues: &mut HashMap<String, VecDeque<Message>>, queue: &str, message: Message) {
     if let Some(queue) = queues.get_mut(queue) {
-        queue.push_front(Message { redelivered: true, ..message });
+        queue.push_front(message);
     }
 }
 
@@ -129,13 +118,12 @@ impl Broker for MemoryBroker {
     async fn publish(&self, queue: &str, message_id: &str, body: &[u8]) -> Result<(), BrokerError> {
         check_name("queue name", queue)?;
         check_name("message id", message_id)?;
-        let message = Message { body: body.into(), redelivered: false };
         let mut state = self.0.open()?;
         let messages = state.queues.get_mut(queue).ok_or_else(|| BrokerError::NoQueue(queue.to_owned()))?;
         if messages.len() >= MAX_QUEUE_MESSAGES {
             return Err(BrokerError::Refused(format!("queue '{queue}' is full with {MAX_QUEUE_MESSAGES} messages")));
         }
-        messages.push_back(message);
+        messages.push_back(body.into());
         drop(state);
         self.0.changed.notify_waiters();
         Ok(())
@@ -195,9 +183,9 @@ impl Consumer for MemoryConsumer {
             tokio::pin!(changed);
             // Listen before looking, so that no change falls between the two.
             changed.as_mut().enable();
-            if let Some(Taken { tag, body, redelivered }) = self.shared.take(self.id, self.prefetch)? {
+            if let Some((tag, message)) = self.shared.take(self.id, self.prefetch)? {
                 let settle = MemorySettle { shared: Arc::clone(&self.shared), consumer: self.id, tag };
-                return Ok(Delivery::new(body.to_vec(), redelivered, Box::new(settle)));
+                return Ok(Delivery::new(message.to_vec(), Box::new(settle)));
             }
             changed.await;
         }

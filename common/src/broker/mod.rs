@@ -47,8 +47,6 @@ pub trait Consumer: Send {
 pub struct Delivery {
     /// The message.
     pub body: Vec<u8>,
-    /// Whether the broker says that it was delivered before.
-    pub redelivered: bool,
     settle: Box<dyn Settle>,
 }
 
@@ -72,8 +70,8 @@ pub enum Verdict {
 
 impl Delivery {
     /// For adapters.
-    pub fn new(body: Vec<u8>, redelivered: bool, settle: Box<dyn Settle>) -> Self {
-        Self { body, redelivered, settle }
+    pub fn new(body: Vec<u8>, settle: Box<dyn Settle>) -> Self {
+        Self { body, settle }
     }
 
     /// Handled. `false` means that the channel is gone and the message will come again.

@@ -4,8 +4,9 @@ use super::{
     settings::{Kind, Settings},
     template, tfs, triton,
 };
+use crate::storage;
 use modelmeter_common::{
-    Code, Problem,
+    Problem,
     device::DeviceKind,
     model::{Format, TensorShape},
     request::MAX_BATCH_SIZE,
@@ -123,7 +124,7 @@ impl Folder {
     /// An empty one. What a worker left that was killed is removed first.
     fn make(path: PathBuf) -> Result<Self, Problem> {
         let folder = Self(path);
-        folder.remove().and_then(|()| fs::create_dir_all(&folder.0)).map_err(|e| unwritable(&folder.0, &e))?;
+        folder.remove().and_then(|()| fs::create_dir_all(&folder.0)).map_err(|e| storage("write", &folder.0, &e))?;
         Ok(folder)
     }
 
@@ -166,28 +167,23 @@ pub(super) fn place(from: &Path, to: &Path) -> Result<(), Problem> {
             link(&entry.path(), &to.join(entry.file_name()))
         })
     }
-    link(from, to).map_err(|e| unwritable(to, &e))
+    link(from, to).map_err(|e| storage("write", to, &e))
 }
 
 /// Writes a small file.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), Problem> {
-    fs::write(path, text).map_err(|e| unwritable(path, &e))
+    fs::write(path, text).map_err(|e| storage("write", path, &e))
 }
 
 /// Makes a folder.
 pub(super) fn folder(path: &Path) -> Result<(), Problem> {
-    fs::create_dir_all(path).map_err(|e| unwritable(path, &e))
-}
-
-fn unwritable(path: &Path, error: &io::Error) -> Problem {
-    Problem::new(Code::Storage, format!("cannot write {}: {error}", path.display()))
-        .with_field("home")
-        .with_hint("free some space, or choose another --home that you may write to")
+    fs::create_dir_all(path).map_err(|e| storage("write", path, &e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modelmeter_common::Code;
 
     #[test]
     fn a_folder_goes_with_its_deployment_and_what_a_killed_worker_left_is_removed() {

@@ -42,9 +42,13 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::time::{Instant, timeout_at};
 
 /// From SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
+/// From a stop to the end of the last engine, at most: the grace, and what a daemon takes to start a container that
+/// nobody wants any more and to remove it.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An engine that this worker may launch or use.
 #[derive(Clone, Debug)]
@@ -167,6 +171,19 @@ pub(crate) struct Place {
     pub run: PathBuf,
     /// Of the engines launched here.
     pub census: Census,
+}
+
+/// Waits until no engine launched on these places is left, at most until the deadline. One that was dropped is killed,
+/// and a container removed, by a task or thread of its own, which must not go down with the process.
+pub(crate) async fn none_left(places: &[Arc<Place>], deadline: Instant) {
+    let ended = async {
+        for place in places {
+            place.census.none_left().await;
+        }
+    };
+    if timeout_at(deadline, ended).await.is_err() {
+        tracing::warn!("an engine has not ended yet");
+    }
 }
 
 /// One engine serving one artifact on one slot. Dropped, it ends at once; better stop it.

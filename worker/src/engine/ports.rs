@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(problem.code, Code::Busy);
         assert!(problem.message.contains(&format!("port {port}")), "{problem}");
         assert!(problem.message.contains(&format!("pid {}", std::process::id())), "{problem}");
-        let slots = [SlotOptions { device: testing::cpu(), cores: None }];
+        let slots = [SlotOptions { device: testing::cpu() }];
         assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Default), Err(problem));
         assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Auto), Ok(()));
         // The same engine with any free port.

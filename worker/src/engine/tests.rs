@@ -46,6 +46,23 @@ async fn an_engine_that_dies_fails_at_once_with_its_last_lines() {
 }
 
 #[tokio::test]
+async fn engines_on_their_way_out_are_waited_for_to_a_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = [Arc::new(testing::place(folder.path(), PortPolicy::Auto))];
+    let (leaving, within) = (places[0].census.count(), |ms| tokio::time::Instant::now() + Duration::from_millis(ms));
+    let waited = tokio::time::Instant::now();
+    none_left(&places, within(20)).await;
+    assert!(waited.elapsed() >= Duration::from_millis(20), "one is left");
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(leaving);
+    });
+    let deadline = within(10_000);
+    none_left(&places, deadline).await;
+    assert!(tokio::time::Instant::now() < deadline, "none is left, and still it was waited");
+}
+
+#[tokio::test]
 async fn an_engine_that_never_gets_ready_is_stopped_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));

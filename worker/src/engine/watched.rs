@@ -1,6 +1,7 @@
 //! What is seen of a started engine, whatever it runs in: whether it has ended and how, and its last lines.
 
-use modelmeter_common::{Code, Problem};
+use crate::storage;
+use modelmeter_common::Problem;
 use std::{
     collections::VecDeque,
     fs::{self, File},
@@ -67,9 +68,8 @@ impl Log {
     /// `storage` if the file cannot be made.
     pub fn create(path: &Path) -> Result<(Self, watch::Receiver<Tail>), Problem> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        let file = fs::create_dir_all(folder).and_then(|()| File::create(path)).map_err(|e| {
-            Problem::new(Code::Storage, format!("cannot write {}: {e}", path.display())).with_field("home")
-        })?;
+        let file = fs::create_dir_all(folder).and_then(|()| File::create(path));
+        let file = file.map_err(|e| storage("write", path, &e))?;
         let (tail, receiver) = watch::channel(Tail::default());
         Ok((Self { file, written: 0, tail }, receiver))
     }

@@ -11,6 +11,7 @@ use super::{
 };
 use bytes::Bytes;
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     hash::BuildHasherDefault,
     io::{self, Read},
@@ -255,7 +256,7 @@ impl Conn {
             if len > MAX_FRAME || (!self.settled && kind != kind::SETTINGS) {
                 return Err(Failure::Protocol);
             }
-            if kind == kind::DATA && flags & PADDED == 0 {
+            if kind == kind::DATA && flags & PADDED == 0 && self.block.is_none() {
                 self.count_received(len as u32);
                 self.partial = Some(Partial { stream, left: len, end: flags & END_STREAM != 0 });
                 bytes = &bytes[HEADER..];
@@ -283,24 +284,12 @@ impl Conn {
                 if flags & PRIORITY != 0 {
                     block = block.get(5..).ok_or(Failure::Protocol)?;
                 }
-                let end = flags & END_STREAM != 0;
-                if flags & END_HEADERS == 0 {
-                    self.block = Some((id, end, block.to_vec()));
-                } else {
-                    self.on_headers(id, block, end, done)?;
-                }
+                self.on_block(id, block.into(), flags & END_STREAM != 0, flags, done)?;
             }
             kind::CONTINUATION => {
                 let (of, end, mut block) = self.block.take().filter(|b| b.0 == id).ok_or(Failure::Protocol)?;
                 block.extend_from_slice(p);
-                if block.len() > MAX_BLOCK {
-                    return Err(Failure::Protocol);
-                }
-                if flags & END_HEADERS == 0 {
-                    self.block = Some((of, end, block));
-                } else {
-                    self.on_headers(of, &block, end, done)?;
-                }
+                self.on_block(of, block.into(), end, flags, done)?;
             }
             kind::RST_STREAM => self.finish(id, Some(Failure::Reset), done),
             kind::SETTINGS => self.on_settings(flags, p)?,
@@ -360,6 +349,25 @@ impl Conn {
         let refused: Vec<u32> = self.streams.keys().copied().filter(|&id| id > last).collect();
         refused.into_iter().for_each(|id| self.finish(id, Some(Failure::Goaway), done));
         Ok(())
+    }
+
+    /// Takes a header block as far as it has come.
+    fn on_block(
+        &mut self,
+        id: u32,
+        block: Cow<'_, [u8]>,
+        end: bool,
+        flags: u8,
+        done: &mut Vec<Done>,
+    ) -> Result<(), Failure> {
+        if block.len() > MAX_BLOCK {
+            return Err(Failure::Protocol);
+        }
+        if flags & END_HEADERS == 0 {
+            self.block = Some((id, end, block.into_owned()));
+            return Ok(());
+        }
+        self.on_headers(id, &block, end, done)
     }
 
     fn on_headers(&mut self, id: u32, block: &[u8], end: bool, done: &mut Vec<Done>) -> Result<(), Failure> {
@@ -478,7 +486,7 @@ impl Stream {
     fn verdict(&self) -> Result<(), Failure> {
         match (self.head.http_status, self.head.grpc_status) {
             (_, Some(0)) => {}
-            (_, Some(code)) => return Err(Failure::Grpc(code)),
+            (_, Some(code)) => return Err(Failure::grpc(code)),
             (Some(status), None) if status != 200 => return Err(Failure::Http(status)),
             _ => return Err(Failure::BadResponse),
         }

@@ -146,7 +146,14 @@ fn what_breaks_the_protocol_ends_the_connection() {
     assert_eq!(refused(&frame(kind::HEADERS, END_HEADERS, 1, &[0xbe])), Failure::Protocol);
     // A block in pieces, and another frame between them.
     let begun = frame(kind::HEADERS, 0, 1, &[0x88]);
-    assert_eq!(refused(&[begun, frame(kind::PING, 0, 0, &[0; 8])].concat()), Failure::Protocol);
+    for between in [frame(kind::PING, 0, 0, &[0; 8]), frame(kind::DATA, 0, 1, b"\0\0\0\0\x02ok")] {
+        assert_eq!(refused(&[begun.clone(), between].concat()), Failure::Protocol);
+    }
+    // More headers than are accepted, in one frame or in several.
+    let half = vec![0x88; MAX_BLOCK / 2 + 1];
+    assert_eq!(refused(&frame(kind::HEADERS, END_HEADERS, 1, &half.repeat(2))), Failure::Protocol);
+    let pieces = [frame(kind::HEADERS, 0, 1, &half), frame(kind::CONTINUATION, END_HEADERS, 1, &half)];
+    assert_eq!(refused(&pieces.concat()), Failure::Protocol);
     assert_eq!(refused(&frame(kind::DATA, PADDED, 1, &[9, 0])), Failure::Protocol);
     assert_eq!(refused(&frame(kind::GOAWAY, 0, 0, &[0; 4])), Failure::Protocol);
 }
@@ -162,4 +169,16 @@ fn an_answer_that_is_too_large_is_given_up() {
     assert_eq!(sent(&mut conn), [(kind::RST_STREAM, 0, 1, CANCEL.to_be_bytes().to_vec())]);
     // What was on its way is read past.
     assert!(take(&mut conn, &frame(kind::DATA, END_STREAM, 1, b"more")).unwrap().is_empty());
+}
+
+#[test]
+fn a_status_that_grpc_does_not_have_is_unknown() {
+    let ended = |status: &str| {
+        let mut conn = conn(&[]);
+        let stream = send(&mut conn, 0);
+        let block = [&[0x88, 0, 11][..], b"grpc-status", &[status.len() as u8], status.as_bytes()].concat();
+        let frame = frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, &block);
+        take(&mut conn, &frame).unwrap()[0].result.unwrap_err().name()
+    };
+    assert_eq!(["16", "17", "4294967295"].map(ended), ["grpc_unauthenticated", "grpc_unknown", "grpc_unknown"]);
 }

@@ -1,6 +1,8 @@
 //! HPACK (RFC 7541), as much as a client needs that sends one header list over and over and reads only
 //! the status of what comes back. We announce a table of size 0, so that response blocks stand alone.
 
+use std::{borrow::Cow, str::FromStr};
+
 /// Length of the Huffman code of each byte, and of the end of string. The code is canonical, so the lengths
 /// are the whole code. Source: RFC 7541, appendix B.
 #[rustfmt::skip]
@@ -18,6 +20,8 @@ const CODE_LENGTHS: [u8; 257] = [
 /// Values of `:status` in the static table, from index 8. Source: RFC 7541, appendix A.
 const STATIC_STATUS: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 const STATIC_ENTRIES: u64 = 61;
+/// Characters of the server's words that are kept.
+const MAX_WORDS: usize = 300;
 /// The table that a peer has unless its settings say otherwise.
 pub(super) const DEFAULT_TABLE: u32 = 4096;
 
@@ -94,6 +98,7 @@ fn put_int(out: &mut Vec<u8>, pattern: u8, prefix_bits: u32, value: usize) {
 pub(super) struct ResponseHead {
     pub http_status: Option<u16>,
     pub grpc_status: Option<u32>,
+    /// One line, without control characters, cut to [`MAX_WORDS`] characters.
     pub grpc_message: Option<String>,
 }
 
@@ -125,24 +130,40 @@ impl ResponseHead {
         Ok(())
     }
 
+    /// Only what is wanted is decoded: behind a proxy each block has values of its own.
     fn literal(&mut self, block: &mut &[u8], bits: u32) -> Result<(), Malformed> {
-        let index = take_int(block, bits)?;
-        let name = match index {
-            0 => take_string(block)?,
-            8..=14 => b":status".to_vec(),
-            1..=STATIC_ENTRIES => Vec::new(),
+        let name = match take_int(block, bits)? {
+            0 => take_string(block)?.decoded()?,
+            8..=14 => Cow::Borrowed(&b":status"[..]),
+            1..=STATIC_ENTRIES => Cow::Borrowed(&b""[..]),
             _ => return Err(Malformed),
         };
         let value = take_string(block)?;
-        let text = || std::str::from_utf8(&value).map_err(|_| Malformed);
-        match name.as_slice() {
-            b":status" => self.http_status = Some(text()?.parse().map_err(|_| Malformed)?),
-            b"grpc-status" => self.grpc_status = Some(text()?.parse().map_err(|_| Malformed)?),
-            b"grpc-message" => self.grpc_message = Some(percent_decoded(&value)),
+        match &*name {
+            // What has not three digits is none.
+            b":status" => self.http_status = Some(number(value)?).filter(|status| (100..=999).contains(status)),
+            b"grpc-status" => self.grpc_status = Some(number(value)?),
+            b"grpc-message" => self.grpc_message = Some(in_a_line(&percent_decoded(&value.decoded()?))),
             _ => {}
         }
         Ok(())
     }
+}
+
+fn number<T: FromStr>(text: Text<'_>) -> Result<T, Malformed> {
+    let digits = text.decoded()?;
+    std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Malformed)
+}
+
+/// What a server says goes into reports and to terminals.
+fn in_a_line(words: &str) -> String {
+    let spaced = words.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
+    let mut plain = spaced.filter(|c| !c.is_control());
+    let mut line: String = plain.by_ref().take(MAX_WORDS).collect();
+    if plain.next().is_some() {
+        line.push('…');
+    }
+    line
 }
 
 /// Source: the gRPC documentation, "gRPC over HTTP2", Status-Message.
@@ -188,46 +209,93 @@ fn take_byte(block: &mut &[u8]) -> Result<u8, Malformed> {
     Ok(byte)
 }
 
-pub(super) fn take_string(block: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
+/// A string as it came.
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
+    bytes: &'a [u8],
+    huffman: bool,
+}
+
+impl<'a> Text<'a> {
+    pub fn decoded(self) -> Result<Cow<'a, [u8]>, Malformed> {
+        if self.huffman { unhuffman(self.bytes).map(Cow::Owned) } else { Ok(Cow::Borrowed(self.bytes)) }
+    }
+}
+
+pub(super) fn take_string<'a>(block: &mut &'a [u8]) -> Result<Text<'a>, Malformed> {
     let huffman = block.first().ok_or(Malformed)? & 0x80 != 0;
     let len = take_int(block, 7)? as usize;
-    let (text, rest) = block.split_at_checked(len).ok_or(Malformed)?;
+    let (bytes, rest) = block.split_at_checked(len).ok_or(Malformed)?;
     *block = rest;
-    if huffman { unhuffman(text) } else { Ok(text.to_vec()) }
+    Ok(Text { bytes, huffman })
 }
 
-/// Decodes bit by bit: of two dozen bytes, in blocks that were not seen before, speed does not matter.
+const SHORTEST: usize = 5;
+const LONGEST: usize = 30;
+static CODE: Code = Code::new();
+
+/// The Huffman code to decode with. Codes are compared as the first of 32 bits: those of one length follow each other,
+/// and come after all shorter ones.
+struct Code {
+    /// The first code of each length, and the place of its symbol.
+    first: [(u64, usize); LONGEST + 1],
+    /// Beyond the last code of each length.
+    end: [u64; LONGEST + 1],
+    /// In the order of their codes.
+    symbols: [u16; CODE_LENGTHS.len()],
+}
+
+impl Code {
+    const fn new() -> Self {
+        let mut code = Self { first: [(0, 0); LONGEST + 1], end: [0; LONGEST + 1], symbols: [0; CODE_LENGTHS.len()] };
+        let (mut next, mut place, mut len) = (0, 0, SHORTEST);
+        while len <= LONGEST {
+            code.first[len] = (next, place);
+            let mut symbol = 0;
+            while symbol < CODE_LENGTHS.len() {
+                if CODE_LENGTHS[symbol] as usize == len {
+                    code.symbols[place] = symbol as u16;
+                    place += 1;
+                    next += 1 << (32 - len);
+                }
+                symbol += 1;
+            }
+            code.end[len] = next;
+            len += 1;
+        }
+        code
+    }
+
+    /// The symbol that 32 bits begin with, and the length of its code.
+    fn symbol(&self, bits: u64) -> (u16, usize) {
+        let len = (SHORTEST..LONGEST).find(|&len| bits < self.end[len]).unwrap_or(LONGEST);
+        let (first, place) = self.first[len];
+        (self.symbols[place + ((bits - first) >> (32 - len)) as usize], len)
+    }
+}
+
 fn unhuffman(text: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let mut symbols: Vec<usize> = (0..CODE_LENGTHS.len()).collect();
-    symbols.sort_by_key(|&s| CODE_LENGTHS[s]);
-    let mut out = Vec::new();
-    let (mut code, mut len) = (0u32, 0u8);
-    for bit in text.iter().flat_map(|byte| (0..8).rev().map(move |i| byte >> i & 1)) {
-        (code, len) = (code << 1 | u32::from(bit), len + 1);
-        if len > 30 {
-            return Err(Malformed);
+    let mut out = Vec::with_capacity(text.len() * 8 / SHORTEST);
+    let mut rest = text.iter();
+    // Bits that were read and not decoded, the first of 64 first, and how many they are.
+    let (mut bits, mut n) = (0u64, 0);
+    loop {
+        while n < 32
+            && let Some(&byte) = rest.next()
+        {
+            bits |= u64::from(byte) << (56 - n);
+            n += 8;
         }
-        if let Some(symbol) = symbol_of(code, len, &symbols) {
-            out.push(u8::try_from(symbol).map_err(|_| Malformed)?);
-            (code, len) = (0, 0);
+        // Padding is the beginning of the longest code, which is all ones.
+        let ahead = (bits | u64::MAX >> n) >> 32;
+        let (symbol, len) = CODE.symbol(ahead);
+        if len > n {
+            let is_padding = n < 8 && ahead == u64::from(u32::MAX);
+            return if is_padding { Ok(out) } else { Err(Malformed) };
         }
+        out.push(u8::try_from(symbol).map_err(|_| Malformed)?);
+        (bits, n) = (bits << len, n - len);
     }
-    // What is left must be padding: fewer than eight ones.
-    if len < 8 && code == (1 << len) - 1 { Ok(out) } else { Err(Malformed) }
-}
-
-/// The symbol of this canonical code, if there is one of this length.
-fn symbol_of(code: u32, len: u8, by_length: &[usize]) -> Option<usize> {
-    let (mut first, mut at) = (0u32, 0usize);
-    for l in 1..=len {
-        let n = by_length[at..].iter().take_while(|&&s| CODE_LENGTHS[s] == l).count();
-        if l == len {
-            return by_length[at..at + n].get(code.checked_sub(first)? as usize).copied();
-        }
-        first = (first + n as u32) << 1;
-        at += n;
-    }
-    None
 }
 
 #[cfg(test)]
@@ -248,6 +316,73 @@ mod tests {
         assert_eq!(decode("1c"), Err(Malformed));
     }
 
+    /// A string in the Huffman code, encoded from the lengths in another way than it is decoded.
+    fn huffman(text: &[u8]) -> Vec<u8> {
+        let mut by_length: Vec<usize> = (0..CODE_LENGTHS.len()).collect();
+        by_length.sort_by_key(|&symbol| CODE_LENGTHS[symbol]);
+        let (mut codes, mut next, mut before) = ([0u32; 257], 0, CODE_LENGTHS[by_length[0]]);
+        for symbol in by_length {
+            next <<= CODE_LENGTHS[symbol] - before;
+            (codes[symbol], next, before) = (next, next + 1, CODE_LENGTHS[symbol]);
+        }
+        let bits_of = |&symbol: &u8| {
+            let (code, len) = (codes[usize::from(symbol)], CODE_LENGTHS[usize::from(symbol)]);
+            (0..len).rev().map(move |i| (code >> i & 1) as u8)
+        };
+        let bits: Vec<u8> = text.iter().flat_map(bits_of).collect();
+        bits.chunks(8).map(|byte| (0..8).fold(0, |out, i| out << 1 | byte.get(i).unwrap_or(&1))).collect()
+    }
+
+    #[test]
+    fn every_byte_is_read_in_the_huffman_code() {
+        let text: Vec<u8> = (0..=255).chain((0..=255).rev()).collect();
+        assert_eq!(unhuffman(&huffman(&text)), Ok(text));
+        for byte in 0..=255 {
+            assert_eq!(unhuffman(&huffman(&[byte; 3])), Ok(vec![byte; 3]));
+        }
+        assert_eq!(unhuffman(b""), Ok(Vec::new()));
+        // Padding of a whole byte, the end of string, and a code that is cut off.
+        for bad in [&[0xff][..], &[0x1f, 0xff], &[0xff; 4], &[0x18]] {
+            assert_eq!(unhuffman(bad), Err(Malformed), "{bad:x?}");
+        }
+    }
+
+    fn put_huffman(out: &mut Vec<u8>, text: &[u8]) {
+        let coded = huffman(text);
+        put_int(out, 0x80, 7, coded.len());
+        out.extend(coded);
+    }
+
+    #[test]
+    fn only_the_values_of_wanted_names_are_decoded() {
+        let mut block = vec![0x08];
+        put_huffman(&mut block, b"200");
+        for (name, value) in [("x-request-id", "3f8a-11"), ("grpc-status", "13"), ("grpc-message", "not%20now")] {
+            // Some proxies ask for what we do not keep.
+            block.push(0x40);
+            put_huffman(&mut block, name.as_bytes());
+            put_huffman(&mut block, value.as_bytes());
+        }
+        // A value that nobody can decode, of a name that nobody asked for.
+        block.extend([0x0f, 31 - 15, 0x81, 0x00]);
+        let head = ResponseHead::parse(&block).unwrap();
+        assert_eq!((head.http_status, head.grpc_status), (Some(200), Some(13)));
+        assert_eq!(head.grpc_message.as_deref(), Some("not now"));
+    }
+
+    #[test]
+    fn a_servers_words_are_one_short_line() {
+        let message = |text: &str| {
+            let mut block = Vec::new();
+            put_field(&mut block, 0x00, 4, 0, "grpc-message", text);
+            ResponseHead::parse(&block).unwrap().grpc_message.unwrap()
+        };
+        assert_eq!(message("no%0Amodel\there%1b[2J%00 \u{9b}ü"), "no model here[2J ü");
+        let long = message(&"ü".repeat(10_000));
+        assert_eq!((long.chars().count(), long.ends_with("ü…")), (MAX_WORDS + 1, true));
+        assert_eq!(message(&"x".repeat(MAX_WORDS)).len(), MAX_WORDS);
+    }
+
     #[test]
     fn the_status_is_read_and_malformed_blocks_are_refused() {
         let mut block = vec![0x20, 0x88];
@@ -257,6 +392,7 @@ mod tests {
         assert_eq!((head.http_status, head.grpc_status), (Some(200), Some(5)));
         assert_eq!(head.grpc_message.as_deref(), Some("no model %zz"));
         assert_eq!(ResponseHead::parse(&[0xbe]), Err(Malformed));
+        assert_eq!(ResponseHead::parse(b"\x08\x0565535").unwrap().http_status, None);
         for cut in 3..block.len() {
             let _ = ResponseHead::parse(&block[..cut]);
         }

@@ -9,6 +9,8 @@ use std::{
 
 /// Pieces up to this are copied: cheaper than another entry of a vectored write.
 const COPY: usize = 8 << 10;
+/// Written bytes up to this may stay before those that wait.
+const WRITTEN: usize = 64 << 10;
 /// Entries of one vectored write.
 const SLICES: usize = 64;
 
@@ -89,6 +91,29 @@ impl Outbox {
         if self.written == self.tail.len() {
             self.tail.clear();
             self.written = 0;
+        } else if self.written > WRITTEN.max(self.tail.len() / 2) {
+            // A socket that is never empty must not keep all that it ever took. At most as much is moved as is freed.
+            self.tail.drain(..self.written);
+            self.written = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_freed_though_something_always_waits() {
+        let mut out = Outbox::default();
+        out.put(&[0; 100]);
+        for call in 1..=255 {
+            out.put(&[call; 5_000]);
+            out.advance(5_000);
+            assert!(out.tail.len() <= 2 * WRITTEN, "{} bytes are kept for {}", out.tail.len(), out.tail().len());
+            assert_eq!(out.tail(), [call; 100]);
+        }
+        out.advance(100);
+        assert!(out.is_empty());
     }
 }

@@ -13,7 +13,7 @@ pub enum Failure {
     Goaway,
     /// Not answered within the time-out.
     Timeout,
-    /// A gRPC status other than OK.
+    /// A gRPC status other than OK: see [`Self::grpc`].
     Grpc(u32),
     /// An HTTP status other than 200, without a gRPC status.
     Http(u16),
@@ -52,7 +52,16 @@ const GRPC_CODES: [&str; 17] = [
     "unauthenticated",
 ];
 
+/// What gRPC says of a status that it does not know.
+const UNKNOWN: u32 = 2;
+
 impl Failure {
+    /// A gRPC status other than OK, as the server said it: one that gRPC does not have is `unknown`, so that no server
+    /// makes kinds without end.
+    pub fn grpc(code: u32) -> Self {
+        Self::Grpc(if (code as usize) < GRPC_CODES.len() { code } else { UNKNOWN })
+    }
+
     /// The kind's name in documents.
     pub fn name(self) -> String {
         match self {
@@ -61,10 +70,7 @@ impl Failure {
             Self::Reset => "reset".into(),
             Self::Goaway => "goaway".into(),
             Self::Timeout => "timeout".into(),
-            Self::Grpc(code) => match GRPC_CODES.get(code as usize) {
-                Some(name) => format!("grpc_{name}"),
-                None => format!("grpc_{code}"),
-            },
+            Self::Grpc(code) => format!("grpc_{}", GRPC_CODES.get(code as usize).unwrap_or(&"unknown")),
             Self::Http(status) => format!("http_{status}"),
             Self::BadResponse => "bad_response".into(),
             Self::TooLarge => "response_too_large".into(),

@@ -56,7 +56,7 @@ impl Bench {
             name: "w1".into(),
             broker: self.broker.clone(),
             coordinators: vec![self.coordinator.address.clone()],
-            slots: vec![SlotOptions { device: cpu(), cores: None }],
+            slots: vec![SlotOptions { device: cpu() }],
             engines: vec![
                 engine("endpoint", Launch::Attach { address: self.server.address.clone(), model: MODEL.into() }),
                 engine("broken", shell("echo cannot load $0; exit 3", "{model}")),

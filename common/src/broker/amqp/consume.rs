@@ -83,7 +83,7 @@ impl AmqpConsumer {
             match timeout(CHECK_PERIOD, live.deliveries.next()).await {
                 Ok(Some(Ok(delivery))) => {
                     let settle = AmqpSettle(delivery.acker);
-                    return Some(Delivery::new(delivery.data, delivery.redelivered, Box::new(settle)));
+                    return Some(Delivery::new(delivery.data, Box::new(settle)));
                 }
                 Ok(Some(Err(_)) | None) => return None,
                 Err(_) if live.channel.status().connected() => {}

@@ -32,6 +32,7 @@ use modelmeter_common::{Code, Problem, container::Container as Settings};
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -129,14 +130,16 @@ impl Life {
             how = self.ended() => how,
             in_order = async { stop.wait_for(|stop| *stop).await.is_ok() } => {
                 if in_order {
-                    self.stop().await;
+                    tokio::select! {
+                        () = self.stop() => {}
+                        () = dropped(&mut stop) => {}
+                    }
                 }
                 "was stopped".into()
             }
         };
-        if timeout(LAST_WORDS, &mut follower).await.is_err() {
-            follower.abort();
-        }
+        last_words(&mut follower, &mut stop).await;
+        follower.abort();
         self.remove().await;
         exit.send_replace(Some(how));
     }
@@ -199,6 +202,19 @@ impl Life {
     }
 }
 
+/// Waits a moment for the last output, unless the handle is gone: then nobody reads it.
+async fn last_words(follower: &mut JoinHandle<()>, handle: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        _ = timeout(LAST_WORDS, follower) => {}
+        () = dropped(handle) => {}
+    }
+}
+
+/// Completes when the handle is gone.
+async fn dropped(handle: &mut watch::Receiver<bool>) {
+    while handle.changed().await.is_ok() {}
+}
+
 /// Above the grace that the daemon was told.
 const MARGIN: Duration = Duration::from_secs(2);
 
@@ -235,4 +251,22 @@ pub(crate) async fn remove_orphans(places: &[Arc<Place>]) -> Result<(), Problem>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[tokio::test]
+    async fn last_words_are_waited_for_only_while_someone_may_read_them() {
+        let mut follower = tokio::spawn(std::future::pending());
+        let (handle, mut held) = watch::channel(false);
+        let begun = Instant::now();
+        last_words(&mut follower, &mut held).await;
+        assert!(begun.elapsed() >= LAST_WORDS);
+        drop(handle);
+        timeout(LAST_WORDS / 2, last_words(&mut follower, &mut held)).await.expect("nobody reads them");
+        follower.abort();
+    }
 }
