@@ -80,7 +80,7 @@ pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client)
     Ok(model)
 }
 
-/// The model that is meant, which the hub need not have yet. A hub's own model beats a built-in one of the same name.
+/// The model that is meant, which the hub need not have yet. A built-in name means that model, whatever the hub calls so.
 pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
     let Target::Name(given) = target else {
         return Ok(local.expect("files and endpoints are found without a hub").model.clone());
@@ -92,15 +92,15 @@ pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) 
         // Not what was measured at an endpoint under that name.
         known.retain(is_deployable);
     }
-    match (known.first(), local) {
-        (Some(newest), Some(local)) if newest.artifacts.iter().all(|a| !local.model.artifacts.contains(a)) => {
-            Ok(newest.clone())
+    if let Some(local) = local {
+        if let Some(other) = known.iter().find(|model| model.id != local.model.id) {
+            tracing::warn!("{given} is the built-in model; the hub's own is {}", other.id);
         }
-        (_, Some(local)) => Ok(local.model.clone()),
-        (newest, None) => match known.iter().find(|model| named.is(&model.id)) {
-            Some(model) => Ok(model.clone()),
-            None => Err(unknown(given, newest.is_some(), &known, client).await?),
-        },
+        return Ok(local.model.clone());
+    }
+    match known.iter().find(|model| named.is(&model.id)) {
+        Some(model) => Ok(model.clone()),
+        None => Err(unknown(given, !known.is_empty(), &known, client).await?),
     }
 }
 
@@ -132,11 +132,12 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
     })?;
     let telling: Vec<&Opened> = opened.iter().map(|(opened, _)| opened).filter(|o| !o.inputs.is_empty()).collect();
     let inputs = match telling.first() {
-        _ if !files.inputs.is_empty() => files.inputs.clone(),
         Some(one) => {
             telling.iter().try_for_each(|other| same_inputs(one, other))?;
+            stated_alike(&files.inputs, one)?;
             one.inputs.clone()
         }
+        None if !files.inputs.is_empty() => files.inputs.clone(),
         None => {
             let message =
                 format!("a {} model need not say what it takes, and this one does not", first.artifact.format);
@@ -172,27 +173,44 @@ async fn open(format: Option<Format>, path: PathBuf) -> Result<Opened, Problem> 
 /// Each format must take the same tensors, or what is compared is not the same work. The names of open axes may differ,
 /// and an axis that is open in one may be fixed in the other.
 fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
-    let fits = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
-    let alike = |a: &TensorSpec, b: &TensorSpec| {
-        a.dtype == b.dtype && a.shape.len() == b.shape.len() && !a.shape.iter().zip(&b.shape).any(|(a, b)| fits(a, b))
-    };
-    let has = |a: &TensorSpec| other.inputs.iter().any(|b| a.name == b.name && alike(a, b));
-    if one.inputs.len() == other.inputs.len() && one.inputs.iter().all(has) {
+    if alike(&one.inputs, &other.inputs) {
         return Ok(());
     }
-    let text = |opened: &Opened| {
-        let one = |tensor: &TensorSpec| {
-            let dims = tensor.shape.iter().map(|dim| match dim {
-                Dim::Fixed(length) => length.to_string(),
-                Dim::Dynamic(_) => "?".into(),
-            });
-            format!("{}:{}:[{}]", tensor.name, tensor.dtype, dims.collect::<Vec<_>>().join(","))
-        };
-        let inputs = opened.inputs.iter().map(one).collect::<Vec<_>>().join(", ");
-        format!("{} takes {inputs}", opened.artifact.format)
-    };
+    let text = |opened: &Opened| format!("{} takes {}", opened.artifact.format, signature(&opened.inputs));
     Err(Problem::invalid("model", format!("the formats differ in their inputs: {}, {}", text(one), text(other)))
         .with_hint("export them with the same names, types and shapes"))
+}
+
+/// What the user states must be what the model says, where it does.
+fn stated_alike(stated: &[TensorSpec], told: &Opened) -> Result<(), Problem> {
+    if stated.is_empty() || alike(stated, &told.inputs) {
+        return Ok(());
+    }
+    let message = format!("{} is stated, but the model takes {}", signature(stated), signature(&told.inputs));
+    Err(Problem::invalid("input", message).with_hint("leave --input out; --shape gives open axes their lengths"))
+}
+
+/// The same tensors; an axis that is open in one may be fixed in the other.
+fn alike(these: &[TensorSpec], others: &[TensorSpec]) -> bool {
+    let differ = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
+    let fit = |a: &TensorSpec, b: &TensorSpec| {
+        a.name == b.name
+            && a.dtype == b.dtype
+            && a.shape.len() == b.shape.len()
+            && !a.shape.iter().zip(&b.shape).any(|(a, b)| differ(a, b))
+    };
+    these.len() == others.len() && these.iter().all(|a| others.iter().any(|b| fit(a, b)))
+}
+
+fn signature(inputs: &[TensorSpec]) -> String {
+    let one = |tensor: &TensorSpec| {
+        let dims = tensor.shape.iter().map(|dim| match dim {
+            Dim::Fixed(length) => length.to_string(),
+            Dim::Dynamic(_) => "?".into(),
+        });
+        format!("{}:{}:[{}]", tensor.name, tensor.dtype, dims.collect::<Vec<_>>().join(","))
+    };
+    inputs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// A model is called as its first file is, and its version is of its content, unless it was named.

@@ -253,6 +253,7 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     check_settings(&request, &offer.specs)?;
     let pools = embedded::pools(&slots, &offer, &job.inspectors);
     let cells = embedded::cells(&request, &model, &pools)?;
+    some_can_run(&cells, &pools)?;
     let Job { target, inspectors, .. } = job;
     Ok(Sketch { target, request, inspectors, local, model, offer, slots, pools, cells })
 }
@@ -333,6 +334,15 @@ fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions
     let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
     let message = format!("engine {} runs on GPUs alone: {} means none here", spec.name, request.devices.join(", "));
     Err(Problem::invalid("devices", message).with_hint("--devices gpu, where there is one; see `modelmeter engines`"))
+}
+
+/// Where nothing can be measured, that is said before anything starts.
+fn some_can_run(cells: &[Cell], pools: &[Pool]) -> Result<(), Problem> {
+    let reasons: Option<Vec<Problem>> = cells.iter().map(|cell| pool::why_not(cell, pools)).collect();
+    match reasons.and_then(|reasons| reasons.into_iter().next()) {
+        Some(problem) => Err(Problem { code: Code::NotInstalled, ..problem }),
+        None => Ok(()),
+    }
 }
 
 fn no_gpu_note(request: &Request, progress: &Progress) {

@@ -146,13 +146,13 @@ pub struct PeakSummary {
     pub gpu_utilization_ratio: Option<f64>,
 }
 
-/// Whether the SLA was met, and the best point that met it.
+/// Whether the SLA was met, and the best point that met it; null where no valid point shows either.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct SlaResult {
     pub percentile: f64,
     pub latency_ms: f64,
-    pub met: bool,
+    pub met: Option<bool>,
     pub best: Option<PeakSummary>,
 }
 

@@ -165,7 +165,9 @@ impl Request {
                 }
             }
             Load::Open { rates, .. } => {
-                not_empty("load.rates", rates.is_empty())?;
+                if rates.is_empty() {
+                    return Err(Problem::invalid("load", "an open loop needs a rate").with_hint("for example --rate 100"));
+                }
                 at_most("load.rates", rates.len(), MAX_POINTS)?;
                 for &rate in rates {
                     if !(rate > 0.0 && rate <= 1e6) {

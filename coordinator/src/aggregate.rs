@@ -150,7 +150,11 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point]) -> SlaResult {
             && repeats(point.load).all(|repeat| holds(sla, sample(repeat)))
     };
     let best = best(folded.iter().filter(|point| meets(point)));
-    SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met: best.is_some(), best: best.map(peak) }
+    // What is neither shown to be met nor missed at each valid point is open.
+    let mut valid = folded.iter().filter(|point| point.valid).peekable();
+    let is_missed = valid.peek().is_some() && valid.all(|point| !holds(sla, sample(point)));
+    let met = if best.is_some() { Some(true) } else { is_missed.then_some(false) };
+    SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met, best: best.map(peak) }
 }
 
 /// Each repeat of a search has rates of its own: what they all found is the lowest that one of them did.

@@ -341,6 +341,10 @@ fn inputs(model: &Model, shapes: &BTreeMap<String, Vec<u64>>, batch: u32) -> Res
         }
         inputs.push(TensorShape { name: input.name.clone(), dtype: input.dtype, shape });
     }
+    if batch != 1 && inputs.iter().all(|input| input.shape.is_empty()) {
+        return Err(Problem::invalid("batch_sizes", format!("{batch}, but the model has no batch axis"))
+            .with_hint("ask for batch size 1 alone"));
+    }
     let bytes = inputs.iter().fold(0, |sum: u64, input| sum.saturating_add(input.bytes()));
     if bytes > MAX_CALL_BYTES {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -534,6 +538,9 @@ mod tests {
         fixed.inputs[0].shape = vec![Dim::Fixed(1), Dim::Fixed(4), Dim::Fixed(8)];
         let request = Request { shapes: BTreeMap::new(), engine_settings: BTreeMap::new(), ..request() };
         assert!(cells(&request, &fixed, &pools()).unwrap_err().message.contains("fixed at 1"));
+        fixed.inputs[0].shape.clear();
+        assert!(cells(&request, &fixed, &pools()).unwrap_err().message.contains("no batch axis"));
+        assert!(cells(&Request { batch_sizes: vec![1], ..request }, &fixed, &pools()).is_ok());
     }
 
     #[test]

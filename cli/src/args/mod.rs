@@ -15,7 +15,13 @@ use std::path::PathBuf;
 
 /// Profile a machine-learning model the way it will be served.
 #[derive(Parser, Debug)]
-#[command(name = "modelmeter", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "modelmeter",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 3 some cells failed, 130 interrupted."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -112,7 +118,7 @@ pub struct CheckArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
-    /// Engines to compare, the first being what the others are compared with [default: each that can run here]
+    /// Engines to compare, the first being what the others are compared with; auto: each that can run here
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     pub engines: Vec<String>,
     /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated

@@ -50,7 +50,7 @@ pub fn shape(text: &str) -> Result<(String, Vec<u64>), Problem> {
 
 /// One setting of one engine, with one value or several: `onnx.threads=1,2`.
 pub fn setting(text: &str) -> Result<(String, String, Value), Problem> {
-    let wrong = || wrong(text, "an engine's setting", "onnx.intra_op_threads=1,2");
+    let wrong = || wrong(text, "an engine's setting", "onnx.threads=1,2");
     let (path, values) = text.split_once('=').ok_or_else(wrong)?;
     let (engine, setting) = path.split_once('.').ok_or_else(wrong)?;
     if engine.trim().is_empty() || setting.trim().is_empty() || values.trim().is_empty() {

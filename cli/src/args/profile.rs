@@ -54,7 +54,7 @@ pub struct ProfileArgs {
     pub model_name: Option<String>,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
-    /// A request in TOML; flags beat it
+    /// A request in TOML, as model = "resnet50", engines = ["onnx"], batch_sizes = [1, 8]; flags beat it
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
@@ -64,10 +64,11 @@ pub struct ProfileArgs {
     /// What the server at --endpoint speaks [default: kserve-v2]
     #[arg(long, requires = "endpoint", help_heading = "What to measure")]
     pub protocol: Option<String>,
-    /// Engine names, or auto
+    /// Engine names, or auto: each that can run the model [default: rten for a built-in model without a coordinator, else
+    /// auto]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub engines: Vec<String>,
-    /// An engine's setting, as onnx.intra_op_threads=1,2: each value is a cell; may be repeated
+    /// An engine's setting, as onnx.threads=1,2: each value is a cell; may be repeated
     #[arg(long = "set", value_name = "ENGINE.SETTING=VALUES", value_parser = parse::setting, help_heading = "What to measure")]
     pub engine_settings: Vec<(String, String, Value)>,
     /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
@@ -77,7 +78,7 @@ pub struct ProfileArgs {
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
     /// Items in a call [default: 1,2,4,8]
-    #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "What to measure")]
     pub batch_sizes: Vec<u32>,
     /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
@@ -103,10 +104,16 @@ pub struct ProfileArgs {
     #[arg(long, value_enum, help_heading = "Load")]
     pub load: Option<LoadMode>,
     /// Calls in flight, each a load point
-    #[arg(long, value_delimiter = ',', value_name = "N", help_heading = "Load")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
     pub concurrency: Vec<u32>,
     /// Calls a second, each a load point
-    #[arg(long, value_delimiter = ',', value_name = "PER_SECOND", help_heading = "Load")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_name = "PER_SECOND",
+        help_heading = "Load"
+    )]
     pub rate: Vec<f64>,
     /// How an open loop spaces its calls: poisson or constant [default: poisson]
     #[arg(long, value_parser = arrivals, help_heading = "Load")]

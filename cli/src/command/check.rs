@@ -42,6 +42,9 @@ struct Answer {
 
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Problem> {
     let home = &context.config.home;
+    if !(args.tolerance >= 0.0 && args.tolerance.is_finite()) {
+        return Err(Problem::invalid("tolerance", format!("{} is out of range", args.tolerance)).with_hint("0 or more"));
+    }
     embedded::writable(home)?;
     let target = job::named(args.model.as_deref(), &args.artifacts)?;
     let local = models::local(&target, home).await?.ok_or_else(|| {
@@ -59,7 +62,7 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     };
     trial.stop().await;
     let answers = compare(answers.ok_or_else(interrupt::interrupted)?, args.tolerance);
-    print(&if context.json { report::json(&answers) } else { table(&answers) });
+    print(&if context.json { report::json(&answers) } else { table(&answers) })?;
     Ok(if answers.iter().all(|answer| answer.agrees) { 0 } else { Code::EngineFailed.exit_code() })
 }
 

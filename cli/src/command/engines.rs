@@ -11,7 +11,7 @@ use modelmeter_worker::{docker_version, sample::devices};
 pub(super) fn run(context: &Context) -> Result<u8, Problem> {
     let found = survey(&context.config);
     if context.json {
-        print(&report::json(&found));
+        print(&report::json(&found))?;
         return Ok(0);
     }
     let mut text = table(&found);
@@ -25,7 +25,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Problem> {
         Ok(version) => format!("containers: Docker {version} runs engines from images\n"),
         Err(problem) => format!("no containers: {}\n", problem.message),
     };
-    print(&text);
+    print(&text)?;
     Ok(0)
 }
 

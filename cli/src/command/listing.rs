@@ -49,7 +49,7 @@ pub(super) async fn requests(context: &Context, limit: u32) -> Result<u8, Proble
     let found = asked.client.requests(limit).await;
     asked.end().await;
     let found = found?;
-    print(&if context.json { report::json(&found) } else { report::requests(&found) });
+    print(&if context.json { report::json(&found) } else { report::requests(&found) })?;
     Ok(0)
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn status(context: &Context, id: RequestId) -> Result<u8, Probl
     let status = asked.client.status(id).await;
     asked.end().await;
     let status = status?;
-    print(&if context.json { report::json(&status) } else { report::cells(&status) });
+    print(&if context.json { report::json(&status) } else { report::cells(&status) })?;
     Ok(0)
 }
 
@@ -73,10 +73,10 @@ pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8,
             return Err(Problem::new(Code::NotFound, "no results match")
                 .with_hint("`modelmeter results` shows all, `modelmeter requests` the requests"));
         }
-        print("no results yet: `modelmeter profile MODEL` makes some\n");
+        print("no results yet: `modelmeter profile MODEL` makes some\n")?;
         return Ok(0);
     }
-    print(&report::render(&found, format, args.points));
+    print(&report::render(&found, format, args.points))?;
     Ok(0)
 }
 
@@ -84,9 +84,9 @@ pub(super) async fn cancel(context: &Context, id: RequestId) -> Result<u8, Probl
     let mut client = Client::connect(needs_coordinator(context, "cancel")?).await?;
     let tasks = client.cancel(id, "cancelled by the user").await?;
     if context.json {
-        print(&report::json(&serde_json::json!({ "request_id": id, "tasks_cancelled": tasks })));
+        print(&report::json(&serde_json::json!({ "request_id": id, "tasks_cancelled": tasks })))?;
     } else {
-        print(&format!("{} cancelled\n", report::counted(tasks, "task")));
+        print(&format!("{} cancelled\n", report::counted(tasks, "task")))?;
     }
     Ok(0)
 }
@@ -94,6 +94,6 @@ pub(super) async fn cancel(context: &Context, id: RequestId) -> Result<u8, Probl
 pub(super) async fn workers(context: &Context) -> Result<u8, Problem> {
     let mut client = Client::connect(needs_coordinator(context, "workers")?).await?;
     let found = client.workers().await?;
-    print(&if context.json { report::json(&found) } else { report::workers(&found, Timestamp::now()) });
+    print(&if context.json { report::json(&found) } else { report::workers(&found, Timestamp::now()) })?;
     Ok(0)
 }

@@ -14,13 +14,13 @@ use crate::{
     args::{Cli, Command, Global},
     run::Failure,
 };
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{CommandFactory, Parser, error::ErrorKind as Usage};
 use modelmeter_common::{
     Code, Problem,
     config::{self, Config, Sources},
 };
 use std::{
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Write},
     process::ExitCode,
     time::Duration,
 };
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8, Failure> {
     let context = Context { config: configure(&cli)?, json: cli.global.json };
     if cli.global.dump_config {
-        print(&context.config.dump());
+        print(&context.config.dump())?;
         return Ok(0);
     }
     let Some(command) = cli.command else {
@@ -117,9 +117,17 @@ fn configure(cli: &Cli) -> Result<Config, Problem> {
 }
 
 /// Prints to standard output; a reader that has gone away is not an error.
-pub(crate) fn print(text: &str) {
+///
+/// # Errors
+/// `internal` where it cannot be written: a full disk must not look like a result.
+pub(crate) fn print(text: &str) -> Result<(), Problem> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Problem::new(Code::Internal, format!("cannot write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `error: …` and `hint: …`, or the same as JSON.
@@ -137,8 +145,8 @@ fn complain(problem: &Problem, json: bool) {
 
 /// What clap says; as JSON where that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
-    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if !asked_for && std::env::args().any(|arg| arg == "--json") {
+    let asked_for = matches!(error.kind(), Usage::DisplayHelp | Usage::DisplayVersion);
+    if !asked_for && std::env::args_os().any(|arg| arg == "--json") {
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();
         let command = Cli::command().get_name().to_owned();

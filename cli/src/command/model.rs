@@ -17,7 +17,7 @@ pub(super) async fn run(context: &Context, command: ModelCommand) -> Result<u8, 
             let found = asked.client.models(name.as_deref()).await;
             asked.end().await;
             let found = found?;
-            print(&if context.json { report::json(&found) } else { report::models(&found) });
+            print(&if context.json { report::json(&found) } else { report::models(&found) })?;
         }
         ModelCommand::Add(args) => {
             let local = read(args).await?;
@@ -25,7 +25,7 @@ pub(super) async fn run(context: &Context, command: ModelCommand) -> Result<u8, 
             let added = local.add(&mut asked.client).await;
             asked.end().await;
             let model = added?;
-            print(&if context.json { report::json(&model) } else { report::models(&[model]) });
+            print(&if context.json { report::json(&model) } else { report::models(&[model]) })?;
         }
     }
     Ok(0)

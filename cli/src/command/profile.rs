@@ -18,12 +18,12 @@ pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Fai
     let mut progress = Progress::new(false);
     if job.dry_run {
         let plan = run::dry_run(&context.config, job, &progress, &stop).await?;
-        print(&if format == Format::Json { report::json(&plan) } else { report::dryrun(&plan) });
+        print(&if format == Format::Json { report::json(&plan) } else { report::dryrun(&plan) })?;
         return Ok(0);
     }
     let finished = run::profile(&context.config, job, &mut progress, &stop).await?;
     if !finished.profiles.is_empty() || format == Format::Json {
-        print(&report::render(&finished.profiles, format, points));
+        print(&report::render(&finished.profiles, format, points))?;
     }
     Ok(finished.exit_code())
 }
@@ -45,7 +45,7 @@ pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Fai
     let finished = run::Finished { request_id: id, state: status.state, interrupted: false, profiles };
     let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
     if !finished.profiles.is_empty() || format == Format::Json {
-        print(&report::render(&finished.profiles, format, false));
+        print(&report::render(&finished.profiles, format, false))?;
     }
     Ok(finished.exit_code())
 }

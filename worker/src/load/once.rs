@@ -129,5 +129,5 @@ pub(super) fn failed(endpoint: &str, failure: Failure, words: Option<&str>) -> P
     };
     let words = words.map(|w| format!(": {w}")).unwrap_or_default();
     Problem::new(code, format!("the call to {endpoint} failed with {}{words}", failure.name()))
-        .with_hint("look at the server's log; check the model's name and the shapes of its inputs")
+        .with_hint("look at the server's log; check the model's name, the shapes of its inputs, and whether it bears random values (else --data)")
 }

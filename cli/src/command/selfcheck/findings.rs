@@ -78,11 +78,14 @@ fn quiet(host: &Host) -> String {
 }
 
 fn steady(host: &Host) -> Option<String> {
+    let why = match host.others_cpu_ratio > MAX_OTHERS {
+        true => "beside what else runs here",
+        false => "with nothing else running here: other virtual machines share them, or their clocks move",
+    };
     (host.speed_spread > MAX_SPREAD).then(|| {
         format!(
-            "cores: they computed up to {:.2} times as fast at one moment as at another, with nothing else running here: other \
-             virtual machines share them, or their clocks move. Figures will depend on when they are taken; use a dedicated host, \
-             or measure long and repeat",
+            "cores: they computed up to {:.2} times as fast at one moment as at another, {why}. Figures will depend on when \
+             they are taken; use a dedicated host, or measure long and repeat",
             host.speed_spread
         )
     })

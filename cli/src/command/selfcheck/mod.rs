@@ -101,7 +101,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     match measure::all(&config.home.join("cache"), &progress, &stop).await {
         Ok(check) => {
             progress.finish();
-            print(&if context.json { report::json(&check) } else { text(&check) });
+            print(&if context.json { report::json(&check) } else { text(&check) })?;
             Ok(0)
         }
         Err(problem) if problem.code == Code::Cancelled => Ok(interrupt::EXIT_INTERRUPTED),
