@@ -29,13 +29,15 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
     for p in percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
     }
-    let gpu = fold_gpu(points);
+    let (gpu, engine_cpu) = (fold_gpu(points), fold_engine(points));
     // What one repeat lacked another may have.
     let figures = serde_json::to_value(&gpu).expect("figures of a GPU are plain numbers");
-    unavailable.retain(|path, _| match path.strip_prefix("gpu") {
-        Some("") => gpu.is_none(),
-        Some(field) => figures.get(field.trim_start_matches('.')).is_none_or(serde_json::Value::is_null),
-        None => true,
+    unavailable.retain(|path, _| match path.as_str() {
+        "gpu" => gpu.is_none(),
+        "engine_cpu" => engine_cpu.is_none(),
+        other => other
+            .strip_prefix("gpu.")
+            .is_none_or(|field| figures.get(field).is_none_or(serde_json::Value::is_null)),
     });
     Some(Point {
         load: first.load,
@@ -52,7 +54,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         service: merged_some(points, |p| p.service.as_ref()),
         send_lateness: merged_some(points, |p| p.send_lateness.as_ref()),
         gpu,
-        engine_cpu: fold_engine(points),
+        engine_cpu,
         server: points.iter().filter_map(|p| p.server).reduce(ServerTimes::plus),
         client_cpu_cores: mean(points.iter().map(|p| p.client_cpu_cores)),
         host: HostUse {
@@ -240,15 +242,16 @@ mod tests {
     fn what_one_repeat_has_is_not_said_to_be_lacking() {
         let (mut with, mut without) = (point(100.0, 10), point(100.0, 10));
         with.gpu = Some(GpuUse { power_w: Some(180.0), ..GpuUse::default() });
-        for path in ["gpu.power_w", "gpu.temperature_c"] {
-            let reason = Reason { code: "unsupported".into(), message: "the driver has none".into() };
+        without.engine_cpu = None;
+        for path in ["gpu.power_w", "gpu.temperature_c", "engine_cpu", "service_ms"] {
+            let reason = Reason { code: "unsupported".into(), message: "there is none".into() };
             without.unavailable.insert(path.into(), reason);
         }
         let folded = fold_points(&[&with, &without]).unwrap();
         assert_eq!(folded.gpu.unwrap().power_w, Some(180.0));
-        assert!(
-            !folded.unavailable.contains_key("gpu.power_w") && folded.unavailable.contains_key("gpu.temperature_c")
-        );
+        assert!(folded.engine_cpu.is_some());
+        let lacking: Vec<_> = folded.unavailable.keys().filter(|path| !path.starts_with("latency_ms")).collect();
+        assert_eq!(lacking, ["gpu.temperature_c", "service_ms"]);
     }
 
     #[test]
