@@ -223,14 +223,14 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_starved", message);
     }
-    if samples.host.steal_ratio > MAX_STEAL {
-        let share = samples.host.steal_ratio * 100.0;
+    if let Some(host) = samples.host.filter(|host| host.steal_ratio > MAX_STEAL) {
+        let share = host.steal_ratio * 100.0;
         let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
         warn(warnings, "steal", message);
     }
-    if let (Some(engine), cores) = (samples.engine_cpu, samples.cores) {
-        let ours = (engine.cores + seen.client_cpu_cores) / cores;
-        let others = samples.host.cpu_busy_ratio - ours;
+    if let (Some(engine), Some(host)) = (samples.engine_cpu, samples.host) {
+        let ours = (engine.cores + seen.client_cpu_cores) / samples.cores;
+        let others = host.cpu_busy_ratio - ours;
         if others > MAX_OTHERS {
             let share = others * 100.0;
             let message =
