@@ -73,7 +73,10 @@ pub fn percentile_path(q: f64) -> String {
 
 /// Why a percentile is null.
 pub fn percentile_reason(p: &Percentile) -> Reason {
-    if p.had < p.needs {
+    if p.had == 0 {
+        let message = "needs calls that end in at least two stretches of the run".into();
+        Reason { code: "too_few_requests".into(), message }
+    } else if p.had < p.needs {
         let message = format!("needs {} requests, had {}", p.needs, p.had);
         Reason { code: "too_few_requests".into(), message }
     } else {
@@ -258,6 +261,14 @@ mod tests {
         assert_eq!((folded.engine_cpu, folded.host), (with.engine_cpu, with.host), "a mean of those that have it");
         let lacking: Vec<_> = folded.unavailable.keys().filter(|path| !path.starts_with("latency_ms")).collect();
         assert_eq!(lacking, ["gpu.temperature_c", "service_ms"]);
+    }
+
+    #[test]
+    fn a_percentile_that_is_null_says_what_it_needs() {
+        let of = |had| percentile_reason(&Percentile { q: 50.0, ms: None, needs: 6, had, sure: had });
+        assert_eq!(of(5).message, "needs 6 requests, had 5");
+        assert!(of(0).message.contains("two stretches") && of(0).code == of(5).code);
+        assert_eq!(of(6).code, "among_failures");
     }
 
     #[test]

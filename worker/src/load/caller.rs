@@ -180,7 +180,10 @@ mod tests {
         sample::Probes,
     };
     use bytes::Bytes;
-    use modelmeter_common::load::{LoadPoint, Stop};
+    use modelmeter_common::{
+        load::{LoadPoint, Stop},
+        part::Point,
+    };
     use std::{collections::VecDeque, thread};
 
     /// Calls of a known length; each one numbered a multiple of `fails` fails.
@@ -247,9 +250,13 @@ mod tests {
         Target::new("127.0.0.1:1", Arc::new(Timed { inner: KserveV2::new(subject), fails })).unwrap()
     }
 
-    async fn point(fails: u64) -> modelmeter_common::part::Point {
-        let stop = Stop { min_duration_ms: 100, max_duration_ms: 5_000, ..Stop::default() };
-        let rules = Rules { stop, batches: Some(100), seed: 0, slice: None, sla: None };
+    async fn point(fails: u64) -> Point {
+        calls(fails, 100, 5_000).await
+    }
+
+    async fn calls(fails: u64, calls: u64, max_duration_ms: u64) -> Point {
+        let stop = Stop { min_duration_ms: 100, max_duration_ms, ..Stop::default() };
+        let rules = Rules { stop, batches: Some(calls), seed: 0, slice: None, sla: None };
         let load = LoadPoint::Closed { concurrency: 4 };
         measure(&target(fails), load, &rules, &Probes::new(None), &Default::default()).await.unwrap()
     }
@@ -260,6 +267,15 @@ mod tests {
         assert_eq!((point.requests, point.errors), (100, 0));
         let median_ms = point.latency.percentile_ns(50.0) as f64 / 1e6;
         assert!((2.0..20.0).contains(&median_ms), "{median_ms}");
+    }
+
+    /// Of 2 ms each, four at a time.
+    #[tokio::test]
+    async fn a_few_fast_calls_still_have_a_rate_with_its_interval() {
+        let point = calls(u64::MAX, 20, 5_000).await;
+        assert_eq!(point.requests, 20);
+        let rate = point.requests_per_s.expect("several stretches");
+        assert!((200.0..2500.0).contains(&rate.value), "{rate:?}");
     }
 
     #[tokio::test]

@@ -40,6 +40,10 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// A share of failures that no further measuring mends.
 const HOPELESS_ERRORS: f64 = 0.1;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// About so many stretches a fixed number of calls is cut into,
+const STRETCHES: u64 = 32;
+/// none narrower than this, as each costs the client some microseconds.
+const NARROWEST_NS: u64 = 500_000;
 
 /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
 fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
@@ -62,6 +66,12 @@ fn planned(rules: &Rules, rule: &StopRule) -> Duration {
 fn latest_warmup(rules: &Rules, rule: &StopRule) -> Duration {
     let third = Duration::from_millis(rules.stop.max_duration_ms) / 3;
     if rules.slice.is_some() { third.min(rule.last / 2) } else { third }
+}
+
+/// How wide the stretches of a run of so many calls may be at the rate of its warm-up.
+fn widest_ns(calls: u64, warmup: &Series) -> u64 {
+    let call_ns = warmup.total().duration_ns / warmup.requests().max(1);
+    (calls.saturating_mul(call_ns) / STRETCHES).max(NARROWEST_NS)
 }
 
 /// A point with all that is needed to go on with it.
@@ -177,6 +187,8 @@ struct Meter<'a> {
     warmup_time: Duration,
     drifting: bool,
     measuring: bool,
+    /// Of a stretch.
+    widest_ns: u64,
     series: Series,
     errors: BTreeMap<Failure, u64>,
     warmup_errors: BTreeMap<Failure, u64>,
@@ -223,6 +235,7 @@ impl<'a> Meter<'a> {
             warmup_time: Duration::ZERO,
             drifting: false,
             measuring: false,
+            widest_ns: u64::MAX,
             series: Series::default(),
             errors: BTreeMap::new(),
             warmup_errors: BTreeMap::new(),
@@ -257,7 +270,8 @@ impl<'a> Meter<'a> {
     async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
-        self.control.set_width_ns(self.series.window_ns());
+        self.widest_ns = self.rules.batches.map_or(u64::MAX, |calls| widest_ns(calls, &self.warmup));
+        self.control.set_width_ns(self.series.window_ns().min(self.widest_ns));
         let running = probes.begin();
         self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
         self.measuring = true;
@@ -333,7 +347,7 @@ impl<'a> Meter<'a> {
         for (failure, n) in window.errors {
             *errors.entry(failure).or_insert(0) += n;
         }
-        self.control.set_width_ns(series.window_ns());
+        self.control.set_width_ns(series.window_ns().min(self.widest_ns));
     }
 
     /// Ends what has gone silent: neither successes nor time-outs come.
