@@ -3,6 +3,7 @@
 use super::{
     Rules, Target, caller, client,
     control::{Control, Orders, Report},
+    observed::{Kept, Observed, is_hopeless},
     once,
     outcome::Failure,
     recorder::{Sends, Window},
@@ -11,14 +12,13 @@ use super::{
     search,
     verdict::{self, LOST},
 };
-use crate::sample::{Probes, Running, Samples};
+use crate::sample::{Probes, Running};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
     load::LoadPoint,
-    part::{Percentile, Point},
+    part::Point,
     stats::{
-        Interval,
         series::{Batch, Series},
         stop::{Look, StopRule},
         warmup::{self, Warmth},
@@ -37,8 +37,6 @@ const GONE_AFTER: Duration = Duration::from_secs(2);
 const GONE_ATTEMPTS: u32 = 5;
 /// Beyond the time-out of a call.
 const SILENCE: Duration = Duration::from_secs(2);
-/// A share of failures that no further measuring mends.
-const HOPELESS_ERRORS: f64 = 0.1;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// About so many stretches a fixed number of calls is cut into,
 const STRETCHES: u64 = 32;
@@ -72,49 +70,6 @@ fn latest_warmup(rules: &Rules, rule: &StopRule) -> Duration {
 fn widest_ns(calls: u64, warmup: &Series) -> u64 {
     let call_ns = warmup.total().duration_ns / warmup.requests().max(1);
     (calls.saturating_mul(call_ns) / STRETCHES).max(NARROWEST_NS)
-}
-
-/// A point with all that is needed to go on with it.
-#[derive(Clone)]
-pub(super) struct Kept {
-    pub seen: Observed,
-    pub samples: Samples,
-}
-
-/// Everything that was seen of a point.
-#[derive(Clone)]
-pub(super) struct Observed {
-    pub load: LoadPoint,
-    pub warmup: Duration,
-    pub drifting: bool,
-    pub series: Series,
-    pub throughput: Option<Interval>,
-    pub percentiles: Vec<Percentile>,
-    pub errors: BTreeMap<Failure, u64>,
-    pub words: BTreeMap<Failure, String>,
-    pub sends: Sends,
-    pub client_cpu_cores: f64,
-    /// Of that, what went into waiting awake.
-    pub client_awake_cores: f64,
-    /// What the client waited for a core, ready to run.
-    pub client_starved_cores: f64,
-    pub converged: bool,
-    pub gone: Option<String>,
-    pub checked: u64,
-    pub bad_answers: Vec<Problem>,
-}
-
-impl Observed {
-    /// Adds what a series does not carry from visit to visit.
-    fn add_earlier(&mut self, earlier: &Self) {
-        self.warmup += earlier.warmup;
-        self.drifting |= earlier.drifting;
-        self.checked += earlier.checked;
-        self.sends.unanswered_ns.extend(&earlier.sends.unanswered_ns);
-        self.sends.most_in_flight = self.sends.most_in_flight.min(earlier.sends.most_in_flight);
-        self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
-        self.gone = self.gone.take().or_else(|| earlier.gone.clone());
-    }
 }
 
 /// Measures one load point. Ends within about 100 ms of a cancellation. An error only where no call succeeded. Boxed, so
@@ -390,14 +345,10 @@ impl<'a> Meter<'a> {
         let look = self.stop.look(elapsed, &self.series);
         if look == Look::Open {
             self.converged = elapsed >= self.stop.min && self.misses_sla();
-            return self.converged || elapsed >= self.stop.min && self.is_hopeless();
+            return self.converged || elapsed >= self.stop.min && is_hopeless(&self.series);
         }
         self.converged = self.is_converged();
-        look == Look::Late || self.is_hopeless() || self.converged && !self.lacks_percentiles()
-    }
-
-    fn is_hopeless(&self) -> bool {
-        self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
+        look == Look::Late || is_hopeless(&self.series) || self.converged && !self.lacks_percentiles()
     }
 
     /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.

@@ -2,7 +2,8 @@
 
 use super::{
     Rules, Slice, Target,
-    meter::{Kept, observe},
+    meter::observe,
+    observed::Kept,
     plan::Measure,
     verdict,
 };
