@@ -279,6 +279,13 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn fewer_calls_than_asked_for_have_not_converged_however_precise() {
+        let point = calls(u64::MAX, 1_000_000, 700).await;
+        let cut = point.warnings.iter().find(|w| w.code == "cut_short").expect("a warning of its own");
+        assert!(!point.converged && cut.message.contains(&format!("{} of 1000000", point.requests)), "{cut:?}");
+    }
+
+    #[tokio::test]
     async fn calls_that_fail_are_counted_with_their_words() {
         let point = point(10).await;
         assert!(point.errors >= 9 && !point.valid, "{point:?}");

@@ -391,7 +391,7 @@ impl<'a> Meter<'a> {
         self.take_silence();
         let (checked, bad_answers) = self.checked().await;
         let (throughput, percentiles) = (self.series.throughput(), self.series.percentiles());
-        let enough_calls = self.rules.batches.is_some_and(|n| self.series.requests() >= n);
+        let converged = self.rules.batches.map_or(self.converged, |calls| self.series.requests() >= calls);
         Ok(Observed {
             load: self.load,
             warmup: self.warmup_time,
@@ -405,7 +405,7 @@ impl<'a> Meter<'a> {
             errors: self.errors,
             words: self.words,
             sends: self.sends.unwrap_or_default(),
-            converged: self.converged || enough_calls,
+            converged,
             gone: self.gone,
             checked,
             bad_answers,

@@ -222,6 +222,14 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
 
 /// Why the run did not come to what was asked of it.
 fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
+    if let Some(calls) = rules.batches {
+        let more = if rules.slice.is_some() { "--budget or --max-duration" } else { "--max-duration" };
+        let message = format!(
+            "time was up after {} of {calls} calls; raise {more}, or lower --batches",
+            seen.series.requests()
+        );
+        return Warning { code: "cut_short".into(), message };
+    }
     let total = Sample { latency: &seen.series.total().latency, failures: seen.series.total().failures };
     let is_open = |sla: &&Sla| !sla::is_met(sla, total, &seen.percentiles);
     if let Some(sla) = rules.sla.as_ref().filter(is_open) {
@@ -247,10 +255,11 @@ fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
 }
 
 /// Warnings of what a certified point must not have met.
-const DISTURBANCES: [&str; 11] = [
+const DISTURBANCES: [&str; 12] = [
     "warmup_drifting",
     "drifting",
     "not_converged",
+    "cut_short",
     "unanswered",
     "client_bound",
     "client_starved",
@@ -322,6 +331,14 @@ mod tests {
         seen.percentiles[1] = Percentile { q: 95.0, ms: interval(0.9, 1.25), needs: 72, had: 80, sure: 80 };
         let [only] = warned(&seen, &rules()).try_into().unwrap();
         assert!(only.message.contains("±20.0 %"), "{only:?}");
+    }
+
+    #[test]
+    fn a_fixed_number_of_calls_that_was_cut_short_is_told_with_both_numbers() {
+        let fixed = Rules { batches: Some(500), ..rules() };
+        let [only] = warned(&run(0), &fixed).try_into().unwrap();
+        assert!(only.code == "cut_short" && only.message.contains("100 of 500 calls; raise --max-duration,"), "{only:?}");
+        assert!(warned(&Observed { converged: true, ..run(0) }, &fixed).is_empty());
     }
 
     #[test]
