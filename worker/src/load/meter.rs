@@ -32,7 +32,7 @@ use std::{
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Without a connection for this long, and after this many attempts, a server is gone.
+/// Without a connection for this long, and after this many attempts at one, a server is gone.
 const GONE_AFTER: Duration = Duration::from_secs(2);
 const GONE_ATTEMPTS: u32 = 5;
 /// Beyond the time-out of a call.
@@ -154,12 +154,19 @@ struct Meter<'a> {
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
-    downs: u32,
-    /// Why there is no connection, while there is none.
-    down: Option<String>,
+    /// While there is no connection.
+    down: Option<Down>,
     last_seen: Instant,
     begun: Instant,
     checks: JoinSet<Result<(), Problem>>,
+}
+
+/// No connection stands.
+struct Down {
+    since: Instant,
+    attempts: u32,
+    /// Why.
+    words: String,
 }
 
 /// What the next report means for the run.
@@ -201,7 +208,6 @@ impl<'a> Meter<'a> {
             sends: None,
             converged: false,
             gone: None,
-            downs: 0,
             down: None,
             last_seen: now,
             begun: now,
@@ -268,13 +274,15 @@ impl<'a> Meter<'a> {
                 self.words.entry(failure).or_insert(words);
             }
             Report::Down { words } => {
-                self.downs += 1;
-                if self.downs >= GONE_ATTEMPTS && self.last_seen.elapsed() >= GONE_AFTER {
-                    self.gone = Some(words);
+                let (since, before) = self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
+                let down = Down { since, attempts: before + 1, words };
+                if down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER {
+                    self.gone = Some(down.words);
                     return Next::End;
                 }
-                self.down = Some(words);
+                self.down = Some(down);
             }
+            Report::Up => self.down = None,
             Report::Ended(sends) => {
                 self.sends = Some(*sends);
                 return Next::End;
@@ -284,9 +292,10 @@ impl<'a> Meter<'a> {
     }
 
     fn take_window(&mut self, window: Window) {
-        if !window.batch.latency.is_empty() {
+        let succeeded = !window.batch.latency.is_empty() || window.batch.carried > 0;
+        if succeeded || window.errors.keys().any(|failure| failure.is_answer()) {
             self.last_seen = Instant::now();
-            (self.downs, self.down) = (0, None);
+            self.down = None;
         }
         let (series, errors) = if self.measuring && window.phase > 0 {
             (&mut self.series, &mut self.errors)
@@ -305,7 +314,7 @@ impl<'a> Meter<'a> {
         self.control.set_width_ns(series.window_ns().min(self.widest_ns));
     }
 
-    /// Ends what has gone silent: neither successes nor time-outs come.
+    /// Ends what has gone silent: nothing is answered.
     fn look(&mut self) -> Next {
         if self.control.shared.idle.load(Relaxed) {
             self.last_seen = Instant::now();
@@ -313,7 +322,7 @@ impl<'a> Meter<'a> {
         let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         if self.last_seen.elapsed() > patience {
             let silent = || format!("nothing was answered for {} s", patience.as_secs_f64());
-            self.gone = Some(self.down.take().unwrap_or_else(silent));
+            self.gone = Some(self.down.take().map_or_else(silent, |down| down.words));
             return Next::End;
         }
         Next::Go
@@ -446,7 +455,7 @@ impl<'a> Meter<'a> {
     fn nothing_succeeded(&self) -> Problem {
         let endpoint = &self.target.endpoint;
         let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
-        match (self.gone.as_ref().or(self.down.as_ref()), worst) {
+        match (self.gone.as_ref().or(self.down.as_ref().map(|down| &down.words)), worst) {
             (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
             (Some(words), None) => once::unreachable(endpoint, words),
             (None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {
@@ -457,3 +466,7 @@ impl<'a> Meter<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "meter_tests.rs"]
+mod tests;
