@@ -36,9 +36,9 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         "gpu" => gpu.is_none(),
         "engine_cpu" => engine_cpu.is_none(),
         "host" => host.is_none(),
-        other => other
-            .strip_prefix("gpu.")
-            .is_none_or(|field| figures.get(field).is_none_or(serde_json::Value::is_null)),
+        other => {
+            other.strip_prefix("gpu.").is_none_or(|field| figures.get(field).is_none_or(serde_json::Value::is_null))
+        }
     });
     Some(Point {
         load: first.load,

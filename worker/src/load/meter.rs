@@ -83,11 +83,12 @@ pub fn measure<'a>(
 ) -> BoxFuture<'a, Result<Point, Problem>> {
     Box::pin(async move {
         let kept = observe(target, load, rules, probes, cancel, None).await?;
-        Ok(verdict::point(target.call.batch_size, rules, &kept))
+        kept.seen.nothing.clone().map_or_else(|| Ok(verdict::point(target.call.batch_size, rules, &kept)), Err)
     })
 }
 
-/// The same, and where the load was measured before, going on with it: a closed loop's series is continued.
+/// The same before it is judged, also where no call succeeded. Where the load was measured before it goes on with that: a
+/// closed loop's series is continued.
 pub(super) async fn observe(
     target: &Target,
     load: LoadPoint,
@@ -274,7 +275,8 @@ impl<'a> Meter<'a> {
                 self.words.entry(failure).or_insert(words);
             }
             Report::Down { words } => {
-                let (since, before) = self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
+                let (since, before) =
+                    self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
                 let down = Down { since, attempts: before + 1, words };
                 if down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER {
                     self.gone = Some(down.words);
@@ -394,8 +396,12 @@ impl<'a> Meter<'a> {
                 Err(_) => break,
             }
         }
-        if self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty() {
-            return Err(self.nothing_succeeded());
+        let is_nothing = self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty();
+        let nothing = is_nothing.then(|| self.nothing_succeeded());
+        if is_nothing && self.series.requests() == 0 {
+            // It never came to measuring: what failed in its warm-up is what there is to count.
+            (self.series, self.errors) = (std::mem::take(&mut self.warmup), std::mem::take(&mut self.warmup_errors));
+            self.warmup_time = Duration::ZERO;
         }
         self.take_silence();
         let (checked, bad_answers) = self.checked().await;
@@ -404,7 +410,7 @@ impl<'a> Meter<'a> {
         Ok(Observed {
             load: self.load,
             warmup: self.warmup_time,
-            drifting: self.drifting,
+            drifting: self.drifting && !is_nothing,
             client_awake_cores: self.cores(self.awake_ns),
             client_cpu_cores: self.cores(self.cpu_ns),
             client_starved_cores: self.cores(self.starved_ns),
@@ -416,6 +422,7 @@ impl<'a> Meter<'a> {
             sends: self.sends.unwrap_or_default(),
             converged,
             gone: self.gone,
+            nothing,
             checked,
             bad_answers,
         })

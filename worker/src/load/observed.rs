@@ -39,6 +39,8 @@ pub(super) struct Observed {
     pub client_starved_cores: f64,
     pub converged: bool,
     pub gone: Option<String>,
+    /// Why no call succeeded, where none did, not even in warm-up.
+    pub nothing: Option<Problem>,
     pub checked: u64,
     pub bad_answers: Vec<Problem>,
 }
@@ -73,6 +75,7 @@ impl Observed {
             client_starved_cores: 0.0,
             converged: false,
             gone: None,
+            nothing: None,
             checked: 0,
             bad_answers: Vec::new(),
         }

@@ -157,7 +157,13 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
         warn(warnings, "too_few_in_flight", message);
     }
     if seen.series.total().latency.is_empty() {
-        warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
+        let message = match &seen.nothing {
+            Some(Problem { message, hint, .. }) => {
+                format!("no call succeeded: {message}; {}", hint.as_deref().unwrap_or("look at the server's log"))
+            }
+            None => "no call succeeded in the measured time; raise --max-duration".into(),
+        };
+        warn(warnings, "nothing_measured", message);
     }
 }
 
@@ -185,7 +191,7 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         warn(warnings, "drifting", message);
     }
     // Where errors or a server that is gone ended the run, more time would not have helped.
-    if !seen.converged && seen.gone.is_none() && !is_hopeless(&seen.series) {
+    if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !is_hopeless(&seen.series) {
         warnings.push(not_converged(seen, rules));
     }
     if !open && seen.client_cpu_cores - seen.client_awake_cores >= CLIENT_BOUND {
@@ -224,10 +230,8 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
 fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
     if let Some(calls) = rules.batches {
         let more = if rules.slice.is_some() { "--budget or --max-duration" } else { "--max-duration" };
-        let message = format!(
-            "time was up after {} of {calls} calls; raise {more}, or lower --batches",
-            seen.series.requests()
-        );
+        let message =
+            format!("time was up after {} of {calls} calls; raise {more}, or lower --batches", seen.series.requests());
         return Warning { code: "cut_short".into(), message };
     }
     let total = Sample { latency: &seen.series.total().latency, failures: seen.series.total().failures };
@@ -242,7 +246,9 @@ fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
     let asked = rules.stop.precision * 100.0;
     let message = match worst(seen) {
         Some((_, width)) if width <= rules.stop.precision => {
-            format!("too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration")
+            format!(
+                "too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration"
+            )
         }
         Some((name, width)) => format!(
             "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
@@ -337,7 +343,10 @@ mod tests {
     fn a_fixed_number_of_calls_that_was_cut_short_is_told_with_both_numbers() {
         let fixed = Rules { batches: Some(500), ..rules() };
         let [only] = warned(&run(0), &fixed).try_into().unwrap();
-        assert!(only.code == "cut_short" && only.message.contains("100 of 500 calls; raise --max-duration,"), "{only:?}");
+        assert!(
+            only.code == "cut_short" && only.message.contains("100 of 500 calls; raise --max-duration,"),
+            "{only:?}"
+        );
         assert!(warned(&Observed { converged: true, ..run(0) }, &fixed).is_empty());
     }
 
