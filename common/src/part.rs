@@ -140,8 +140,8 @@ pub struct Point {
     pub server: Option<ServerTimes>,
     /// Cores that the client itself used.
     pub client_cpu_cores: f64,
-    /// The machine around it.
-    pub host: HostUse,
+    /// The machine around it; none where it does not tell.
+    pub host: Option<HostUse>,
     /// Whether the stop rule was met before the maximum duration.
     pub converged: bool,
     /// Whether it may be compared; if not, a warning says why.
@@ -174,7 +174,7 @@ impl Point {
             engine_cpu: None,
             server: None,
             client_cpu_cores: 0.0,
-            host: HostUse::default(),
+            host: None,
             converged: true,
             valid: true,
             warnings: Vec::new(),

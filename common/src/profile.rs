@@ -180,7 +180,7 @@ pub struct ProfilePoint {
     /// The server's own account, beside `latency_ms`, which is the client's; none where it gives none.
     pub server: Option<ServerLatency>,
     pub client_cpu_cores: f64,
-    pub host: HostUse,
+    pub host: Option<HostUse>,
     pub converged: bool,
     pub valid: bool,
     pub warnings: Vec<Warning>,

@@ -53,7 +53,12 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         unavailable.insert("reference".to_owned(), reason("no_valid_point", message));
     }
     if peak.is_none() && !measured.is_empty() {
-        unavailable.insert("peak".to_owned(), reason("no_valid_point", "no load point was valid; each point says why"));
+        let why = if folded.iter().any(|point| point.valid) {
+            reason("no_throughput", "no valid load point has a throughput; each point says why")
+        } else {
+            reason("no_valid_point", "no load point was valid; each point says why")
+        };
+        unavailable.insert("peak".to_owned(), why);
     }
     let deployments = || measured.iter().filter_map(|m| deployment(&m.last));
     Profile {

@@ -223,6 +223,9 @@ async fn first_inference(
 /// Engines compile and allocate in their first call.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long after its connections an engine's end may show.
+const LAST_NEWS: Duration = Duration::from_secs(1);
+
 /// Runs something that calls the engine; ends with the engine's last words when it dies, and adds them to what fails.
 async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     tokio::select! {
@@ -321,5 +324,10 @@ async fn points(
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
     let mut told = Told { bench, attempt, statistics, server: Vec::new() };
-    load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await
+    let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await?;
+    if points.iter().any(|point| point.latency.is_empty()) {
+        // Where the engine died of it, that is told a moment later, and is what failed.
+        tokio::time::sleep(LAST_NEWS).await;
+    }
+    Ok(points)
 }

@@ -210,6 +210,21 @@ fn a_gpu_that_is_lost_in_the_middle_leaves_no_figures_but_a_reason() {
 }
 
 #[test]
+fn a_gpu_that_cannot_be_opened_leaves_nulls_that_say_so() {
+    let replay = Replay::start("idle");
+    let samples = Probes::new(None).with_gpu(&replay.monitor, "GPU-of-yesterday", None).begin().end();
+    let reason = |path: &str| samples.unavailable[path].clone();
+    assert_eq!(
+        (reason("gpu.power_w").code.as_str(), reason("gpu.memory_delta_bytes").code.as_str()),
+        ("nvml", "no_baseline")
+    );
+    assert!(reason("gpu.power_w").message.starts_with("NVML says: "), "{:?}", samples.unavailable);
+    for path in ["gpu.memory_process_bytes", "gpu.utilization_ratio", "gpu.throttle"] {
+        assert_eq!(reason(path), reason("gpu.power_w"), "{path}");
+    }
+}
+
+#[test]
 fn several_gpus_are_told_apart_and_a_dead_one_is_no_slot() {
     let replay = Replay::start("several");
     let devices = replay.monitor.devices().unwrap();

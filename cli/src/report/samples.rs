@@ -37,7 +37,7 @@ fn point(concurrency: u32, throughput: Interval, latency_ms: Latency) -> Profile
         engine_cpu: None,
         server: None,
         client_cpu_cores: 0.1,
-        host: HostUse::default(),
+        host: Some(HostUse::default()),
         converged: true,
         valid: true,
         warnings: vec![],

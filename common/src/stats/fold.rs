@@ -29,13 +29,16 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
     for p in percentiles.iter().filter(|p| p.ms.is_none()) {
         unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
     }
-    let gpu = fold_gpu(points);
+    let (gpu, engine_cpu, host) = (fold_gpu(points), fold_engine(points), fold_host(points));
     // What one repeat lacked another may have.
     let figures = serde_json::to_value(&gpu).expect("figures of a GPU are plain numbers");
-    unavailable.retain(|path, _| match path.strip_prefix("gpu") {
-        Some("") => gpu.is_none(),
-        Some(field) => figures.get(field.trim_start_matches('.')).is_none_or(serde_json::Value::is_null),
-        None => true,
+    unavailable.retain(|path, _| match path.as_str() {
+        "gpu" => gpu.is_none(),
+        "engine_cpu" => engine_cpu.is_none(),
+        "host" => host.is_none(),
+        other => {
+            other.strip_prefix("gpu.").is_none_or(|field| figures.get(field).is_none_or(serde_json::Value::is_null))
+        }
     });
     Some(Point {
         load: first.load,
@@ -52,13 +55,10 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         service: merged_some(points, |p| p.service.as_ref()),
         send_lateness: merged_some(points, |p| p.send_lateness.as_ref()),
         gpu,
-        engine_cpu: fold_engine(points),
+        engine_cpu,
         server: points.iter().filter_map(|p| p.server).reduce(ServerTimes::plus),
         client_cpu_cores: mean(points.iter().map(|p| p.client_cpu_cores)),
-        host: HostUse {
-            cpu_busy_ratio: mean(points.iter().map(|p| p.host.cpu_busy_ratio)),
-            steal_ratio: mean(points.iter().map(|p| p.host.steal_ratio)),
-        },
+        host,
         converged: points.iter().all(|p| p.converged),
         valid: points.iter().all(|p| p.valid),
         warnings: points.iter().flat_map(|p| p.warnings.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
@@ -73,7 +73,10 @@ pub fn percentile_path(q: f64) -> String {
 
 /// Why a percentile is null.
 pub fn percentile_reason(p: &Percentile) -> Reason {
-    if p.had < p.needs {
+    if p.had == 0 {
+        let message = "needs calls that end in at least two stretches of the run".into();
+        Reason { code: "too_few_requests".into(), message }
+    } else if p.had < p.needs {
         let message = format!("needs {} requests, had {}", p.needs, p.had);
         Reason { code: "too_few_requests".into(), message }
     } else {
@@ -199,6 +202,14 @@ fn fold_engine(points: &[&Point]) -> Option<EngineCpu> {
     })
 }
 
+fn fold_host(points: &[&Point]) -> Option<HostUse> {
+    let hosts: Vec<HostUse> = points.iter().filter_map(|p| p.host).collect();
+    (!hosts.is_empty()).then(|| HostUse {
+        cpu_busy_ratio: mean(hosts.iter().map(|h| h.cpu_busy_ratio)),
+        steal_ratio: mean(hosts.iter().map(|h| h.steal_ratio)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +239,7 @@ mod tests {
             engine_cpu: Some(EngineCpu { cores: 0.1, rss_bytes: 3 }),
             server: None,
             client_cpu_cores: rate / 7.0,
-            host: HostUse::default(),
+            host: Some(HostUse { cpu_busy_ratio: 0.5, steal_ratio: 0.0 }),
             converged: rate > 90.0,
             valid: true,
             warnings: vec![Warning { code: "w".into(), message: "m".into() }],
@@ -240,15 +251,24 @@ mod tests {
     fn what_one_repeat_has_is_not_said_to_be_lacking() {
         let (mut with, mut without) = (point(100.0, 10), point(100.0, 10));
         with.gpu = Some(GpuUse { power_w: Some(180.0), ..GpuUse::default() });
-        for path in ["gpu.power_w", "gpu.temperature_c"] {
-            let reason = Reason { code: "unsupported".into(), message: "the driver has none".into() };
+        (without.engine_cpu, without.host) = (None, None);
+        for path in ["gpu.power_w", "gpu.temperature_c", "engine_cpu", "host", "service_ms"] {
+            let reason = Reason { code: "unsupported".into(), message: "there is none".into() };
             without.unavailable.insert(path.into(), reason);
         }
         let folded = fold_points(&[&with, &without]).unwrap();
         assert_eq!(folded.gpu.unwrap().power_w, Some(180.0));
-        assert!(
-            !folded.unavailable.contains_key("gpu.power_w") && folded.unavailable.contains_key("gpu.temperature_c")
-        );
+        assert_eq!((folded.engine_cpu, folded.host), (with.engine_cpu, with.host), "a mean of those that have it");
+        let lacking: Vec<_> = folded.unavailable.keys().filter(|path| !path.starts_with("latency_ms")).collect();
+        assert_eq!(lacking, ["gpu.temperature_c", "service_ms"]);
+    }
+
+    #[test]
+    fn a_percentile_that_is_null_says_what_it_needs() {
+        let of = |had| percentile_reason(&Percentile { q: 50.0, ms: None, needs: 6, had, sure: had });
+        assert_eq!(of(5).message, "needs 6 requests, had 5");
+        assert!(of(0).message.contains("two stretches") && of(0).code == of(5).code);
+        assert_eq!(of(6).code, "among_failures");
     }
 
     #[test]

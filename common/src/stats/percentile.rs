@@ -115,7 +115,8 @@ pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
         of.latency.counts_up_to(values).map(|below| Share { all, below })
     };
     let (of_all, of_each) = (shares(&total), batches.iter().map(shares).collect::<Vec<_>>());
-    let mut before = Effective::known(total.len());
+    // One batch says nothing of how calls depend on each other.
+    let mut before = Effective::known(if batches.len() < 2 { 0 } else { total.len() });
     let percentile = |(i, &q): (usize, &f64)| {
         let own = effective(of_all[i], of_each.iter().map(|shares| shares[i]));
         let found = percentile(q, total, batches, own, before);
@@ -279,6 +280,17 @@ mod tests {
         assert_eq!(had(&[400, 410, 395, 420, 405, 398, 415, 402, 408]), 6);
         assert!(had(&[400, 410, 395, 420, 405, 398, 415, 402]) < 6);
         assert!(had(&[300, 310, 320, 330, 400, 410, 420, 430]) < 4);
+    }
+
+    #[test]
+    fn one_batch_says_nothing_of_what_its_calls_are_worth() {
+        let all = filled((0..1000).map(|i| 1_000_000 + i * 1000));
+        let sample = Sample { latency: &all, failures: 0 };
+        assert!(percentiles(sample, &[sample]).iter().all(|p| p.ms.is_none() && (p.had, p.sure) == (0, 0)));
+        let half = filled((0..500).map(|i| 1_000_000 + i * 2000));
+        let halves = [Sample { latency: &half, failures: 0 }; 2];
+        let two = percentiles(sample, &halves);
+        assert!(two[0].ms.is_some() && two[0].had > 0, "{two:?}");
     }
 
     #[test]

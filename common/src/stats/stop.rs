@@ -11,7 +11,7 @@ use super::{
     percentile::{MEDIAN, as_seen},
     series::Series,
 };
-use crate::load::Stop;
+use crate::{load::Stop, part::Percentile};
 use std::time::Duration;
 
 /// How much longer the run is at each look.
@@ -77,10 +77,9 @@ impl StopRule {
         let (throughput, spread) = (series.throughput(), series.count_spread());
         let surely = |(i, s): (Interval, Spread)| i.relative_half_width() * (MANY_DF / s.df).max(1.0) <= self.precision;
         let percentiles = series.percentiles();
-        let judged = percentiles.iter().filter(|p| p.q == MEDIAN || p.is_bounded());
         throughput.zip(spread).is_some_and(surely)
             && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
-            && judged.filter_map(as_seen).all(within)
+            && judged(&percentiles).all(|(_, interval)| within(interval))
     }
 }
 
@@ -89,6 +88,12 @@ impl From<&Stop> for StopRule {
         let max = Duration::from_millis(stop.max_duration_ms);
         Self::new(Duration::from_millis(stop.min_duration_ms), max, max, stop.precision)
     }
+}
+
+/// The percentiles that precision is asked of, each with its interval as it was seen.
+pub fn judged(percentiles: &[Percentile]) -> impl Iterator<Item = (f64, Interval)> {
+    let are = percentiles.iter().filter(|p| p.q == MEDIAN || p.is_bounded());
+    are.filter_map(|p| Some((p.q, as_seen(p)?)))
 }
 
 /// Whether throughput and median can be said with an interval.

@@ -172,6 +172,19 @@ fn an_sla_that_one_repeat_misses_is_not_met_and_an_invalid_reference_is_none() {
 }
 
 #[test]
+fn a_peak_is_lacking_for_want_of_valid_points_or_of_throughput() {
+    let why = |measured: Measured| {
+        let profile = profile(&request(), &[task(0, Some(1))], &[measured], 0);
+        assert!(profile.peak.is_none());
+        profile.unavailable["peak"].code.clone()
+    };
+    assert_eq!(why(measured(0, &[(8, 100.0)])), "no_valid_point");
+    let mut few = measured(0, &[(1, 100.0)]);
+    few.parts[0].point.requests_per_s = None;
+    assert_eq!(why(few), "no_throughput");
+}
+
+#[test]
 fn a_cell_is_partial_or_failed_with_its_last_error() {
     let tasks = [task(0, Some(1)), task(1, None)];
     let partial = profile(&request(), &tasks, &[measured(0, &[(1, 100.0)])], 1);

@@ -174,14 +174,21 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{Rules, Target, measure};
+    use crate::load::{Bench, Rules, Target, measure, run_plan};
     use crate::{
         inspector::{Inspector, Subject, kserve_v2::KserveV2},
         sample::Probes,
     };
     use bytes::Bytes;
-    use modelmeter_common::load::{LoadPoint, Stop};
-    use std::{collections::VecDeque, thread};
+    use modelmeter_common::{
+        load::{Load, LoadPoint, Stop},
+        part::Point,
+    };
+    use std::{
+        collections::VecDeque,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        thread,
+    };
 
     /// Calls of a known length; each one numbered a multiple of `fails` fails.
     struct Fake {
@@ -209,7 +216,9 @@ mod tests {
 
     struct Timed {
         inner: KserveV2,
-        fails: u64,
+        /// Of each caller in turn, the last one's for all that follow.
+        fails: Vec<u64>,
+        callers: AtomicUsize,
     }
 
     impl Inspector for Timed {
@@ -229,11 +238,12 @@ mod tests {
             Ok(())
         }
         fn caller(&self) -> Option<Box<dyn Caller>> {
-            Some(Box::new(Fake { last: 0, ends: VecDeque::new(), fails: self.fails }))
+            let nth = self.callers.fetch_add(1, Relaxed).min(self.fails.len() - 1);
+            Some(Box::new(Fake { last: 0, ends: VecDeque::new(), fails: self.fails[nth] }))
         }
     }
 
-    fn target(fails: u64) -> Target {
+    fn target(fails: &[u64]) -> Target {
         let subject = Subject {
             model: "m".into(),
             version: String::new(),
@@ -244,14 +254,23 @@ mod tests {
             seed: 0,
             data: None,
         };
-        Target::new("127.0.0.1:1", Arc::new(Timed { inner: KserveV2::new(subject), fails })).unwrap()
+        let timed = Timed { inner: KserveV2::new(subject), fails: fails.to_vec(), callers: AtomicUsize::new(0) };
+        Target::new("127.0.0.1:1", Arc::new(timed)).unwrap()
     }
 
-    async fn point(fails: u64) -> modelmeter_common::part::Point {
-        let stop = Stop { min_duration_ms: 100, max_duration_ms: 5_000, ..Stop::default() };
-        let rules = Rules { stop, batches: Some(100), seed: 0, slice: None, sla: None };
+    fn rules(calls: u64, max_duration_ms: u64) -> Rules {
+        let stop = Stop { min_duration_ms: 100, max_duration_ms, ..Stop::default() };
+        Rules { stop, batches: Some(calls), seed: 0, slice: None, sla: None }
+    }
+
+    async fn point(fails: u64) -> Point {
+        calls(fails, 100, 5_000).await
+    }
+
+    async fn calls(fails: u64, calls: u64, max_duration_ms: u64) -> Point {
+        let rules = rules(calls, max_duration_ms);
         let load = LoadPoint::Closed { concurrency: 4 };
-        measure(&target(fails), load, &rules, &Probes::new(None), &Default::default()).await.unwrap()
+        measure(&target(&[fails]), load, &rules, &Probes::new(None), &Default::default()).await.unwrap()
     }
 
     #[tokio::test]
@@ -262,12 +281,46 @@ mod tests {
         assert!((2.0..20.0).contains(&median_ms), "{median_ms}");
     }
 
+    /// Of 2 ms each, four at a time.
+    #[tokio::test]
+    async fn a_few_fast_calls_still_have_a_rate_with_its_interval() {
+        let point = calls(u64::MAX, 20, 5_000).await;
+        assert_eq!(point.requests, 20);
+        let rate = point.requests_per_s.expect("several stretches");
+        assert!((200.0..2500.0).contains(&rate.value), "{rate:?}");
+    }
+
+    #[tokio::test]
+    async fn fewer_calls_than_asked_for_have_not_converged_however_precise() {
+        let point = calls(u64::MAX, 1_000_000, 700).await;
+        let cut = point.warnings.iter().find(|w| w.code == "cut_short").expect("a warning of its own");
+        assert!(!point.converged && cut.message.contains(&format!("{} of 1000000", point.requests)), "{cut:?}");
+    }
+
     #[tokio::test]
     async fn calls_that_fail_are_counted_with_their_words() {
         let point = point(10).await;
         assert!(point.errors >= 9 && !point.valid, "{point:?}");
         assert_eq!(point.error_kinds["inspector"], point.errors);
         assert!(point.warnings.iter().any(|w| w.message.contains("no such thing")), "{:?}", point.warnings);
+    }
+
+    #[tokio::test]
+    async fn a_load_of_which_no_call_succeeds_is_an_error_at_first_and_a_point_later() {
+        let load = Load::Closed { concurrencies: vec![1, 2, 4] };
+        let run = async |fails: &[u64]| {
+            let probes = Probes::new(None);
+            let mut bench = Bench::new(target(fails), rules(20, 600), probes, Default::default());
+            run_plan(&load, None, None, &mut bench).await
+        };
+        let points = run(&[u64::MAX, 1, u64::MAX]).await.unwrap();
+        assert_eq!(points.iter().map(|p| p.valid).collect::<Vec<_>>(), [true, false, true]);
+        let failed = &points[1];
+        assert!(failed.latency.is_empty() && failed.requests == failed.errors && failed.errors > 0, "{failed:?}");
+        assert_eq!(failed.error_kinds["inspector"], failed.errors);
+        let why = failed.warnings.iter().find(|w| w.code == "nothing_measured").expect("a warning that says why");
+        assert!(why.spoils() && why.message.contains("no such thing"), "{why:?}");
+        assert!(run(&[1]).await.unwrap_err().message.contains("no such thing"));
     }
 
     #[test]

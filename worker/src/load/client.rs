@@ -94,6 +94,8 @@ struct Client {
     phase_begun_ns: u64,
     next_sample_ns: u64,
     told: Vec<Failure>,
+    /// The meter was told that no connection stands.
+    is_down: bool,
     watches: Vec<Watch>,
     done: Vec<Done>,
     buffer: Vec<u8>,
@@ -133,6 +135,7 @@ impl Client {
             phase_begun_ns: 0,
             next_sample_ns: 0,
             told: Vec::new(),
+            is_down: false,
             watches: Vec::new(),
             done: Vec::new(),
             buffer: vec![0; READ_BUFFER],
@@ -249,6 +252,7 @@ impl Client {
             self.record(times, Err(failure), now);
         }
         if !self.places.any_up() {
+            self.is_down = true;
             let _ = self.reports.send(Report::Down { words: words.to_owned() });
         }
     }
@@ -431,6 +435,9 @@ impl Client {
                 self.places.vacate(index);
             } else if conn.is_settled() && !conn.is_going_away() {
                 self.places[index].failures = 0;
+                if std::mem::take(&mut self.is_down) {
+                    let _ = self.reports.send(Report::Up);
+                }
             }
         }
     }

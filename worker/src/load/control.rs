@@ -42,6 +42,8 @@ pub(super) enum Report {
     Words(Failure, String),
     /// No connection stands, and another attempt at one failed.
     Down { words: String },
+    /// After that: one stands again.
+    Up,
     /// The last.
     Ended(Box<Sends>),
 }

@@ -3,6 +3,7 @@
 use super::{
     Rules, Target, caller, client,
     control::{Control, Orders, Report},
+    observed::{Kept, Observed, is_hopeless},
     once,
     outcome::Failure,
     recorder::{Sends, Window},
@@ -11,14 +12,13 @@ use super::{
     search,
     verdict::{self, LOST},
 };
-use crate::sample::{Probes, Running, Samples};
+use crate::sample::{Probes, Running};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
     load::LoadPoint,
-    part::{Percentile, Point},
+    part::Point,
     stats::{
-        Interval,
         series::{Batch, Series},
         stop::{Look, StopRule},
         warmup::{self, Warmth},
@@ -32,14 +32,16 @@ use std::{
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Without a connection for this long, and after this many attempts, a server is gone.
+/// Without a connection for this long, and after this many attempts at one, a server is gone.
 const GONE_AFTER: Duration = Duration::from_secs(2);
 const GONE_ATTEMPTS: u32 = 5;
 /// Beyond the time-out of a call.
 const SILENCE: Duration = Duration::from_secs(2);
-/// A share of failures that no further measuring mends.
-const HOPELESS_ERRORS: f64 = 0.1;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// About so many stretches a fixed number of calls is cut into,
+const STRETCHES: u64 = 32;
+/// none narrower than this, as each costs the client some microseconds.
+const NARROWEST_NS: u64 = 500_000;
 
 /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
 fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
@@ -64,47 +66,10 @@ fn latest_warmup(rules: &Rules, rule: &StopRule) -> Duration {
     if rules.slice.is_some() { third.min(rule.last / 2) } else { third }
 }
 
-/// A point with all that is needed to go on with it.
-#[derive(Clone)]
-pub(super) struct Kept {
-    pub seen: Observed,
-    pub samples: Samples,
-}
-
-/// Everything that was seen of a point.
-#[derive(Clone)]
-pub(super) struct Observed {
-    pub load: LoadPoint,
-    pub warmup: Duration,
-    pub drifting: bool,
-    pub series: Series,
-    pub throughput: Option<Interval>,
-    pub percentiles: Vec<Percentile>,
-    pub errors: BTreeMap<Failure, u64>,
-    pub words: BTreeMap<Failure, String>,
-    pub sends: Sends,
-    pub client_cpu_cores: f64,
-    /// Of that, what went into waiting awake.
-    pub client_awake_cores: f64,
-    /// What the client waited for a core, ready to run.
-    pub client_starved_cores: f64,
-    pub converged: bool,
-    pub gone: Option<String>,
-    pub checked: u64,
-    pub bad_answers: Vec<Problem>,
-}
-
-impl Observed {
-    /// Adds what a series does not carry from visit to visit.
-    fn add_earlier(&mut self, earlier: &Self) {
-        self.warmup += earlier.warmup;
-        self.drifting |= earlier.drifting;
-        self.checked += earlier.checked;
-        self.sends.unanswered_ns.extend(&earlier.sends.unanswered_ns);
-        self.sends.most_in_flight = self.sends.most_in_flight.min(earlier.sends.most_in_flight);
-        self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
-        self.gone = self.gone.take().or_else(|| earlier.gone.clone());
-    }
+/// How wide the stretches of a run of so many calls may be at the rate of its warm-up.
+fn widest_ns(calls: u64, warmup: &Series) -> u64 {
+    let call_ns = warmup.total().duration_ns / warmup.requests().max(1);
+    (calls.saturating_mul(call_ns) / STRETCHES).max(NARROWEST_NS)
 }
 
 /// Measures one load point. Ends within about 100 ms of a cancellation. An error only where no call succeeded. Boxed, so
@@ -118,11 +83,12 @@ pub fn measure<'a>(
 ) -> BoxFuture<'a, Result<Point, Problem>> {
     Box::pin(async move {
         let kept = observe(target, load, rules, probes, cancel, None).await?;
-        Ok(verdict::point(target.call.batch_size, rules, &kept))
+        kept.seen.nothing.clone().map_or_else(|| Ok(verdict::point(target.call.batch_size, rules, &kept)), Err)
     })
 }
 
-/// The same, and where the load was measured before, going on with it: a closed loop's series is continued.
+/// The same before it is judged, also where no call succeeded. Where the load was measured before it goes on with that: a
+/// closed loop's series is continued.
 pub(super) async fn observe(
     target: &Target,
     load: LoadPoint,
@@ -177,6 +143,8 @@ struct Meter<'a> {
     warmup_time: Duration,
     drifting: bool,
     measuring: bool,
+    /// Of a stretch.
+    widest_ns: u64,
     series: Series,
     errors: BTreeMap<Failure, u64>,
     warmup_errors: BTreeMap<Failure, u64>,
@@ -187,12 +155,19 @@ struct Meter<'a> {
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
-    downs: u32,
-    /// Why there is no connection, while there is none.
-    down: Option<String>,
+    /// While there is no connection.
+    down: Option<Down>,
     last_seen: Instant,
     begun: Instant,
     checks: JoinSet<Result<(), Problem>>,
+}
+
+/// No connection stands.
+struct Down {
+    since: Instant,
+    attempts: u32,
+    /// Why.
+    words: String,
 }
 
 /// What the next report means for the run.
@@ -223,6 +198,7 @@ impl<'a> Meter<'a> {
             warmup_time: Duration::ZERO,
             drifting: false,
             measuring: false,
+            widest_ns: u64::MAX,
             series: Series::default(),
             errors: BTreeMap::new(),
             warmup_errors: BTreeMap::new(),
@@ -233,7 +209,6 @@ impl<'a> Meter<'a> {
             sends: None,
             converged: false,
             gone: None,
-            downs: 0,
             down: None,
             last_seen: now,
             begun: now,
@@ -257,7 +232,8 @@ impl<'a> Meter<'a> {
     async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
-        self.control.set_width_ns(self.series.window_ns());
+        self.widest_ns = self.rules.batches.map_or(u64::MAX, |calls| widest_ns(calls, &self.warmup));
+        self.control.set_width_ns(self.series.window_ns().min(self.widest_ns));
         let running = probes.begin();
         self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
         self.measuring = true;
@@ -299,13 +275,16 @@ impl<'a> Meter<'a> {
                 self.words.entry(failure).or_insert(words);
             }
             Report::Down { words } => {
-                self.downs += 1;
-                if self.downs >= GONE_ATTEMPTS && self.last_seen.elapsed() >= GONE_AFTER {
-                    self.gone = Some(words);
+                let (since, before) =
+                    self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
+                let down = Down { since, attempts: before + 1, words };
+                if down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER {
+                    self.gone = Some(down.words);
                     return Next::End;
                 }
-                self.down = Some(words);
+                self.down = Some(down);
             }
+            Report::Up => self.down = None,
             Report::Ended(sends) => {
                 self.sends = Some(*sends);
                 return Next::End;
@@ -315,9 +294,10 @@ impl<'a> Meter<'a> {
     }
 
     fn take_window(&mut self, window: Window) {
-        if !window.batch.latency.is_empty() {
+        let succeeded = !window.batch.latency.is_empty() || window.batch.carried > 0;
+        if succeeded || window.errors.keys().any(|failure| failure.is_answer()) {
             self.last_seen = Instant::now();
-            (self.downs, self.down) = (0, None);
+            self.down = None;
         }
         let (series, errors) = if self.measuring && window.phase > 0 {
             (&mut self.series, &mut self.errors)
@@ -333,10 +313,10 @@ impl<'a> Meter<'a> {
         for (failure, n) in window.errors {
             *errors.entry(failure).or_insert(0) += n;
         }
-        self.control.set_width_ns(series.window_ns());
+        self.control.set_width_ns(series.window_ns().min(self.widest_ns));
     }
 
-    /// Ends what has gone silent: neither successes nor time-outs come.
+    /// Ends what has gone silent: nothing is answered.
     fn look(&mut self) -> Next {
         if self.control.shared.idle.load(Relaxed) {
             self.last_seen = Instant::now();
@@ -344,7 +324,7 @@ impl<'a> Meter<'a> {
         let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         if self.last_seen.elapsed() > patience {
             let silent = || format!("nothing was answered for {} s", patience.as_secs_f64());
-            self.gone = Some(self.down.take().unwrap_or_else(silent));
+            self.gone = Some(self.down.take().map_or_else(silent, |down| down.words));
             return Next::End;
         }
         Next::Go
@@ -376,14 +356,10 @@ impl<'a> Meter<'a> {
         let look = self.stop.look(elapsed, &self.series);
         if look == Look::Open {
             self.converged = elapsed >= self.stop.min && self.misses_sla();
-            return self.converged || elapsed >= self.stop.min && self.is_hopeless();
+            return self.converged || elapsed >= self.stop.min && is_hopeless(&self.series);
         }
         self.converged = self.is_converged();
-        look == Look::Late || self.is_hopeless() || self.converged && !self.lacks_percentiles()
-    }
-
-    fn is_hopeless(&self) -> bool {
-        self.series.total().failures as f64 > HOPELESS_ERRORS * self.series.requests() as f64
+        look == Look::Late || is_hopeless(&self.series) || self.converged && !self.lacks_percentiles()
     }
 
     /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
@@ -420,17 +396,21 @@ impl<'a> Meter<'a> {
                 Err(_) => break,
             }
         }
-        if self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty() {
-            return Err(self.nothing_succeeded());
+        let is_nothing = self.series.total().latency.is_empty() && self.warmup.total().latency.is_empty();
+        let nothing = is_nothing.then(|| self.nothing_succeeded());
+        if is_nothing && self.series.requests() == 0 {
+            // It never came to measuring: what failed in its warm-up is what there is to count.
+            (self.series, self.errors) = (std::mem::take(&mut self.warmup), std::mem::take(&mut self.warmup_errors));
+            self.warmup_time = Duration::ZERO;
         }
         self.take_silence();
         let (checked, bad_answers) = self.checked().await;
         let (throughput, percentiles) = (self.series.throughput(), self.series.percentiles());
-        let enough_calls = self.rules.batches.is_some_and(|n| self.series.requests() >= n);
+        let converged = self.rules.batches.map_or(self.converged, |calls| self.series.requests() >= calls);
         Ok(Observed {
             load: self.load,
             warmup: self.warmup_time,
-            drifting: self.drifting,
+            drifting: self.drifting && !is_nothing,
             client_awake_cores: self.cores(self.awake_ns),
             client_cpu_cores: self.cores(self.cpu_ns),
             client_starved_cores: self.cores(self.starved_ns),
@@ -440,8 +420,9 @@ impl<'a> Meter<'a> {
             errors: self.errors,
             words: self.words,
             sends: self.sends.unwrap_or_default(),
-            converged: self.converged || enough_calls,
+            converged,
             gone: self.gone,
+            nothing,
             checked,
             bad_answers,
         })
@@ -481,7 +462,7 @@ impl<'a> Meter<'a> {
     fn nothing_succeeded(&self) -> Problem {
         let endpoint = &self.target.endpoint;
         let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
-        match (self.gone.as_ref().or(self.down.as_ref()), worst) {
+        match (self.gone.as_ref().or(self.down.as_ref().map(|down| &down.words)), worst) {
             (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
             (Some(words), None) => once::unreachable(endpoint, words),
             (None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {
@@ -492,3 +473,7 @@ impl<'a> Meter<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "meter_tests.rs"]
+mod tests;

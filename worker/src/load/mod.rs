@@ -18,6 +18,7 @@ mod drift;
 mod frame;
 mod hpack;
 pub mod meter;
+mod observed;
 mod once;
 mod outbox;
 mod outcome;

@@ -92,6 +92,7 @@ pub async fn call_once(
                     return Err(unreachable(endpoint, &words));
                 }
             }
+            Some(Report::Up) => {}
             Some(Report::Window(window)) => {
                 if let Some(&failure) = window.errors.keys().next() {
                     return Err(failed(endpoint, failure, words.as_deref()));

@@ -81,6 +81,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server answered, if not with what was asked for. What a custom inspector says of its own call is an
+    /// answer too.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::Grpc(_) | Self::Http(_) | Self::BadResponse | Self::TooLarge | Self::Inspector)
+    }
+
     /// What it means where the system has no words for it.
     pub fn words(self) -> String {
         match self {

@@ -10,7 +10,7 @@ use super::{
 };
 use async_trait::async_trait;
 use modelmeter_common::{
-    Code, Problem,
+    Problem,
     load::{Load, LoadPoint, Sla},
     part::Point,
 };
@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 /// What measures one point. A session wraps [`super::Bench`] to tell of each point as it comes.
 #[async_trait]
 pub trait Measure: Send {
-    /// Measures this load within its slice of the budget.
+    /// Measures this load within its slice of the budget. Where none of its calls succeeds, that is an error if none of
+    /// an earlier load's did either, else a point that is not valid.
     async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem>;
 
     /// Whether measuring a closed loop's first or best load again goes on with it, so that the point returned holds
@@ -93,7 +94,7 @@ impl Budget {
 /// budget, later points are left out when it is spent; the first never is.
 ///
 /// # Errors
-/// Of the first point; of later ones, all but running out of budget.
+/// Where the first point has nothing to show, or something else ends the measuring: what is cancelled is not measured.
 pub async fn run_plan(
     load: &Load,
     sla: Option<&Sla>,
@@ -141,10 +142,11 @@ async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Re
         if i > 0 && budget.is_spent() {
             break;
         }
-        match with.measure(load, budget.slice(share, most)).await {
-            Err(problem) if i > 0 && ran_out(&problem, budget) => break,
-            point => points.push(point?),
+        let point = with.measure(load, budget.slice(share, most)).await?;
+        if i > 0 && ran_out(&point, budget) {
+            break;
         }
+        points.push(point);
     }
     sharpen(&mut points, budget, with).await?;
     Ok(points)
@@ -159,10 +161,10 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
             break;
         }
         let slice = if is_first { budget.slice(REFERENCE_SHARE, 1.0) } else { swept.share(sweep.expected_left()) };
-        let point = match with.measure(LoadPoint::Closed { concurrency }, slice).await {
-            Err(problem) if !is_first && ran_out(&problem, swept) => break,
-            point => point?,
-        };
+        let point = with.measure(LoadPoint::Closed { concurrency }, slice).await?;
+        if !is_first && ran_out(&point, swept) {
+            break;
+        }
         sweep.tried(Tried { concurrency, rate: point.requests_per_s, valid: point.valid });
         if is_first && revisit::lacks_percentiles(&point.percentiles) && budget.rest_carries_p99(&point) {
             swept = budget.part(SWEEP_SHARE);
@@ -174,8 +176,8 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
 }
 
 /// A point that ended without a call because the budget did: those before it stand.
-fn ran_out(problem: &Problem, budget: Budget) -> bool {
-    problem.code == Code::DeadlineExceeded && budget.is_spent()
+fn ran_out(point: &Point, budget: Budget) -> bool {
+    point.requests == 0 && budget.is_spent()
 }
 
 /// Spends what is left on the reference and the peak of a closed loop, where more calls make them better.
@@ -193,9 +195,10 @@ async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -
             continue;
         }
         let slice = budget.slice(1.0 / (which.len() + 1) as f64, 1.0);
-        match with.measure(points[i].load, slice).await {
-            Err(problem) if ran_out(&problem, budget) => return Ok(()),
-            point => points[i] = point?,
+        let again = with.measure(points[i].load, slice).await?;
+        // What went wrong the second time takes nothing from the first.
+        if again.valid {
+            points[i] = again;
         }
     }
     Ok(())
@@ -211,10 +214,10 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
             break;
         }
         let share = 1.0 / search.expected_left() as f64;
-        let point = match with.measure(load, budget.slice(share, share * LISTED_MOST)).await {
-            Err(problem) if !points.is_empty() && ran_out(&problem, budget) => break,
-            point => point?,
-        };
+        let point = with.measure(load, budget.slice(share, share * LISTED_MOST)).await?;
+        if !points.is_empty() && ran_out(&point, budget) {
+            break;
+        }
         search.tried(&point);
         // What was spoiled is measured again, and does not stand.
         points.pop_if(|earlier| earlier.load == load);
@@ -251,6 +254,8 @@ mod tests {
     /// A server of one call at a time, in no time at all: what it is asked for is what counts.
     struct Fake {
         call_s: f64,
+        /// From this visit on nothing is valid.
+        fails_from: usize,
         asked: Vec<(LoadPoint, Slice)>,
     }
 
@@ -258,11 +263,13 @@ mod tests {
     impl Measure for Fake {
         async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
             self.asked.push((load, slice.unwrap()));
+            let valid = self.asked.len() <= self.fails_from;
             let value = 1.0 / self.call_s;
             let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6, sure: 6 };
             Ok(Point {
                 requests_per_s: Some(Interval { value, ci95: [value * 0.9, value * 1.1] }),
                 percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10, sure: 10 }],
+                valid,
                 ..Point::blank(load, 1)
             })
         }
@@ -272,7 +279,7 @@ mod tests {
     }
 
     async fn asked(call_s: f64, budget_s: f64) -> Vec<u32> {
-        let mut fake = Fake { call_s, asked: Vec::new() };
+        let mut fake = Fake { call_s, fails_from: usize::MAX, asked: Vec::new() };
         let end = Instant::now() + Duration::from_secs_f64(budget_s);
         let points = sweep(Budget { end: Some(end) }, &mut fake).await.unwrap();
         assert!(fake.asked.iter().all(|(_, s)| s.share <= s.end && s.end <= end), "within the budget");
@@ -280,6 +287,22 @@ mod tests {
         assert!(reference.end + Duration::from_millis(1) >= end, "the reference may take it all");
         assert!(points.iter().all(|p| points.iter().filter(|q| q.load == p.load).count() == 1));
         fake.asked.iter().map(|(load, _)| load.to_owned()).map(concurrency).collect()
+    }
+
+    #[tokio::test]
+    async fn a_second_visit_that_goes_wrong_leaves_the_first_point() {
+        let budget = Budget { end: Some(Instant::now() + Duration::from_secs(20)) };
+        let mut fake = Fake { call_s: 0.001, fails_from: 3, asked: Vec::new() };
+        let points = sweep(budget, &mut fake).await.unwrap();
+        assert!(fake.asked.len() > 3 && points.len() == 3 && points.iter().all(|p| p.valid), "{:?}", fake.asked);
+    }
+
+    #[test]
+    fn a_budget_runs_out_on_a_point_without_a_call() {
+        let (spent, ample) = (Budget { end: Some(Instant::now()) }, Budget { end: None });
+        let none = Point::blank(LoadPoint::Closed { concurrency: 2 }, 1);
+        let failed = Point { requests: 3, errors: 3, ..none.clone() };
+        assert!(ran_out(&none, spent) && !ran_out(&none, ample) && !ran_out(&failed, spent));
     }
 
     fn concurrency(load: LoadPoint) -> u32 {

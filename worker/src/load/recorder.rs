@@ -16,7 +16,7 @@ const LATE_NS: u64 = 1_000_000;
 
 /// Without an end for so long, a burst is over.
 pub(super) const GAP_NS: u64 = 300_000;
-/// Where calls end all the time, one need not wait for a gap longer than this.
+/// Where calls end all the time, one need not wait for a gap longer than this, nor than half of what is cut.
 const PATIENCE_NS: u64 = 5_000_000;
 
 /// A stretch of the run.
@@ -112,7 +112,7 @@ impl Recorder {
     /// what came meanwhile is taken in.
     pub fn cut_between(&mut self, phase: u32, width_ns: u64, now: u64) -> Option<Window> {
         let is_wanted = phase != self.phase || self.last_end_ns - self.begin_ns >= width_ns;
-        if self.late || !is_wanted || !self.is_between(now) {
+        if self.late || !is_wanted || !self.is_between_within(PATIENCE_NS.min(width_ns / 2), now) {
             return None;
         }
         let window = self.cut();
@@ -124,8 +124,12 @@ impl Recorder {
 
     /// Whether no burst of ends is going on, or it goes on for ever.
     pub fn is_between(&mut self, now: u64) -> bool {
+        self.is_between_within(PATIENCE_NS, now)
+    }
+
+    fn is_between_within(&mut self, patience_ns: u64, now: u64) -> bool {
         let since = *self.waiting_ns.get_or_insert(now);
-        now.saturating_sub(self.last_end_ns) >= GAP_NS || now - since >= PATIENCE_NS
+        now.saturating_sub(self.last_end_ns) >= GAP_NS || now - since >= patience_ns
     }
 
     /// Nothing is scheduled from now on: the window so far. What ends now comes late.
@@ -240,12 +244,16 @@ mod tests {
     fn calls_that_end_all_the_time_are_cut_after_a_while() {
         let mut recorder = Recorder::new(false);
         recorder.start(1, 0);
-        let is_cut = |recorder: &mut Recorder, now| {
-            recorder.ended(Times { scheduled_ns: 0, sent_ns: 0 }, Ok(()), now);
-            recorder.cut_between(1, 8 * MS, now).is_some()
+        let mut cuts = |width_ns: u64, from: u64| -> Vec<u64> {
+            let is_cut = |now: &u64| {
+                recorder.ended(Times { scheduled_ns: 0, sent_ns: 0 }, Ok(()), *now);
+                recorder.cut_between(1, width_ns, *now).is_some()
+            };
+            (1..=20 * 10).map(|tick| from + tick * MS / 10).filter(is_cut).collect()
         };
-        let cuts: Vec<u64> =
-            (1..=20 * 10).map(|tick| tick * MS / 10).filter(|&now| is_cut(&mut recorder, now)).collect();
-        assert_eq!(cuts, [13 * MS], "{cuts:?}");
+        assert_eq!(cuts(10 * MS, 0), [15 * MS]);
+        // From 15 to 23 ms and half as much; then what is narrow is not waited for.
+        assert_eq!(cuts(8 * MS, 20 * MS), [27 * MS, 39 * MS]);
+        assert!(cuts(MS, 40 * MS).len() >= 12);
     }
 }

@@ -1,11 +1,6 @@
 //! Going on with a load that was measured before: what a budget has left makes the reference and the peak sharper.
 
-use super::{
-    Rules, Slice, Target,
-    meter::{Kept, observe},
-    plan::Measure,
-    verdict,
-};
+use super::{Rules, Slice, Target, meter::observe, observed::Kept, plan::Measure, verdict};
 use crate::sample::Probes;
 use async_trait::async_trait;
 use modelmeter_common::{
@@ -28,12 +23,15 @@ pub(super) fn is_worth_more(point: &Point) -> bool {
     point.valid && (!point.converged || lacks_percentiles(&point.percentiles))
 }
 
-/// The real thing: a target, rules and probes.
+/// The real thing: a target, rules and probes. Where no call succeeds, that is an error of the first load; later
+/// ones are then points that are not valid, and say why.
 pub struct Bench {
     target: Target,
     rules: Rules,
     probes: Probes,
     cancel: CancellationToken,
+    /// A call of some load succeeded.
+    has_served: bool,
     /// The loads that may be visited again: the first, and the one with the highest throughput so far.
     kept: Vec<(LoadPoint, f64, Kept)>,
 }
@@ -47,7 +45,7 @@ impl std::fmt::Debug for Bench {
 impl Bench {
     /// Measures this target by these rules, sampling meanwhile, until it is cancelled.
     pub fn new(target: Target, rules: Rules, probes: Probes, cancel: CancellationToken) -> Self {
-        Self { target, rules, probes, cancel, kept: Vec::new() }
+        Self { target, rules, probes, cancel, has_served: false, kept: Vec::new() }
     }
 
     fn keep(&mut self, load: LoadPoint, point: &Point, kept: Kept) {
@@ -69,6 +67,10 @@ impl Measure for Bench {
         rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
         let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
         let kept = observe(&self.target, load, &rules, &self.probes, &self.cancel, earlier).await?;
+        if let Some(problem) = kept.seen.nothing.clone().filter(|_| !self.has_served) {
+            return Err(problem);
+        }
+        self.has_served = true;
         let point = verdict::point(self.target.call.batch_size, &rules, &kept);
         if slice.is_some() && self.goes_on() && matches!(load, LoadPoint::Closed { .. }) {
             self.keep(load, &point, kept);

@@ -3,7 +3,7 @@
 use super::{
     Rules,
     drift::drift,
-    meter::{Kept, Observed},
+    observed::{Kept, Observed, is_hopeless},
     outcome::Failure,
 };
 use crate::sample::Samples;
@@ -15,6 +15,7 @@ use modelmeter_common::{
         fold::{percentile_path, percentile_reason},
         percentile::Sample,
         sla,
+        stop::judged,
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -156,7 +157,13 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
         warn(warnings, "too_few_in_flight", message);
     }
     if seen.series.total().latency.is_empty() {
-        warn(warnings, "nothing_measured", "no call succeeded in the measured time; raise --max-duration".into());
+        let message = match &seen.nothing {
+            Some(Problem { message, hint, .. }) => {
+                format!("no call succeeded: {message}; {}", hint.as_deref().unwrap_or("look at the server's log"))
+            }
+            None => "no call succeeded in the measured time; raise --max-duration".into(),
+        };
+        warn(warnings, "nothing_measured", message);
     }
 }
 
@@ -183,30 +190,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "drifting", message);
     }
-    let total = Sample { latency: &seen.series.total().latency, failures: seen.series.total().failures };
-    let is_open = |sla: &&Sla| !seen.converged && !sla::is_met(sla, total, &seen.percentiles);
-    if let Some(sla) = rules.sla.as_ref().filter(is_open) {
-        let message = format!(
-            "whether p{} stays under {} ms is still open: it counts as missed; raise --max-duration",
-            sla.percentile, sla.latency_ms
-        );
-        warn(warnings, "sla_open", message);
-    } else if !seen.converged {
-        let asked = rules.stop.precision * 100.0;
-        let message = match worst(seen) {
-            Some((_, width)) if width <= rules.stop.precision => {
-                format!(
-                    "too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration"
-                )
-            }
-            Some((name, width)) => format!(
-                "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
-                // Rounded up, so that it is not said to be what was asked.
-                (width * 1e3).ceil() / 10.0
-            ),
-            None => format!("too few calls for intervals of ±{asked:.1} %; raise --max-duration"),
-        };
-        warn(warnings, "not_converged", message);
+    // Where errors or a server that is gone ended the run, more time would not have helped.
+    if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !is_hopeless(&seen.series) {
+        warnings.push(not_converged(seen, rules));
     }
     if !open && seen.client_cpu_cores - seen.client_awake_cores >= CLIENT_BOUND {
         let message = format!(
@@ -223,14 +209,14 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_starved", message);
     }
-    if samples.host.steal_ratio > MAX_STEAL {
-        let share = samples.host.steal_ratio * 100.0;
+    if let Some(host) = samples.host.filter(|host| host.steal_ratio > MAX_STEAL) {
+        let share = host.steal_ratio * 100.0;
         let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
         warn(warnings, "steal", message);
     }
-    if let (Some(engine), cores) = (samples.engine_cpu, samples.cores) {
-        let ours = (engine.cores + seen.client_cpu_cores) / cores;
-        let others = samples.host.cpu_busy_ratio - ours;
+    if let (Some(engine), Some(host)) = (samples.engine_cpu, samples.host) {
+        let ours = (engine.cores + seen.client_cpu_cores) / samples.cores;
+        let others = host.cpu_busy_ratio - ours;
         if others > MAX_OTHERS {
             let share = others * 100.0;
             let message =
@@ -240,11 +226,46 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
     }
 }
 
+/// Why the run did not come to what was asked of it.
+fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
+    if let Some(calls) = rules.batches {
+        let more = if rules.slice.is_some() { "--budget or --max-duration" } else { "--max-duration" };
+        let message =
+            format!("time was up after {} of {calls} calls; raise {more}, or lower --batches", seen.series.requests());
+        return Warning { code: "cut_short".into(), message };
+    }
+    let total = Sample { latency: &seen.series.total().latency, failures: seen.series.total().failures };
+    let is_open = |sla: &&Sla| !sla::is_met(sla, total, &seen.percentiles);
+    if let Some(sla) = rules.sla.as_ref().filter(is_open) {
+        let message = format!(
+            "whether p{} stays under {} ms is still open: it counts as missed; raise --max-duration",
+            sla.percentile, sla.latency_ms
+        );
+        return Warning { code: "sla_open".into(), message };
+    }
+    let asked = rules.stop.precision * 100.0;
+    let message = match worst(seen) {
+        Some((_, width)) if width <= rules.stop.precision => {
+            format!(
+                "too few stretches of the run to trust that its intervals are within ±{asked:.1} %; raise --max-duration"
+            )
+        }
+        Some((name, width)) => format!(
+            "the 95 % interval of {name} is ±{:.1} %, not ±{asked:.1} %; raise --max-duration or --precision",
+            // Rounded up, so that it is not said to be what was asked.
+            (width * 1e3).ceil() / 10.0
+        ),
+        None => format!("too few calls for intervals of ±{asked:.1} %; raise --max-duration"),
+    };
+    Warning { code: "not_converged".into(), message }
+}
+
 /// Warnings of what a certified point must not have met.
-const DISTURBANCES: [&str; 11] = [
+const DISTURBANCES: [&str; 12] = [
     "warmup_drifting",
     "drifting",
     "not_converged",
+    "cut_short",
     "unanswered",
     "client_bound",
     "client_starved",
@@ -265,17 +286,76 @@ fn certify(warnings: &mut Vec<Warning>) {
     warn(warnings, "not_certified", message);
 }
 
-/// The least precise figure, with its half width as a share of the value.
+/// The least precise figure that precision is asked of, with its half width as a share of the value.
 fn worst(seen: &Observed) -> Option<(String, f64)> {
     let throughput = seen.throughput.iter().map(|i| ("throughput".to_owned(), i.relative_half_width()));
-    let percentiles =
-        seen.percentiles.iter().filter_map(|p| Some((format!("p{}", p.q), p.ms.as_ref()?.relative_half_width())));
+    let percentiles = judged(&seen.percentiles).map(|(q, seen)| (format!("p{q}"), seen.relative_half_width()));
     throughput.chain(percentiles).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modelmeter_common::{
+        load::Stop,
+        part::Percentile,
+        stats::{Interval, series::Batch},
+    };
+
+    fn rules() -> Rules {
+        Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None }
+    }
+
+    /// A run that did not converge: a hundred calls, as many of them failures as is said.
+    fn run(failures: u64) -> Observed {
+        let mut stretch = Batch { duration_ns: 1_000_000_000, failures, ..Batch::default() };
+        (failures..100).for_each(|call| stretch.record(10_000_000 + call));
+        let mut seen = Observed::blank(LoadPoint::Closed { concurrency: 1 });
+        seen.series.push(&stretch);
+        seen
+    }
+
+    fn warned(seen: &Observed, rules: &Rules) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        cautions(seen, rules, &Samples::default(), false, &mut warnings);
+        warnings
+    }
+
+    #[test]
+    fn precision_is_missed_by_what_it_is_asked_of() {
+        let interval = |low, high| Some(Interval { value: 1.0, ci95: [low, high] });
+        let mut seen = run(0);
+        seen.throughput = interval(0.9, 1.1);
+        // Of the tail only the slowest call is seen; it is no reason.
+        seen.percentiles = vec![
+            Percentile { q: 50.0, ms: interval(0.8, 1.2), needs: 6, had: 100, sure: 100 },
+            Percentile { q: 95.0, ms: interval(0.9, 3.0), needs: 72, had: 80, sure: 40 },
+        ];
+        let [only] = warned(&seen, &rules()).try_into().unwrap();
+        assert!(only.code == "not_converged" && only.message.contains("p50 is ±20.0 %"), "{only:?}");
+        // A tail's end counts as it was seen, not as it was moved outward.
+        seen.percentiles[1] = Percentile { q: 95.0, ms: interval(0.9, 1.25), needs: 72, had: 80, sure: 80 };
+        let [only] = warned(&seen, &rules()).try_into().unwrap();
+        assert!(only.message.contains("±20.0 %"), "{only:?}");
+    }
+
+    #[test]
+    fn a_fixed_number_of_calls_that_was_cut_short_is_told_with_both_numbers() {
+        let fixed = Rules { batches: Some(500), ..rules() };
+        let [only] = warned(&run(0), &fixed).try_into().unwrap();
+        assert!(
+            only.code == "cut_short" && only.message.contains("100 of 500 calls; raise --max-duration,"),
+            "{only:?}"
+        );
+        assert!(warned(&Observed { converged: true, ..run(0) }, &fixed).is_empty());
+    }
+
+    #[test]
+    fn what_errors_or_a_lost_server_ended_needs_no_more_time() {
+        assert_eq!(warned(&run(0), &rules())[0].code, "not_converged");
+        assert!(warned(&run(50), &rules()).is_empty());
+        assert!(warned(&Observed { gone: Some("refused".into()), ..run(0) }, &rules()).is_empty());
+    }
 
     #[test]
     fn a_certified_point_met_no_disturbance() {

@@ -126,7 +126,7 @@ pub struct Samples {
     /// The engine's process tree.
     pub engine_cpu: Option<EngineCpu>,
     /// The host.
-    pub host: HostUse,
+    pub host: Option<HostUse>,
     /// Logical cores of the host.
     pub cores: f64,
     /// What a reader must know.
@@ -136,6 +136,17 @@ pub struct Samples {
 }
 
 impl Samples {
+    /// The host between two looks.
+    fn add_host(&mut self, before: Option<HostTimes>, now: Option<HostTimes>) {
+        let looks = before.zip(now);
+        self.host = looks.and_then(|(before, now)| now.use_since(&before));
+        match (looks, self.host) {
+            (None, _) => self.null("host", "not_readable", "/proc/stat does not tell the host's CPU times"),
+            (_, None) => self.null("host", "no_samples", "no clock tick passed in the measured time"),
+            _ => {}
+        }
+    }
+
     fn null(&mut self, path: &str, code: &str, message: &str) {
         self.unavailable.insert(path.into(), Reason { code: code.into(), message: message.into() });
     }
@@ -149,10 +160,10 @@ impl Samples {
             .engine_cpu
             .zip(later.engine_cpu)
             .map(|(a, b)| EngineCpu { cores: mean(a.cores, b.cores), rss_bytes: b.rss_bytes });
-        both.host = HostUse {
-            cpu_busy_ratio: mean(self.host.cpu_busy_ratio, later.host.cpu_busy_ratio),
-            steal_ratio: mean(self.host.steal_ratio, later.host.steal_ratio),
-        };
+        both.host = self.host.zip(later.host).map(|(a, b)| HostUse {
+            cpu_busy_ratio: mean(a.cpu_busy_ratio, b.cpu_busy_ratio),
+            steal_ratio: mean(a.steal_ratio, b.steal_ratio),
+        });
         let news = self.warnings.iter().filter(|w| !later.warnings.contains(w)).cloned();
         both.warnings.extend(news);
         for (path, reason) in &self.unavailable {
@@ -185,9 +196,7 @@ impl Running {
     /// Ends sampling. Blocks for as long as the driver takes to answer.
     pub fn end(mut self) -> Samples {
         let mut samples = Samples { cores: cores(), ..Samples::default() };
-        if let (Some(before), Some(now)) = (self.host, HostTimes::read()) {
-            samples.host = now.use_since(&before);
-        }
+        samples.add_host(self.host, HostTimes::read());
         let mut pids = Vec::new();
         match &self.engine {
             None => samples.null("engine_cpu", "not_local", "the engine's process is not known: it runs elsewhere"),
@@ -263,6 +272,16 @@ mod tests {
         assert_eq!(Probes::new(None).begin().end().unavailable["gpu"].code, "no_gpu");
     }
 
+    #[test]
+    fn a_host_that_was_not_seen_is_null_with_its_reason() {
+        let now = HostTimes::read();
+        let mut samples = Samples::default();
+        samples.add_host(now, now);
+        assert_eq!((samples.host, samples.unavailable["host"].code.as_str()), (None, "no_samples"));
+        samples.add_host(None, now);
+        assert_eq!((samples.host, samples.unavailable["host"].code.as_str()), (None, "not_readable"));
+    }
+
     /// With a GPU its figures, without one a clear line: both ends of the same code.
     #[test]
     fn devices_and_samples_are_there_or_say_why_not() {
@@ -283,7 +302,7 @@ mod tests {
         let ticks = || Tree::read(std::process::id()).cpu_seconds_since(&before);
         while begun.elapsed().as_millis() < 700 || (ticks() < 0.05 && begun.elapsed().as_secs() < 20) {}
         let samples = running.end();
-        assert!(samples.engine_cpu.unwrap().cores > 0.0 && samples.host.cpu_busy_ratio > 0.0);
+        assert!(samples.engine_cpu.unwrap().cores > 0.0 && samples.host.unwrap().cpu_busy_ratio > 0.0);
         match samples.gpu {
             None => assert_eq!(samples.unavailable["gpu"].code, "no_gpu"),
             Some(gpu) => {

@@ -175,12 +175,13 @@ impl HostTimes {
         Some(Self { total: times.iter().sum(), idle: idle + iowait, steal })
     }
 
-    /// Shares of all cores' time since an earlier look; steal is not busy.
-    pub fn use_since(&self, before: &Self) -> HostUse {
-        let total = self.total.saturating_sub(before.total).max(1) as f64;
+    /// Shares of all cores' time since an earlier look; steal is not busy. None where no tick has passed.
+    pub fn use_since(&self, before: &Self) -> Option<HostUse> {
+        let total = self.total.saturating_sub(before.total) as f64;
         let idle = self.idle.saturating_sub(before.idle) as f64;
         let steal = self.steal.saturating_sub(before.steal) as f64;
-        HostUse { cpu_busy_ratio: ((total - idle - steal) / total).max(0.0), steal_ratio: steal / total }
+        let busy = (total - idle - steal).max(0.0);
+        (total > 0.0).then(|| HostUse { cpu_busy_ratio: busy / total, steal_ratio: steal / total })
     }
 }
 
@@ -201,8 +202,15 @@ mod tests {
     fn host_shares_add_up() {
         let parse = |line: &str| HostTimes::parse(line).unwrap();
         let (a, b) = (parse("cpu  10 0 10 70 10 0 0 0 0 0\n"), parse("cpu  40 0 20 100 20 0 10 10 0 0\n"));
-        let used = b.use_since(&a);
+        let used = b.use_since(&a).unwrap();
         assert!((used.cpu_busy_ratio - 0.5).abs() < 1e-9 && (used.steal_ratio - 0.1).abs() < 1e-9, "{used:?}");
+    }
+
+    #[test]
+    fn without_a_tick_nothing_is_known_of_the_host() {
+        let times = HostTimes::parse("cpu  10 0 10 70 10 0 0 0 0 0\n").unwrap();
+        assert_eq!(times.use_since(&times), None);
+        assert_eq!(HostTimes::parse("cpu  10 0 10 70\n"), None, "too few figures");
     }
 
     #[test]

@@ -68,11 +68,14 @@ fn schedules(open: &[Open]) -> String {
 }
 
 fn quiet(host: &Host) -> String {
-    let (others, steal) = (100.0 * host.others_cpu_ratio, 100.0 * host.steal_ratio);
+    let (Some(others_ratio), Some(steal_ratio)) = (host.others_cpu_ratio, host.steal_ratio) else {
+        return "host: what else takes its CPU is not known, since /proc/stat tells nothing".into();
+    };
+    let (others, steal) = (100.0 * others_ratio, 100.0 * steal_ratio);
     let figures = format!("other processes took {others:.1} % of the CPU, other virtual machines {steal:.1} %");
     match () {
-        () if host.steal_ratio > MAX_STEAL => format!("host: {figures}; use a dedicated host"),
-        () if host.others_cpu_ratio > MAX_OTHERS => format!("host: {figures}; stop what runs beside, then measure"),
+        () if steal_ratio > MAX_STEAL => format!("host: {figures}; use a dedicated host"),
+        () if others_ratio > MAX_OTHERS => format!("host: {figures}; stop what runs beside, then measure"),
         () => format!("host: quiet ({figures})"),
     }
 }
@@ -122,7 +125,7 @@ mod tests {
             timer: Timer::default(),
             closed: vec![closed(1, 9_000.0, 0.3), closed(32, 40_000.0, 0.25)],
             open: vec![open(500.0, None), open(2_000.0, Some("3 % were late")), open(5_000.0, None)],
-            host: Host { others_cpu_ratio: 0.01, steal_ratio: 0.0, speed_spread: 1.04 },
+            host: Host { others_cpu_ratio: Some(0.01), steal_ratio: Some(0.0), speed_spread: 1.04 },
             findings: Vec::new(),
         }
     }
@@ -145,7 +148,7 @@ mod tests {
     fn what_is_wrong_says_what_to_do() {
         let mut bad = check();
         bad.open.remove(0);
-        bad.host = Host { others_cpu_ratio: 0.5, steal_ratio: 0.001, speed_spread: 1.8 };
+        bad.host = Host { others_cpu_ratio: Some(0.5), steal_ratio: Some(0.001), speed_spread: 1.8 };
         bad.timer.sleep_late_p99_ns = 4_000_000;
         let found = findings(&bad).join("\n");
         for part in [
@@ -156,7 +159,7 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part:?} is not in {found}");
         }
-        bad.host.steal_ratio = 0.1;
+        bad.host.steal_ratio = Some(0.1);
         assert!(findings(&bad).join("\n").contains("use a dedicated host"));
     }
 }

@@ -6,7 +6,7 @@ use modelmeter_common::{
     Code, Problem, VERSION, artifact,
     load::{Arrivals, LoadPoint, Stop},
     model::{Dim, TensorShape},
-    part::{Point, Warning},
+    part::{HostUse, Point, Warning},
     stats::Histogram,
 };
 use modelmeter_serving::{Options, reference};
@@ -186,14 +186,16 @@ fn open(rate_per_s: f64, point: &Point) -> Open {
 
 /// Of all points together; this process is engine and client.
 fn host(points: &[Point], cores: f64) -> Host {
-    let seconds: f64 = points.iter().map(|point| point.duration_s).sum();
-    let mean = |of: &dyn Fn(&Point) -> f64| {
-        points.iter().map(|point| of(point) * point.duration_s).sum::<f64>() / seconds.max(1e-9)
+    let seen: Vec<(&Point, HostUse)> = points.iter().filter_map(|point| Some((point, point.host?))).collect();
+    let seconds: f64 = seen.iter().map(|(point, _)| point.duration_s).sum();
+    let mean = |of: &dyn Fn(&Point, HostUse) -> f64| {
+        let sum: f64 = seen.iter().map(|&(point, host)| of(point, host) * point.duration_s).sum();
+        (seconds > 0.0).then(|| sum / seconds)
     };
     let own = |point: &Point| point.engine_cpu.map_or(0.0, |own| own.cores) / cores;
     Host {
-        others_cpu_ratio: mean(&|point| (point.host.cpu_busy_ratio - own(point)).max(0.0)),
-        steal_ratio: mean(&|point| point.host.steal_ratio),
+        others_cpu_ratio: mean(&|point, host| (host.cpu_busy_ratio - own(point)).max(0.0)),
+        steal_ratio: mean(&|_, host| host.steal_ratio),
         ..Host::default()
     }
 }

@@ -83,11 +83,11 @@ struct Lateness {
     over_1ms_ratio: f64,
 }
 
-/// What others took of the CPU meanwhile; shares of all cores.
+/// What others took of the CPU meanwhile; shares of all cores, none where the system does not tell.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 struct Host {
-    others_cpu_ratio: f64,
-    steal_ratio: f64,
+    others_cpu_ratio: Option<f64>,
+    steal_ratio: Option<f64>,
     /// The fastest over the slowest twentieth of the time in which the cores only computed, beforehand.
     speed_spread: f64,
 }

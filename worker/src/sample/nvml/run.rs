@@ -81,7 +81,17 @@ impl From<NvmlError> for Failed {
 
 impl Run {
     pub fn begin(nvml: &Nvml, uuid: String) -> Self {
-        let mut run = Self {
+        let mut run = Self::new(uuid);
+        if let Ok(gpu) = nvml.device_by_uuid(run.uuid.as_str()) {
+            run.energy_begin_mj = run.keep("energy_j", gpu.total_energy_consumption());
+        }
+        run.tick(nvml);
+        run
+    }
+
+    /// Nothing seen yet.
+    fn new(uuid: String) -> Self {
+        Self {
             uuid,
             begun: Instant::now(),
             begun_us: wall_us(),
@@ -98,12 +108,7 @@ impl Run {
             processes: BTreeMap::new(),
             errors: BTreeMap::new(),
             lost: false,
-        };
-        if let Ok(gpu) = nvml.device_by_uuid(run.uuid.as_str()) {
-            run.energy_begin_mj = run.keep("energy_j", gpu.total_energy_consumption());
         }
-        run.tick(nvml);
-        run
     }
 
     /// The value, or its error noted under the figure that it keeps from being known.
@@ -212,6 +217,8 @@ impl Run {
 
     /// Why each figure that is null is null, and why there are no reasons for lower clocks if there may be some.
     fn reasons(&self, gpu: &GpuUse, idle: Option<&Idle>, engine: &Launched) -> BTreeMap<String, Reason> {
+        let unopened = self.errors.get("gpu");
+        let may_throttle = self.errors.contains_key("throttle") || unopened.is_some();
         let missing = [
             ("utilization_ratio", gpu.utilization_ratio.is_none()),
             ("memory_used_bytes", gpu.memory_used_bytes.is_none()),
@@ -222,7 +229,7 @@ impl Run {
             ("energy_j", gpu.energy_j.is_none()),
             ("sm_clock_mhz", gpu.sm_clock_mhz.is_none()),
             ("temperature_c", gpu.temperature_c.is_none()),
-            ("throttle", gpu.throttle.is_empty() && self.errors.contains_key("throttle")),
+            ("throttle", gpu.throttle.is_empty() && may_throttle),
         ];
         let reason = |figure: &str| {
             let source = match figure {
@@ -230,18 +237,20 @@ impl Run {
                 "memory_delta_bytes" if idle.is_some() => "memory_used_bytes",
                 own => own,
             };
-            let (code, message) = match (self.errors.get(source), figure) {
-                (Some(failed), _) => (failed.code, failed.message.clone()),
-                (None, "memory_delta_bytes") => {
+            let (code, message) = match (self.errors.get(source), unopened, figure) {
+                (Some(failed), ..) => (failed.code, failed.message.clone()),
+                (None, _, "memory_delta_bytes") if idle.is_none() => {
                     ("no_baseline", "the device was not seen before the engine was deployed".into())
                 }
-                (None, "memory_process_bytes") if engine.pids.iter().any(|pid| self.processes.contains_key(pid)) => {
+                (None, _, "memory_process_bytes") if engine.pids.iter().any(|pid| self.processes.contains_key(pid)) => {
                     ("not_supported", "the driver does not tell how much memory a process uses".into())
                 }
-                (None, "memory_process_bytes") => {
+                // Without the device no figure has an error of its own.
+                (None, Some(failed), _) => (failed.code, failed.message.clone()),
+                (None, None, "memory_process_bytes") => {
                     ("process_not_seen", "the driver lists no process of the engine, as within a container".into())
                 }
-                (None, _) => ("no_samples", "the driver gave no sample in the measured time".into()),
+                (None, None, _) => ("no_samples", "the driver gave no sample in the measured time".into()),
             };
             Reason { code: code.into(), message }
         };
@@ -312,4 +321,24 @@ fn names(reasons: ThrottleReasons) -> Vec<String> {
         .iter_names()
         .map(|(name, _)| name.to_ascii_lowercase())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_could_not_be_opened_is_why_its_figures_are_null() {
+        let mut run = Run::new("GPU-x".into());
+        run.keep::<()>("gpu", Err(NvmlError::NoPermission));
+        let reasons = run.reasons(&GpuUse::default(), None, &Launched::default());
+        assert_eq!(reasons.len(), 10, "{reasons:?}");
+        assert_eq!(reasons["gpu.memory_delta_bytes"].code, "no_baseline");
+        let mut others = reasons.iter().filter(|(path, _)| *path != "gpu.memory_delta_bytes");
+        assert!(others.all(|(_, reason)| reason.code == "no_permission"), "{reasons:?}");
+        // What a figure has of its own comes first.
+        run.keep::<()>("power_w", Err(NvmlError::NotSupported));
+        let reasons = run.reasons(&GpuUse::default(), None, &Launched::default());
+        assert_eq!(reasons["gpu.power_w"].code, "not_supported");
+    }
 }

@@ -1,0 +1,88 @@
+//! What was seen of a point, before it is judged.
+
+use super::{outcome::Failure, recorder::Sends};
+use crate::sample::Samples;
+use modelmeter_common::{
+    Problem,
+    load::LoadPoint,
+    part::Percentile,
+    stats::{Interval, series::Series},
+};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Beyond this share of failures no further measuring mends a run.
+const HOPELESS_ERRORS: f64 = 0.1;
+
+/// A point with all that is needed to go on with it.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub seen: Observed,
+    pub samples: Samples,
+}
+
+/// Everything that was seen of a point.
+#[derive(Clone)]
+pub(super) struct Observed {
+    pub load: LoadPoint,
+    pub warmup: Duration,
+    pub drifting: bool,
+    pub series: Series,
+    pub throughput: Option<Interval>,
+    pub percentiles: Vec<Percentile>,
+    pub errors: BTreeMap<Failure, u64>,
+    pub words: BTreeMap<Failure, String>,
+    pub sends: Sends,
+    pub client_cpu_cores: f64,
+    /// Of that, what went into waiting awake.
+    pub client_awake_cores: f64,
+    /// What the client waited for a core, ready to run.
+    pub client_starved_cores: f64,
+    pub converged: bool,
+    pub gone: Option<String>,
+    /// Why no call succeeded, where none did, not even in warm-up.
+    pub nothing: Option<Problem>,
+    pub checked: u64,
+    pub bad_answers: Vec<Problem>,
+}
+
+impl Observed {
+    /// Adds what a series does not carry from visit to visit.
+    pub fn add_earlier(&mut self, earlier: &Self) {
+        self.warmup += earlier.warmup;
+        self.drifting |= earlier.drifting;
+        self.checked += earlier.checked;
+        self.sends.unanswered_ns.extend(&earlier.sends.unanswered_ns);
+        self.sends.most_in_flight = self.sends.most_in_flight.min(earlier.sends.most_in_flight);
+        self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
+        self.gone = self.gone.take().or_else(|| earlier.gone.clone());
+    }
+
+    /// What tests build theirs on.
+    #[cfg(test)]
+    pub fn blank(load: LoadPoint) -> Self {
+        Self {
+            load,
+            warmup: Duration::ZERO,
+            drifting: false,
+            series: Series::default(),
+            throughput: None,
+            percentiles: Vec::new(),
+            errors: BTreeMap::new(),
+            words: BTreeMap::new(),
+            sends: Sends::default(),
+            client_cpu_cores: 0.0,
+            client_awake_cores: 0.0,
+            client_starved_cores: 0.0,
+            converged: false,
+            gone: None,
+            nothing: None,
+            checked: 0,
+            bad_answers: Vec::new(),
+        }
+    }
+}
+
+/// Whether so many calls failed that the run ends for it.
+pub(super) fn is_hopeless(series: &Series) -> bool {
+    series.total().failures as f64 > HOPELESS_ERRORS * series.requests() as f64
+}
