@@ -44,7 +44,9 @@ fn unknown_engine_device_and_model() {
     refused(home, &["profile", "mlp", "--set", "rten.thread=2"], "thread", "threads");
     let on_cluster = ["profile", "mlp", "--set", "rten.thread=2", "--coordinator", "http://127.0.0.1:1"];
     refused(home, &on_cluster, "thread", "threads");
-    refused(home, &["profile", "mlp", "--shape", "x=1,99999999999"], "x", "hint: ");
+    refused(home, &["profile", "mlp", "--devices", "gpu"], "device 'gpu'", "hint: ");
+    refused(home, &["profile", "mlp", "--load", "open"], "needs a rate", "--rate");
+    refused(home, &["check", "mlp", "--tolerance=-1"], "tolerance", "0 or more");
 }
 
 #[test]

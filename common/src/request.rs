@@ -166,7 +166,9 @@ impl Request {
             }
             Load::Open { rates, .. } => {
                 if rates.is_empty() {
-                    return Err(Problem::invalid("load", "an open loop needs a rate").with_hint("for example --rate 100"));
+                    return Err(
+                        Problem::invalid("load", "an open loop needs a rate").with_hint("for example --rate 100")
+                    );
                 }
                 at_most("load.rates", rates.len(), MAX_POINTS)?;
                 for &rate in rates {

@@ -60,6 +60,10 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         };
         unavailable.insert("peak".to_owned(), why);
     }
+    if let (Some(SlaResult { met: None, .. }), false) = (&sla, measured.is_empty()) {
+        let message = "no valid load point shows that it is met, at 99 % confidence, or that it is missed";
+        unavailable.insert("sla.met".to_owned(), reason("not_shown", message));
+    }
     let deployments = || measured.iter().filter_map(|m| deployment(&m.last));
     Profile {
         id: task.profile_id,
@@ -157,7 +161,8 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point]) -> SlaResult {
     let best = best(folded.iter().filter(|point| meets(point)));
     // What is neither shown to be met nor missed at each valid point is open.
     let mut valid = folded.iter().filter(|point| point.valid).peekable();
-    let is_missed = valid.peek().is_some() && valid.all(|point| !holds(sla, sample(point)));
+    let misses = |point: &Point| !holds(sla, sample(point));
+    let is_missed = valid.peek().is_some() && valid.all(|point| misses(point) || repeats(point.load).any(misses));
     let met = if best.is_some() { Some(true) } else { is_missed.then_some(false) };
     SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met, best: best.map(peak) }
 }

@@ -22,6 +22,7 @@ pub fn footer(group: &[&Profile]) -> String {
     }
     let names = Names { with_shapes: shapes_differ(group.iter().map(|p| p.inputs.as_slice())) };
     cold_starts(group, &mut lines);
+    add(&mut lines, group.iter().flat_map(|p| missing_figures(p, &names)).collect());
     percentiles(group, &names, &mut lines);
     add(&mut lines, group.iter().filter_map(|p| server(p, &names)).collect());
     gpu(group, &mut lines);
@@ -72,6 +73,15 @@ fn percentiles(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
     add(lines, missing);
     lines
         .push(format!("  for the figures marked {NONE} above measure longer: --max-duration 2m, or a larger --budget"));
+}
+
+/// Why it has no throughput, or whether the SLA is met is open.
+fn missing_figures(p: &Profile, names: &Names) -> Vec<String> {
+    let reason = |(path, what): (&str, &str)| {
+        let why = &p.unavailable.get(path)?.message;
+        Some(format!("{NONE} {}: {what}: {why}", names.of(p)))
+    };
+    [("peak", "inf/s"), ("sla.met", "SLA")].into_iter().filter_map(reason).collect()
 }
 
 fn missing_percentiles(p: &Profile, names: &Names) -> Option<String> {

@@ -9,7 +9,7 @@ use crate::job::settings_text;
 use modelmeter_common::{
     Code, RequestId,
     model::{ModelRef, TensorShape},
-    profile::{Profile, ProfileLoad, ProfilePoint, ProfileState},
+    profile::{Profile, ProfileLoad, ProfilePoint, ProfileState, SlaResult},
     stats::Interval,
 };
 use std::collections::BTreeSet;
@@ -199,8 +199,8 @@ fn energy(p: &Profile) -> Option<f64> {
 
 fn sla(p: &Profile) -> String {
     match &p.sla {
-        None => NONE.into(),
-        Some(sla) if !sla.met => "no".into(),
+        None | Some(SlaResult { met: None, .. }) => NONE.into(),
+        Some(SlaResult { met: Some(false), .. }) => "no".into(),
         Some(sla) => match &sla.best {
             Some(best) => format!("up to {} inf/s", or_none(best.summary.throughput_inferences_per_s, number)),
             None => "yes".into(),

@@ -181,6 +181,6 @@ pub fn gpu(batch_size: u32, threads: u32) -> Profile {
         mig_enabled: None,
         memory_total_bytes: Some(80 << 30),
     };
-    profile.sla = Some(SlaResult { percentile: 95.0, latency_ms: 50.0, met: true, best: profile.peak.clone() });
+    profile.sla = Some(SlaResult { percentile: 95.0, latency_ms: 50.0, met: Some(true), best: profile.peak.clone() });
     profile
 }

@@ -150,7 +150,7 @@ fn the_headline_is_the_fastest_valid_point_and_the_sla_the_fastest_that_meets_it
     assert_eq!(peak.throughput_inferences_per_s, Some(600.0), "4 items a call; the faster point is not valid");
     assert!((folded.reference.unwrap().p50_latency_ms.unwrap() - 10.0).abs() < 0.1);
     let sla = folded.sla.unwrap();
-    assert!(sla.met);
+    assert_eq!(sla.met, Some(true));
     assert_eq!(sla.best.unwrap().summary.throughput_inferences_per_s, Some(400.0), "only one in flight is under 12 ms");
     assert_eq!(folded.points[0].inferences, 8000);
     assert!(folded.points[0].unavailable["latency_ms.p99_9"].message.contains("had 2000"));
@@ -160,12 +160,12 @@ fn the_headline_is_the_fastest_valid_point_and_the_sla_the_fastest_that_meets_it
 fn an_sla_that_one_repeat_misses_is_not_met_and_an_invalid_reference_is_none() {
     let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
     let mut repeats = [0, 1, 2].map(|repeat| measured(repeat, &[(1, 100.0)]));
-    assert!(profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+    assert_eq!(profile(&request(), &tasks, &repeats, 1).sla.unwrap().met, Some(true));
     // One call in ten of one repeat: fewer than one in twenty of them all.
     let slow = &mut repeats[2].parts[0].point;
     slow.latency = Histogram::default();
     (0..2000u64).for_each(|i| slow.latency.record(if i % 10 == 0 { 20_000_000 } else { 10_000_000 }));
-    assert!(!profile(&request(), &tasks, &repeats, 1).sla.unwrap().met);
+    assert_eq!(profile(&request(), &tasks, &repeats, 1).sla.unwrap().met, Some(false));
     repeats[2].parts[0].point.valid = false;
     let folded = profile(&request(), &tasks, &repeats, 1);
     assert!(folded.reference.is_none() && folded.unavailable.contains_key("reference"));

@@ -81,9 +81,10 @@ fn quiet(host: &Host) -> String {
 }
 
 fn steady(host: &Host) -> Option<String> {
-    let why = match host.others_cpu_ratio > MAX_OTHERS {
-        true => "beside what else runs here",
-        false => "with nothing else running here: other virtual machines share them, or their clocks move",
+    let why = if host.others_cpu_ratio.is_some_and(|others| others > MAX_OTHERS) {
+        "beside what else runs here"
+    } else {
+        "with nothing else running here: other virtual machines share them, or their clocks move"
     };
     (host.speed_spread > MAX_SPREAD).then(|| {
         format!(

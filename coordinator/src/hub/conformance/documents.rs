@@ -270,7 +270,7 @@ pub fn profile(request: RequestId, model: ModelRef, batch_size: u32, created: i6
         deploy_ms: Some(100.0),
         first_inference_ms: None,
         reference: Some(summary),
-        sla: Some(SlaResult { percentile: 99.9, latency_ms: 50.0, met: true, best: Some(peak.clone()) }),
+        sla: Some(SlaResult { percentile: 99.9, latency_ms: 50.0, met: Some(true), best: Some(peak.clone()) }),
         peak: Some(peak),
         points: vec![profile_point(load)],
         unavailable: unavailable(),
