@@ -87,7 +87,7 @@ pub fn measure<'a>(
     })
 }
 
-/// The same before it is judged, also where no call succeeded. Where the load was measured before it goes on with that: a
+/// The same before it is judged, also where no call succeeded. Where the load was measured before, it goes on with that: a
 /// closed loop's series is continued.
 pub(super) async fn observe(
     target: &Target,
