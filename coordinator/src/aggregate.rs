@@ -4,6 +4,7 @@
 use modelmeter_common::{
     SCHEMA_VERSION, Timestamp, VERSION,
     device::{CPU_CLASS, DeviceKind},
+    engine::ENDPOINT,
     load::{Load, LoadPoint, Sla},
     part::{Deployment, Final, Outcome, Part, Percentile, Point, Reason, ServerTimes},
     profile::{
@@ -64,6 +65,11 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         let message = "no valid load point shows that it is met, at 99 % confidence, or that it is missed";
         unavailable.insert("sla.met".to_owned(), reason("not_shown", message));
     }
+    let is_elsewhere = cell.engine == ENDPOINT;
+    if is_elsewhere {
+        let message = "the server was not launched here: its device is not known";
+        unavailable.insert("device.name".to_owned(), reason("not_local", message));
+    }
     let deployments = || measured.iter().filter_map(|m| deployment(&m.last));
     Profile {
         id: task.profile_id,
@@ -94,7 +100,7 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
             image_digest: deployments().next().and_then(|d| d.image_digest.clone()),
             settings: cell.engine_settings.clone(),
         },
-        device: device(&cell.device_class, measured.first().map(|m| &m.last)),
+        device: device(&cell.device_class, measured.first().filter(|_| !is_elsewhere).map(|m| &m.last)),
         batch_size: cell.batch_size,
         repeats: measured
             .iter()

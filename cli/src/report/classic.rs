@@ -21,7 +21,7 @@ fn block(p: &Profile) -> String {
     let gpu = point.and_then(|point| point.gpu.as_ref());
     let fields = [
         ("batch size", p.batch_size.to_string()),
-        ("tested device", p.device.name.clone().unwrap_or_else(|| p.device.class.clone())),
+        ("tested device", device(p)),
         ("model", p.model.to_string()),
         ("serving engine", p.engine.name.clone()),
         (
@@ -59,6 +59,13 @@ fn block(p: &Profile) -> String {
         (None, None) => {}
     }
     text
+}
+
+fn device(p: &Profile) -> String {
+    match &p.device.name {
+        None if p.unavailable.contains_key("device.name") => "not known: the server was not launched here".into(),
+        name => name.clone().unwrap_or_else(|| p.device.class.clone()),
+    }
 }
 
 #[cfg(test)]

@@ -169,6 +169,8 @@ fn an_sla_that_one_repeat_misses_is_not_met_and_an_invalid_reference_is_none() {
     repeats[2].parts[0].point.valid = false;
     let folded = profile(&request(), &tasks, &repeats, 1);
     assert!(folded.reference.is_none() && folded.unavailable.contains_key("reference"));
+    assert_eq!(folded.sla.unwrap().met, None, "no valid point shows either");
+    assert_eq!(folded.unavailable["sla.met"].code, "not_shown");
 }
 
 #[test]

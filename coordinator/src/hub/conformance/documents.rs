@@ -80,7 +80,7 @@ pub fn cell(batch_size: u32) -> Cell {
         device_class: "cpu".to_owned(),
         batch_size,
         inputs: vec![TensorShape { name: UNICODE.to_owned(), dtype: Datatype::Fp32, shape: vec![1, 3] }],
-        inspector: "kserve-v2".to_owned(),
+        inspector: "default".to_owned(),
     }
 }
 
