@@ -71,8 +71,9 @@ fn percentiles(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
         return;
     }
     add(lines, missing);
-    lines
-        .push(format!("  for the figures marked {NONE} above measure longer: --max-duration 2m, or a larger --budget"));
+    lines.push(format!(
+        "  for the figures marked {NONE} above measure longer: --max-duration 2m, a larger --budget or more --batches"
+    ));
 }
 
 /// Why it has no throughput, or whether the SLA is met is open.
