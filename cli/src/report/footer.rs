@@ -72,7 +72,7 @@ fn percentiles(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
     }
     add(lines, missing);
     lines.push(format!(
-        "  for the figures marked {NONE} above measure longer: --max-duration 2m, a larger --budget or more --batches"
+        "  figures marked {NONE} need longer runs: --max-duration 2m, a larger --budget or more --batches"
     ));
 }
 

@@ -22,9 +22,11 @@ use std::time::{Duration, Instant};
 
 /// As far as a figure may be from the record.
 const TOLERANCE: f64 = 0.01;
-/// Of a service: long enough that the few ms for which a virtual machine stands still now and then are below the tolerance.
-const SERVICE: Duration = ms(400);
-const IN_FLIGHT: usize = 64;
+/// Of a service: long enough that what a busy host takes from a virtual machine at a time, up to 10 ms and more, is below
+/// the tolerance.
+const SERVICE: Duration = ms(1200);
+const RUN_MS: u64 = 15_000;
+const IN_FLIGHT: usize = 96;
 const SEED: u64 = 5;
 /// More requests than a run makes.
 const NUMBERED: usize = 10_000;
@@ -114,7 +116,7 @@ where
     L: FnMut(usize, Instant) -> Reply + Send + 'static,
 {
     let mut rules = rules(run_ms);
-    (rules.seed, rules.stop.timeout_ms) = (SEED, 5_000);
+    (rules.seed, rules.stop.timeout_ms) = (SEED, 15_000);
     let run = async || {
         let server = Prompt::start(law());
         let point = run_target(&numbered(&server), load, &rules).await.unwrap();
@@ -135,7 +137,7 @@ where
     L: FnMut(usize, Instant) -> Reply + Send + 'static,
 {
     let _turn = turn().await;
-    [check(closed(IN_FLIGHT as u32), 6000, &law).await, check(poisson(160.0), 6000, &law).await]
+    [check(closed(IN_FLIGHT as u32), RUN_MS, &law).await, check(poisson(80.0), RUN_MS, &law).await]
 }
 
 const fn poisson(rate_per_s: f64) -> LoadPoint {
@@ -145,14 +147,14 @@ const fn poisson(rate_per_s: f64) -> LoadPoint {
 #[tokio::test]
 async fn constant() {
     for point in check_both(|| laws::constant(SERVICE)).await {
-        assert!((measured(&point, 50.0).unwrap() / 400.0 - 1.0).abs() < TOLERANCE, "the law's own value");
+        assert!((measured(&point, 50.0).unwrap() / 1200.0 - 1.0).abs() < TOLERANCE, "the law's own value");
     }
 }
 
 #[tokio::test]
 async fn bimodal() {
-    for point in check_both(|| laws::bimodal(SERVICE, ms(1200), 0.07, 1)).await {
-        assert!(measured(&point, 90.0).unwrap() < 410.0 && measured(&point, 95.0).unwrap() > 1190.0);
+    for point in check_both(|| laws::bimodal(SERVICE, ms(3600), 0.07, 1)).await {
+        assert!(measured(&point, 90.0).unwrap() < 1230.0 && measured(&point, 95.0).unwrap() > 3570.0);
     }
 }
 
@@ -163,26 +165,26 @@ async fn log_normal() {
 
 #[tokio::test]
 async fn the_whole_server_freezes() {
-    for point in check_both(|| laws::freezes(Stalls::every(ms(500), ms(150)), SERVICE)).await {
-        assert!(measured(&point, 99.9).unwrap() > 540.0, "the stall shows");
+    for point in check_both(|| laws::freezes(Stalls::every(ms(1500), ms(450)), SERVICE)).await {
+        assert!(measured(&point, 99.9).unwrap() > 1620.0, "the stall shows");
     }
 }
 
 #[tokio::test]
 async fn some_requests_are_held() {
-    let [_, open] = check_both(|| laws::held_lanes(Stalls::every(ms(400), ms(120)), SERVICE)).await;
-    assert!(measured(&open, 99.0).unwrap() > 470.0);
+    let [_, open] = check_both(|| laws::held_lanes(Stalls::every(ms(1200), ms(360)), SERVICE)).await;
+    assert!(measured(&open, 99.0).unwrap() > 1410.0);
 }
 
 #[tokio::test]
 async fn the_server_browns_out() {
-    let [_, open] = check_both(|| laws::brown_outs(Stalls::every(ms(300), ms(60)), SERVICE, 4)).await;
-    assert!(measured(&open, 90.0).unwrap() > 1590.0 && measured(&open, 50.0).unwrap() < 410.0);
+    let [_, open] = check_both(|| laws::brown_outs(Stalls::every(ms(900), ms(180)), SERVICE, 4)).await;
+    assert!(measured(&open, 90.0).unwrap() > 4770.0 && measured(&open, 50.0).unwrap() < 1230.0);
 }
 
 #[tokio::test]
 async fn errors_come_in_bursts() {
-    for point in check_both(|| laws::error_bursts(Stalls::every(ms(500), ms(110)), SERVICE)).await {
+    for point in check_both(|| laws::error_bursts(Stalls::every(ms(1500), ms(330)), SERVICE)).await {
         assert!(point.errors > 0 && point.error_kinds["grpc_unavailable"] == point.errors);
         assert_eq!(measured(&point, 99.9), None, "it falls among the failures");
     }
@@ -191,12 +193,12 @@ async fn errors_come_in_bursts() {
 #[tokio::test]
 async fn a_serial_queue_shows_in_the_latency_not_in_the_pace() {
     let _turn = turn().await;
-    // Four in line, each 100 ms, are as long as a service of the other tests.
-    let closed = check(closed(4), 6000, || laws::serial(SERVICE / 4)).await;
-    assert!((measured(&closed, 50.0).unwrap() / 400.0 - 1.0).abs() < TOLERANCE);
+    // Four in line are as long as a service of the other tests.
+    let closed = check(closed(4), RUN_MS, || laws::serial(SERVICE / 4)).await;
+    assert!((measured(&closed, 50.0).unwrap() / 1200.0 - 1.0).abs() < TOLERANCE);
     // At nine tenths of what it bears, most calls wait.
-    let open = check(poisson(9.0), 8000, || laws::serial(SERVICE / 4)).await;
-    assert!(measured(&open, 90.0).unwrap() > 250.0, "{:?}", measured(&open, 90.0));
+    let open = check(poisson(3.0), 24_000, || laws::serial(SERVICE / 4)).await;
+    assert!(measured(&open, 90.0).unwrap() > 750.0, "{:?}", measured(&open, 90.0));
 }
 
 /// Kolmogorov and Smirnov: the distance of these gaps, in units of their mean, from the exponential law, as a share of
@@ -214,12 +216,12 @@ fn distance_from_poisson(mut gaps: Vec<f64>) -> f64 {
 #[tokio::test]
 async fn arrivals_at_the_server_are_poisson() {
     let _turn = turn().await;
-    let rate_per_s = 400.0;
+    let rate_per_s = 100.0;
     for arrivals in [Arrivals::Poisson, Arrivals::Constant] {
         let load = LoadPoint::Open { rate_per_s, arrivals };
         let run = async || {
             let server = Prompt::start(laws::constant(ms(5)));
-            run_target(&numbered(&server), load, &rules(2500)).await.unwrap();
+            run_target(&numbered(&server), load, &rules(10_000)).await.unwrap();
             server.seen()
         };
         let mut seen = quietly(run).await;
