@@ -194,3 +194,40 @@ fn errors_are_json_where_that_was_asked_for() {
     let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(error["error"]["code"], "invalid_argument");
 }
+
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let home = home();
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modelmeter"));
+    let output = command.env("MODELMETER_HOME", home.path()).arg("engines").stdout(full).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write to standard output"), "{stderr}");
+}
+
+#[test]
+fn arguments_need_not_be_text() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let home = home();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modelmeter"));
+    command.env("MODELMETER_HOME", home.path()).arg("profile").arg(OsStr::from_bytes(b"caf\xe9.onnx"));
+    let output = command.output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_built_in_name_means_that_model_whatever_the_hub_calls_so() {
+    let home = home();
+    let home = home.path();
+    let run = |args: &[&str]| {
+        let output = modelmeter(home, args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("JSON is text")
+    };
+    run(&["model", "write", "mlp", "other.onnx"]);
+    let model = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("a document")["model"].clone();
+    let before = model(&run(&["profile", "resnet18", "--dry-run", "--json"]));
+    run(&["model", "add", "resnet18", "--onnx", "other.onnx"]);
+    assert_eq!(model(&run(&["profile", "resnet18", "--dry-run", "--json"])), before);
+}
