@@ -10,6 +10,7 @@ pub mod custom;
 pub mod data;
 pub mod embedded;
 pub mod engines;
+mod follow;
 pub mod interrupt;
 pub mod job;
 pub mod models;

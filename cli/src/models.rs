@@ -74,7 +74,7 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
 /// The model in the hub, after putting there what is not there yet.
 pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
     let model = meant(target, local, client).await?;
-    if let Some(local) = local.filter(|local| local.model == model) {
+    if let Some(local) = local {
         local.add(client).await?;
     }
     Ok(model)
@@ -82,31 +82,31 @@ pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client)
 
 /// The model that is meant, which the hub need not have yet. A built-in name means that model, whatever the hub calls so.
 pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
+    let is_deployable = |model: &Model| !model.artifacts.is_empty();
     let Target::Name(given) = target else {
         return Ok(local.expect("files and endpoints are found without a hub").model.clone());
     };
     let named: ModelName = given.parse()?;
     let mut known = client.models(Some(&named.name)).await?;
-    let is_deployable = |model: &Model| !model.artifacts.is_empty();
-    if local.is_some() || known.iter().any(is_deployable) {
-        // Not what was measured at an endpoint under that name.
-        known.retain(is_deployable);
-    }
     if let Some(local) = local {
-        if let Some(other) = known.iter().find(|model| model.id != local.model.id) {
+        if let Some(other) = known.iter().find(|model| is_deployable(model) && model.id != local.model.id) {
             tracing::warn!("{given} is the built-in model; the hub's own is {}", other.id);
         }
         return Ok(local.model.clone());
     }
+    if known.iter().any(is_deployable) {
+        // Not what was measured at an endpoint under that name.
+        known.retain(is_deployable);
+    }
     match known.iter().find(|model| named.is(&model.id)) {
         Some(model) => Ok(model.clone()),
-        None => Err(unknown(given, !known.is_empty(), &known, client).await?),
+        None => Err(unknown(given, &known, client).await?),
     }
 }
 
-async fn unknown(given: &str, name_is_known: bool, known: &[Model], client: &mut Client) -> Result<Problem, Problem> {
+async fn unknown(given: &str, known: &[Model], client: &mut Client) -> Result<Problem, Problem> {
     let problem = Problem::new(Code::NotFound, format!("there is no model '{given}'")).with_field("model");
-    if name_is_known {
+    if !known.is_empty() {
         let versions: Vec<&str> = known.iter().map(|m| m.id.version.as_str()).collect();
         return Ok(problem.with_hint(format!("its versions are {}", versions.join(", "))));
     }

@@ -6,6 +6,7 @@ use crate::{
     custom, data,
     embedded::{self, Embedded},
     engines::{self, Offer},
+    follow::{submit, watch},
     interrupt::interrupted,
     job::{Job, Target},
     models::{self, Local},
@@ -32,14 +33,11 @@ use modelmeter_worker::{
     sample,
 };
 use std::{collections::BTreeMap, time::Duration};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// After an interruption: how long cancelling and fetching what is there may take.
 const FAREWELL: Duration = Duration::from_secs(4);
-/// How often in a row a lost connection is tried again, and how long after, before a submission or a watch gives up.
-const RETRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a job ended.
 #[derive(Clone, PartialEq, Debug)]
@@ -383,24 +381,6 @@ async fn measure(
     }
 }
 
-/// Submits under this id until it is answered: what broke off may have been taken in, and is taken in once.
-async fn submit(id: RequestId, mut call: impl AsyncFnMut() -> Result<u64, Problem>) -> Result<u64, Failure> {
-    let mut failures = 0;
-    loop {
-        match call().await {
-            Err(problem) if problem.code == Code::Unreachable && failures < RETRIES => {
-                tracing::warn!(%problem, "submitting again");
-            }
-            Err(problem) if problem.code == Code::Unreachable => {
-                return Err(Failure::later(problem.with_hint(format!("it may run: modelmeter status {id}"))));
-            }
-            done => return Ok(done?),
-        }
-        failures += 1;
-        sleep(PAUSE).await;
-    }
-}
-
 /// Cancels a request, waits until that is done, and gives what was measured.
 async fn give_up(client: &mut Client, id: RequestId) -> Vec<Profile> {
     let cancelled = client.cancel(id, "interrupted by the user").await;
@@ -413,43 +393,6 @@ async fn give_up(client: &mut Client, id: RequestId) -> Vec<Profile> {
         tracing::debug!(%problem, "the request's end was not seen");
     }
     client.results(Some(id), None, Some(u32::MAX)).await.unwrap_or_default()
-}
-
-/// Shows a request until it ends; gives its last status. Lives through a coordinator that restarts.
-pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Status, Problem> {
-    let mut failures = 0;
-    loop {
-        let lost = match follow(client, id, progress, &mut failures).await {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) => Problem::new(Code::Unreachable, "the coordinator ends the watch").with_field("coordinator"),
-            Err(problem) if problem.code == Code::Unreachable => problem,
-            Err(problem) => return Err(problem),
-        };
-        failures += 1;
-        if failures > RETRIES {
-            return Err(lost);
-        }
-        sleep(PAUSE).await;
-    }
-}
-
-/// One stream of statuses; none if it ended before the request did. Each status ends the count of `failures`.
-async fn follow(
-    client: &mut Client,
-    id: RequestId,
-    progress: &mut Progress,
-    failures: &mut u32,
-) -> Result<Option<Status>, Problem> {
-    let mut statuses = client.watch(id).await?;
-    while let Some(status) = statuses.next().await? {
-        *failures = 0;
-        let ended = status.state.is_terminal().then(|| status.clone());
-        progress.update(status);
-        if ended.is_some() {
-            return Ok(ended);
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -467,19 +410,6 @@ mod tests {
         assert_eq!(Failure::from(lost()).exit_code(), 2);
         assert_eq!(Failure::later(lost()).exit_code(), 1);
         assert_eq!(Failure::later(interrupted()).exit_code(), 130);
-    }
-
-    #[tokio::test]
-    async fn what_broke_off_is_submitted_again_under_its_id() {
-        let mut calls = 0;
-        let answered = submit(RequestId::random(), async || {
-            calls += 1;
-            if calls < 2 { Err(Problem::new(Code::Unreachable, "the connection broke")) } else { Ok(4) }
-        });
-        assert_eq!(answered.await.unwrap(), 4);
-        let refused =
-            submit(RequestId::random(), async || Err(Problem::invalid("engines", "unknown engine 'x'"))).await;
-        assert_eq!(refused.unwrap_err().exit_code(), 2);
     }
 
     /// A job as it stands in a home with these engines of its own, the built-in `mlp` lying there as a file.

@@ -44,7 +44,7 @@ impl Pool {
     }
 
     /// Whether it has the engine on such a device, and that loads the artifact.
-    pub fn loads(&self, engine: &str, artifact: Option<&ArtifactRef>, device_class: &str) -> bool {
+    fn loads(&self, engine: &str, artifact: Option<&ArtifactRef>, device_class: &str) -> bool {
         let formats = self.abilities.formats.get(engine).filter(|formats| !formats.is_empty());
         self.offers(engine, device_class)
             && artifact.is_none_or(|artifact| formats.is_none_or(|all| all.contains(&artifact.format)))
@@ -94,6 +94,11 @@ pub fn gathered(slots: impl IntoIterator<Item = Pool>) -> Vec<Pool> {
     pools.into_values().collect()
 }
 
+/// Whether some slot has the engine on such a device, and that loads the artifact.
+pub fn is_offered(engine: &str, artifact: Option<&ArtifactRef>, device_class: &str, pools: &[Pool]) -> bool {
+    pools.iter().any(|pool| pool.loads(engine, artifact, device_class))
+}
+
 /// Whether some slot takes from the queue of this pool.
 pub fn is_there(id: &str, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.id == id)
@@ -115,7 +120,7 @@ pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
         return Some(missing(engine, device_class, pools));
     }
     let message = match artifact {
-        Some(artifact) if !pools.iter().any(|pool| pool.loads(engine, Some(artifact), device_class)) => {
+        Some(artifact) if !is_offered(engine, Some(artifact), device_class, pools) => {
             format!("no slot's engine '{engine}' loads {}", artifact.format)
         }
         _ => format!("no slot with engine '{engine}' on device '{device_class}' has inspector '{inspector}'"),

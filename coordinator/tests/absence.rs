@@ -45,6 +45,21 @@ async fn a_stored_request_that_does_not_expand_is_ended() {
 }
 
 #[tokio::test]
+async fn more_running_requests_than_the_loops_look_at_are_refused() {
+    let mut house = House::build(Duration::from_secs(600)).await;
+    let asked = house.submit(|_| {}).await;
+    let stored = house.request(asked).await;
+    for _ in 1..1000 {
+        let another = RequestDoc { id: RequestId::random(), ..stored.clone() };
+        house.hub.insert_request(&another).await.unwrap();
+    }
+    let refused = house.try_submit(RequestId::random(), &stored.request).await.unwrap_err();
+    assert!(refused.message().contains("1000 requests are running"), "{refused}");
+    assert!(house.try_submit(asked, &stored.request).await.unwrap().existed, "one that runs is none more");
+    house.close().await;
+}
+
+#[tokio::test]
 async fn leases_outlive_a_time_without_a_coordinator() {
     let lease = Duration::from_secs(600);
     let mut house = House::build(lease).await;

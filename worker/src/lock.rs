@@ -267,7 +267,7 @@ fn busy(path: &Path, record: Option<&Record>) -> Problem {
     };
     Problem::new(Code::Busy, format!("device {device} is held by {holder} (lock {})", path.display()))
         .with_field("devices")
-        .with_hint("stop that worker, choose other devices or cores, or let `profile` and `worker` share the CPU: --shared-cpu")
+        .with_hint("stop that worker, choose other devices or cores, or share the CPU: profile or worker --shared-cpu")
 }
 
 #[cfg(test)]

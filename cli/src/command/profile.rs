@@ -4,7 +4,7 @@ use super::{Context, print};
 use crate::{
     args::{Format, ProfileArgs, WatchArgs},
     client::Client,
-    interrupt, job,
+    follow, interrupt, job,
     progress::Progress,
     report,
     run::{self, Failure},
@@ -36,7 +36,7 @@ pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Fai
     // From here on the request is known to be there.
     client.status(id).await?;
     let status = tokio::select! {
-        status = run::watch(&mut client, id, &mut progress) => status.map_err(Failure::later)?,
+        status = follow::watch(&mut client, id, &mut progress) => status.map_err(Failure::later)?,
         // Only the watching ends: the request goes on.
         () = stop.cancelled() => return Err(interrupt::interrupted().into()),
     };

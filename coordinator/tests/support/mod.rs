@@ -21,7 +21,7 @@ use modelmeter_coordinator::{
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, ClaimRequest, HandBackRequest, RegisterRequest,
-    RenewReply, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitRequest, artifact_chunk::Content,
+    RenewReply, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitReply, SubmitRequest, artifact_chunk::Content,
     attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
     work_client::WorkClient,
 };
@@ -114,11 +114,15 @@ impl House {
         let mut request = Request { model: "m".into(), engines: vec!["rten".into()], ..Request::default() };
         change(&mut request);
         let id = RequestId::random();
-        let request_json = serde_json::to_string(&request).unwrap();
-        let submit = SubmitRequest { request_id: id.to_string(), request_json };
-        self.control.submit(submit.clone()).await.unwrap();
-        assert!(self.control.submit(submit).await.unwrap().into_inner().existed, "idempotent by its id");
+        self.try_submit(id, &request).await.unwrap();
+        assert!(self.try_submit(id, &request).await.unwrap().existed, "idempotent by its id");
         id
+    }
+
+    pub async fn try_submit(&mut self, id: RequestId, request: &Request) -> Result<SubmitReply, tonic::Status> {
+        let request_json = serde_json::to_string(request).unwrap();
+        let call = SubmitRequest { request_id: id.to_string(), request_json };
+        Ok(self.control.submit(call).await?.into_inner())
     }
 
     pub async fn request(&self, id: RequestId) -> RequestDoc {

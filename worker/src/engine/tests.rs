@@ -53,12 +53,9 @@ async fn engines_on_their_way_out_are_waited_for_to_a_deadline() {
     let waited = tokio::time::Instant::now();
     none_left(&places, within(20)).await;
     assert!(waited.elapsed() >= Duration::from_millis(20), "one is left");
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        drop(leaving);
-    });
     let deadline = within(10_000);
-    none_left(&places, deadline).await;
+    // It is waited for first.
+    tokio::join!(biased; none_left(&places, deadline), async { drop(leaving) });
     assert!(tokio::time::Instant::now() < deadline, "none is left, and still it was waited");
 }
 

@@ -130,5 +130,5 @@ pub(super) fn failed(endpoint: &str, failure: Failure, words: Option<&str>) -> P
     };
     let words = words.map(|w| format!(": {w}")).unwrap_or_default();
     Problem::new(code, format!("the call to {endpoint} failed with {}{words}", failure.name()))
-        .with_hint("look at the server's log; check the model's name, the shapes of its inputs, and whether it bears random values (else --data)")
+        .with_hint("look at the server's log; check the model's name, its inputs' shapes, and that random values suit it (else --data)")
 }

@@ -1,0 +1,177 @@
+use super::*;
+use crate::hub::conformance::documents;
+use modelmeter_common::{
+    SCHEMA_VERSION,
+    model::{Datatype, ModelRef, TensorSpec},
+    request::RequestState,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+fn model() -> Model {
+    let batch = Dim::Dynamic("batch".into());
+    Model {
+        schema_version: SCHEMA_VERSION,
+        id: ModelRef { name: "m".into(), version: "1".into() },
+        created_at: Timestamp(0),
+        artifacts: vec![ArtifactRef { format: Format::Onnx, sha256: "ab".into(), bytes: 3 }],
+        inputs: vec![TensorSpec {
+            name: "x".into(),
+            dtype: Datatype::Fp32,
+            shape: vec![batch, Dim::Fixed(4), Dim::Dynamic("h".into())],
+        }],
+        outputs: vec![],
+    }
+}
+
+fn pools() -> Vec<Pool> {
+    let pool = |class: &str, engines: &[&str]| {
+        Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())
+    };
+    vec![pool("cpu", &["null", "onnx", "rten"]), pool("nvidia-a10", &["onnx"])]
+}
+
+fn request() -> Request {
+    let settings = json!({"threads": [1, 2], "graph_optimization_level": "all"});
+    Request {
+        model: "m".into(),
+        engines: vec!["rten".into(), "onnx".into()],
+        engine_settings: [("onnx".into(), serde_json::from_value(settings).unwrap())].into(),
+        shapes: [("x".into(), vec![vec![1, 4, 8], vec![1, 4, 16]])].into(),
+        devices: vec!["all".into()],
+        batch_sizes: vec![8, 1, 8],
+        repeats: 2,
+        ..Request::default()
+    }
+}
+
+fn stored(request: &Request, cells: &[Cell]) -> RequestDoc {
+    RequestDoc {
+        request: resolved(request, cells),
+        formats: formats_of(cells),
+        devices_of: devices_of(cells),
+        ..documents::request("m", RequestState::Running, 0)
+    }
+}
+
+#[test]
+fn the_matrix_is_whole_and_each_task_is_there_once() {
+    let request = request();
+    let cells = cells(&request, &model(), &pools()).unwrap();
+    // (rten 1 + onnx 2 settings) × 2 classes × 2 shapes × 2 batch sizes
+    assert_eq!(cells.len(), 3 * 2 * 2 * 2);
+    assert!(cells.iter().any(|c| c.batch_size == 8 && c.inputs[0].shape == [8, 4, 16]));
+    let id = RequestId(Uuid::from_u128(5));
+    let tasks = tasks(id, &request, &cells, Timestamp(0));
+    let ids: BTreeSet<_> = tasks.iter().map(|task| task.id).collect();
+    assert_eq!(ids.len(), cells.len() * 2);
+    assert_eq!(
+        tasks,
+        super::tasks(id, &request, &cells.iter().rev().cloned().collect::<Vec<_>>(), Timestamp(0)),
+        "the order is the seed's, not the input's"
+    );
+    let runs = tasks.chunk_by(|a, b| a.deployment_key == b.deployment_key).count();
+    assert_eq!(runs, 6, "the tasks of a deployment lie together");
+}
+
+#[test]
+fn auto_takes_what_fits_and_is_offered_and_never_the_null_engine() {
+    let request = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
+    let cells = cells(&request, &model(), &pools()).unwrap();
+    let names: BTreeSet<_> = cells.iter().map(|c| c.engine.as_str()).collect();
+    assert_eq!(names, ["onnx", "rten"].into());
+    let devices = [("onnx", vec!["cpu", "nvidia-a10"]), ("rten", vec!["cpu"])];
+    let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+    let devices = devices.map(|(engine, classes)| (engine.to_owned(), owned(classes)));
+    assert_eq!(devices_of(&cells), devices.into(), "an engine is measured where somebody has it");
+    let stored = stored(&request, &cells);
+    assert_eq!(cells_again(&stored, &model()).unwrap(), cells);
+    assert_eq!(super::cells(&request, &model(), &[]).unwrap_err().code, Code::NoWorker);
+}
+
+#[test]
+fn an_engine_of_a_configuration_is_chosen_by_what_it_loads() {
+    let mut model = model();
+    let of = |format| ArtifactRef { format, sha256: "cd".into(), bytes: 3 };
+    model.artifacts.push(of(Format::Torchscript));
+    let formats = [("mine".to_owned(), vec![Format::Torchscript])].into();
+    let abilities = Abilities { formats, ..Abilities::default() };
+    let pools = [Pool::of("cpu", vec!["mine".into(), "rten".into()], abilities)];
+    let request = Request { engine_settings: BTreeMap::new(), ..request() };
+    let loaded = |request: &Request, pools: &[Pool]| formats_of(&cells(request, &model, pools).unwrap());
+    let both = [("mine".to_owned(), Format::Torchscript), ("rten".to_owned(), Format::Onnx)].into();
+    assert_eq!(loaded(&Request { engines: vec!["auto".into()], ..request.clone() }, &pools), both);
+    let mine = Request { engines: vec!["mine".into()], ..request };
+    assert_eq!(loaded(&mine, &pools)["mine"], Format::Torchscript, "not whatever comes first");
+    let silent = [Pool::of("cpu", vec!["mine".into()], Abilities::default())];
+    assert_eq!(loaded(&mine, &silent)["mine"], Format::Onnx);
+    model.artifacts.pop();
+    let error = cells(&mine, &model, &pools).unwrap_err();
+    assert!(error.message.contains("engine 'mine' loads torchscript"), "{error}");
+}
+
+#[test]
+fn where_auto_finds_nothing_the_reason_is_given() {
+    let auto = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
+    let lacks = Problem::new(Code::NotInstalled, "no library").with_hint("pip install it");
+    let abilities = Abilities { lacking: [("onnx".to_owned(), lacks)].into(), ..Abilities::default() };
+    let error = cells(&auto, &model(), &[Pool::of("cpu", vec!["null".into()], abilities)]).unwrap_err();
+    assert!(error.message.contains("engine 'onnx' on device 'cpu': no library"), "{error}");
+    assert_eq!((error.code, error.hint.as_deref()), (Code::NoWorker, Some("pip install it")));
+    let mut unknown = auto;
+    unknown.engine_settings.insert("onxn".into(), BTreeMap::new());
+    assert_eq!(cells(&unknown, &model(), &pools()).unwrap_err().field.as_deref(), Some("engine_settings"));
+}
+
+#[test]
+fn settings_of_an_engine_that_is_not_offered_are_left_out() {
+    let mut request = Request { engines: vec!["auto".into()], ..request() };
+    request.engine_settings.insert("triton".into(), [("instances".to_owned(), json!([1, 2]))].into());
+    let chosen = cells(&request, &model(), &pools()).unwrap();
+    assert_eq!(cells_again(&self::stored(&request, &chosen), &model()).unwrap(), chosen);
+    let stored = resolved(&request, &chosen);
+    assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
+    assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
+}
+
+#[test]
+fn mistakes_are_named_with_what_is_known() {
+    let wrong = |change: fn(&mut Request)| {
+        let mut request = request();
+        request.engine_settings.clear();
+        change(&mut request);
+        cells(&request, &model(), &pools()).unwrap_err()
+    };
+    assert!(wrong(|r| r.engines = vec!["onxx".into()]).hint.unwrap().contains("did you mean 'onnx'"));
+    assert!(wrong(|r| r.devices = vec!["cup".into()]).hint.unwrap().contains("did you mean 'cpu'"));
+    assert!(wrong(|r| r.engines = vec!["tfs".into()]).message.contains("loads savedmodel"));
+    assert!(wrong(|r| r.shapes.clear()).hint.unwrap().contains("--shape x=1,4,224"));
+    assert_eq!(wrong(|r| r.batch_sizes = vec![0]).field.unwrap(), "batch_sizes");
+    assert!(wrong(|r| r.inspector = Some("photos".into())).message.contains("unknown inspector 'photos'"));
+    let large = wrong(|r| r.shapes = [("x".into(), vec![vec![1, 4, 99_999_999_999]])].into());
+    assert!(large.field.as_deref() == Some("shapes") && large.message.contains("GiB"), "{large}");
+    let uncountable = wrong(|r| r.shapes = [("x".into(), vec![vec![1, 4, u64::MAX]])].into());
+    assert_eq!(uncountable.field.as_deref(), Some("shapes"));
+    let many = || (0..200).map(|n| json!(n)).collect::<Vec<_>>();
+    let settings = |values: Vec<Value>| [("a", values.clone()), ("b", values)].map(|(k, v)| (k.to_owned(), json!(v)));
+    let with = |values| Request { engine_settings: [("onnx".into(), settings(values).into())].into(), ..request() };
+    let error = cells(&with(many()), &model(), &pools()).unwrap_err();
+    assert!(error.message.contains("more than 20000 cells"), "{error}");
+    let error = cells(&with(Vec::new()), &model(), &pools()).unwrap_err();
+    assert_eq!(error.field.as_deref(), Some("engine_settings.onnx.a"));
+    let mut fixed = model();
+    fixed.inputs[0].shape = vec![Dim::Fixed(1), Dim::Fixed(4), Dim::Fixed(8)];
+    let request = Request { shapes: BTreeMap::new(), engine_settings: BTreeMap::new(), ..request() };
+    assert!(cells(&request, &fixed, &pools()).unwrap_err().message.contains("fixed at 1"));
+    fixed.inputs[0].shape.clear();
+    assert!(cells(&request, &fixed, &pools()).unwrap_err().message.contains("no batch axis"));
+    assert!(cells(&Request { batch_sizes: vec![1], ..request }, &fixed, &pools()).is_ok());
+}
+
+#[test]
+fn a_budget_is_shared_over_the_rounds_that_the_slots_need() {
+    let request = Request { budget_ms: Some(100_000), ..request() };
+    assert_eq!(plan(&request, 10, 1).budget_ms, Some(8_500));
+    assert_eq!(plan(&request, 10, 4).budget_ms, Some(28_333));
+    assert_eq!(plan(&request, 100_000, 1).budget_ms, Some(MIN_TASK_BUDGET_MS));
+}
