@@ -31,7 +31,7 @@ pub use ids::{ProfileId, RequestId, TaskId};
 pub use time::Timestamp;
 
 /// Version of every document in the hub; raised when a field changes its meaning.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The version of modelmeter that this was built from.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

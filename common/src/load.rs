@@ -98,7 +98,7 @@ impl Default for Stop {
     fn default() -> Self {
         Self {
             precision: 0.05,
-            min_duration_ms: 2_000,
+            min_duration_ms: 5_000,
             max_duration_ms: 30_000,
             timeout_ms: 10_000,
             max_in_flight: 4096,

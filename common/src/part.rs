@@ -7,7 +7,7 @@ use crate::{
     device::Device,
     ids,
     load::LoadPoint,
-    stats::{Histogram, Interval},
+    stats::{Figure, Histogram, Interval},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -122,11 +122,11 @@ pub struct Point {
     pub error_kinds: BTreeMap<String, u64>,
     /// What was found in the answers that were checked.
     pub answers: Answers,
-    /// Successful calls a second, with its 95 % interval.
-    pub requests_per_s: Option<Interval>,
+    /// Successful calls a second; none where no call succeeded.
+    pub requests_per_s: Option<Figure>,
     /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
     pub latency: Histogram,
-    /// 95 % intervals of the latency's percentiles, in ms; absent where the samples cannot carry one.
+    /// The latency's percentiles, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
     pub percentiles: Vec<Percentile>,
     /// Open loop: latency from the actual send.
     pub service: Option<Histogram>,
@@ -197,21 +197,48 @@ pub struct Answers {
 pub struct Percentile {
     /// 50, 90, 95, 99 or 99.9.
     pub q: f64,
-    /// The value and interval in ms; none where the samples cannot carry it.
-    pub ms: Option<Interval>,
-    /// Effective samples that this percentile needs.
+    /// The order statistic in ms, failures ranking last; none where too few calls were made for one to lie beyond it, or
+    /// where it falls among the failures.
+    pub ms: Option<Figure>,
+    /// What the interval stands on.
+    #[serde(default)]
+    pub basis: Basis,
+    /// Calls that took longer, failures included.
+    #[serde(default)]
+    pub beyond: u64,
+    /// Effective samples that an interval by ranks needs.
     pub needs: u64,
-    /// Effective samples that there were.
+    /// Effective samples that there were, by the variance of batches that are joined until they are uncorrelated.
     pub had: u64,
-    /// Those of them that are sure, since few batches do not tell well how many there are: the interval's width comes from
-    /// these.
+    /// Effective samples that the uncertainty of that variance leaves: the width of an interval by ranks comes from these.
     pub sure: u64,
+    /// The same before batches were joined: joining depends on chance, so the stop rule goes by this number.
+    #[serde(default)]
+    pub sure_unjoined: u64,
+}
+
+/// How the interval of a percentile was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// There is no interval.
+    None,
+    /// Order statistics of the effective samples: the only basis in documents of version 1.
+    #[default]
+    Ranks,
+    /// Percentiles of a few long stretches of the run: wide, since latency changed slowly or few calls lie beyond.
+    Stretches,
 }
 
 impl Percentile {
-    /// Whether there is an interval whose ends so many samples bound, so that neither is just the slowest call seen.
+    /// Value and interval; none where the percentile is only observed.
+    pub fn interval(&self) -> Option<Interval> {
+        self.ms?.interval()
+    }
+
+    /// Whether there is an interval whose ends so many samples bound that precision can be asked of it.
     pub fn is_bounded(&self) -> bool {
-        self.ms.is_some() && self.sure >= self.needs
+        self.interval().is_some() && self.sure_unjoined >= self.needs
     }
 }
 

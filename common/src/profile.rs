@@ -6,7 +6,7 @@ use crate::{
     load::{Arrivals, LoadPoint},
     model::{Format, ModelRef, TensorShape},
     part::{Answers, EngineCpu, GpuUse, HostUse, Reason, Warning},
-    stats::Interval,
+    stats::Figure,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -52,8 +52,10 @@ pub struct Profile {
 pub enum ProfileState {
     /// Every repeat was measured.
     Done,
-    /// Some repeats were.
+    /// Some repeats were, or the load points that were finished when the cell was cancelled.
     Partial,
+    /// Measured, but no load point is valid: counts as failed.
+    Invalid,
     /// None was.
     Failed,
 }
@@ -123,15 +125,23 @@ impl From<LoadPoint> for ProfileLoad {
     }
 }
 
-/// The headline of a point.
+/// The headline of a point: what was observed, each with its 95 % interval where that is supported.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Summary {
     pub load: ProfileLoad,
     pub throughput_inferences_per_s: Option<f64>,
+    #[serde(default)]
+    pub throughput_ci95_inferences_per_s: Option<[f64; 2]>,
     pub p50_latency_ms: Option<f64>,
+    #[serde(default)]
+    pub p50_latency_ci95_ms: Option<[f64; 2]>,
     pub p95_latency_ms: Option<f64>,
+    #[serde(default)]
+    pub p95_latency_ci95_ms: Option<[f64; 2]>,
     pub p99_latency_ms: Option<f64>,
+    #[serde(default)]
+    pub p99_latency_ci95_ms: Option<[f64; 2]>,
 }
 
 /// The headline of the valid point with the most inferences a second, with its device.
@@ -169,7 +179,7 @@ pub struct ProfilePoint {
     pub answers: Answers,
     pub inferences: u64,
     pub requests_per_s: Option<f64>,
-    pub throughput_inferences_per_s: Option<Interval>,
+    pub throughput_inferences_per_s: Option<Figure>,
     pub latency_ms: Latency,
     pub service_ms: Option<Latency>,
     pub send_lateness_ms: Option<Lateness>,
@@ -201,16 +211,17 @@ pub struct ServerLatency {
     pub compute_output_ms: f64,
 }
 
-/// A latency distribution in milliseconds; a percentile that the samples cannot carry is null.
+/// A latency distribution in milliseconds. A percentile is null until a call is expected to lie beyond it, and where it falls
+/// among failures.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Latency {
     pub mean: Option<f64>,
-    pub p50: Option<Interval>,
-    pub p90: Option<Interval>,
-    pub p95: Option<Interval>,
-    pub p99: Option<Interval>,
-    pub p99_9: Option<Interval>,
+    pub p50: Option<Figure>,
+    pub p90: Option<Figure>,
+    pub p95: Option<Figure>,
+    pub p99: Option<Figure>,
+    pub p99_9: Option<Figure>,
     pub max: Option<f64>,
 }
 

@@ -105,6 +105,8 @@ pub enum TaskState {
     Claimed,
     /// Profiled: never changes again.
     Done,
+    /// Measured, but no load point is valid: counts as failed, and never changes again.
+    Invalid,
     /// Given up: never changes again.
     Failed,
     /// Stopped: never changes again.
@@ -113,11 +115,12 @@ pub enum TaskState {
 
 impl TaskState {
     /// Every state, in the order of a task's life.
-    pub const ALL: [Self; 6] = [Self::Waiting, Self::Queued, Self::Claimed, Self::Done, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 7] =
+        [Self::Waiting, Self::Queued, Self::Claimed, Self::Done, Self::Invalid, Self::Failed, Self::Cancelled];
 
     /// Whether it never changes again.
     pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Done | Self::Invalid | Self::Failed | Self::Cancelled)
     }
 
     /// The name in JSON.
@@ -127,6 +130,7 @@ impl TaskState {
             Self::Queued => "queued",
             Self::Claimed => "claimed",
             Self::Done => "done",
+            Self::Invalid => "invalid",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
         }
@@ -194,7 +198,7 @@ pub struct Task {
     pub reason: Option<String>,
     /// Why the last attempt failed.
     pub error: Option<Problem>,
-    /// The attempt whose parts count, once done.
+    /// The attempt whose parts count, once done or invalid.
     pub winner: Option<u32>,
 }
 
@@ -332,15 +336,17 @@ impl Task {
         Ok(if failures >= MAX_FAILURES || !error.code.retryable() { next.failed(error, now) } else { next })
     }
 
-    /// any live state → done: the first complete attempt wins, also one whose lease ran out meanwhile.
-    pub fn complete(&self, attempt: u32, now: Timestamp) -> Result<Self, Refusal> {
+    /// any live state → done, or invalid where none of the attempt's load points is valid: the first complete attempt wins,
+    /// also one whose lease ran out meanwhile.
+    pub fn complete(&self, attempt: u32, is_valid: bool, now: Timestamp) -> Result<Self, Refusal> {
         if self.state.is_terminal() {
             return Err(Refusal::Terminal);
         }
         if attempt == 0 || attempt > self.attempt {
             return Err(Refusal::NotHolder);
         }
-        Ok(Self { winner: Some(attempt), lease: None, error: None, ..self.stepped(TaskState::Done, now) })
+        let state = if is_valid { TaskState::Done } else { TaskState::Invalid };
+        Ok(Self { winner: Some(attempt), lease: None, error: None, ..self.stepped(state, now) })
     }
 
     /// waiting → failed: no slot can run it.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 /// The first bytes of every message.
 pub const MAGIC: [u8; 4] = *b"MMTR";
 /// The version that this build writes and reads.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 20;
 /// The largest body: a part with all its histograms is under 200 kB.

@@ -13,7 +13,7 @@ use modelmeter_common::{
     },
     request::RequestDoc,
     stats::{
-        Histogram, Interval,
+        Figure, Histogram,
         fold::fold_points,
         percentile::Sample,
         sla::{holds, is_met},
@@ -79,7 +79,8 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         request_id: request.id,
         state: match measured.len() {
             0 => ProfileState::Failed,
-            n if n < tasks.len() => ProfileState::Partial,
+            n if n < tasks.len() || tasks.iter().any(|task| task.winner.is_none()) => ProfileState::Partial,
+            _ if !folded.iter().any(|point| point.valid) => ProfileState::Invalid,
             _ => ProfileState::Done,
         },
         error: tasks.iter().filter(|task| task.winner.is_none()).find_map(|task| task.error.clone()),
@@ -143,12 +144,15 @@ fn size(load: &LoadPoint) -> f64 {
     }
 }
 
+/// The point with the most inferences a second; one whose throughput is only observed, where no other is.
 fn best<'a>(points: impl Iterator<Item = &'a Point>) -> Option<&'a Point> {
-    points.filter(|p| p.requests_per_s.is_some()).max_by(|a, b| rate(a).total_cmp(&rate(b)))
+    let is_supported = |p: &Point| p.requests_per_s.is_some_and(|rate| rate.ci95.is_some());
+    let by_support = |a: &&Point, b: &&Point| is_supported(a).cmp(&is_supported(b)).then(rate(a).total_cmp(&rate(b)));
+    points.filter(|p| p.requests_per_s.is_some()).max_by(by_support)
 }
 
 fn rate(point: &Point) -> f64 {
-    point.requests_per_s.map_or(0.0, |interval| interval.value)
+    point.requests_per_s.map_or(0.0, |rate| rate.value)
 }
 
 fn sample(point: &Point) -> Sample<'_> {
@@ -215,13 +219,23 @@ fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
     }
 }
 
+fn throughput(point: &Point) -> Option<Figure> {
+    point.requests_per_s.map(|rate| rate.times(f64::from(point.batch_size)))
+}
+
 fn summary(point: &Point) -> Summary {
+    let throughput = throughput(point);
+    let [p50, p95, p99] = [50.0, 95.0, 99.0].map(|q| percentile(&point.percentiles, q));
     Summary {
         load: point.load.into(),
-        throughput_inferences_per_s: point.requests_per_s.map(|r| r.value * f64::from(point.batch_size)),
-        p50_latency_ms: percentile(&point.percentiles, 50.0).map(|p| p.value),
-        p95_latency_ms: percentile(&point.percentiles, 95.0).map(|p| p.value),
-        p99_latency_ms: percentile(&point.percentiles, 99.0).map(|p| p.value),
+        throughput_inferences_per_s: throughput.map(|t| t.value),
+        throughput_ci95_inferences_per_s: throughput.and_then(|t| t.ci95),
+        p50_latency_ms: p50.map(|p| p.value),
+        p50_latency_ci95_ms: p50.and_then(|p| p.ci95),
+        p95_latency_ms: p95.map(|p| p.value),
+        p95_latency_ci95_ms: p95.and_then(|p| p.ci95),
+        p99_latency_ms: p99.map(|p| p.value),
+        p99_latency_ci95_ms: p99.and_then(|p| p.ci95),
     }
 }
 
@@ -236,12 +250,11 @@ fn peak(point: &Point) -> PeakSummary {
     }
 }
 
-fn percentile(percentiles: &[Percentile], q: f64) -> Option<Interval> {
+fn percentile(percentiles: &[Percentile], q: f64) -> Option<Figure> {
     percentiles.iter().find(|p| p.q == q).and_then(|p| p.ms)
 }
 
 fn profile_point(point: &Point) -> ProfilePoint {
-    let items = f64::from(point.batch_size);
     let successes = point.requests.saturating_sub(point.errors);
     let mut unavailable = point.unavailable.clone();
     if matches!(point.load, LoadPoint::Closed { .. }) {
@@ -269,9 +282,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
         answers: point.answers.clone(),
         inferences,
         requests_per_s: point.requests_per_s.map(|r| r.value),
-        throughput_inferences_per_s: point
-            .requests_per_s
-            .map(|r| Interval { value: r.value * items, ci95: r.ci95.map(|end| end * items) }),
+        throughput_inferences_per_s: throughput(point),
         latency_ms: latency(&point.latency, &point.percentiles),
         // Service time has no intervals of its own: plain percentiles would look as sure as the others.
         service_ms: point.service.as_ref().map(|h| Latency {

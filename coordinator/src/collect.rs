@@ -9,6 +9,7 @@ use modelmeter_common::{
     TaskId,
     broker::{Consumer, Delivery},
     part::{Final, Outcome, Part},
+    task::TaskState,
     wire::{self, Kind, WireError},
 };
 use std::{sync::Arc, time::Duration};
@@ -109,20 +110,30 @@ async fn settle(core: &Core, last: &Final) -> Result<(), HubError> {
     let (task, attempt) = (last.task_id, last.attempt);
     let step = match &last.outcome {
         Outcome::Failed { error } => core.step(task, |task, now| task.fail(attempt, error.clone(), now)).await?,
-        Outcome::Done { parts, .. } if is_complete(core, last, parts).await? => {
-            core.step(task, |task, now| task.complete(attempt, now)).await?
-        }
-        Outcome::Done { .. } => return Ok(()),
+        Outcome::Done { parts, .. } => match completed(core, last, parts).await? {
+            Some(is_valid) => core.step(task, |task, now| task.complete(attempt, is_valid, now)).await?,
+            None => return Ok(()),
+        },
     };
     core.pending.lock().expect("never poisoned: no panic while held").remove(&(task, attempt));
     if let Step::Stepped(task) = &step {
         tracing::debug!(task = %task.id, attempt, state = task.state.as_str(), "attempt settled");
     }
+    if let (Step::Refused(_, task), Outcome::Done { .. }) = (&step, &last.outcome)
+        && task.state == TaskState::Cancelled
+        && let Some(request) = core.stored_request(task.request_id).await?
+    {
+        // The load points that were finished when it was cancelled came after that.
+        core.fold_cell(&request, task).await?;
+        core.changed(task.request_id);
+    }
     Ok(())
 }
 
-/// Whether every part that the final names is in the hub, with the hash that it names.
-async fn is_complete(core: &Core, last: &Final, wanted: &[String]) -> Result<bool, HubError> {
+/// Where every part that the final names is in the hub, with the hash that it names: whether one of them is valid.
+async fn completed(core: &Core, last: &Final, wanted: &[String]) -> Result<Option<bool>, HubError> {
     let stored = core.hub.parts(last.task_id, last.attempt).await?;
-    Ok(stored.len() == wanted.len() && stored.iter().zip(wanted).all(|((_, sha256), wanted)| sha256 == wanted))
+    let is_complete =
+        stored.len() == wanted.len() && stored.iter().zip(wanted).all(|((_, sha256), wanted)| sha256 == wanted);
+    Ok(is_complete.then(|| stored.iter().any(|(part, _)| part.point.valid)))
 }

@@ -8,6 +8,7 @@ use crate::{
 use modelmeter_common::{
     Problem, RequestId, TaskId, Timestamp,
     broker::Broker,
+    part::{Final, Outcome},
     profile::Profile,
     request::{RequestDoc, RequestState},
     status::WorkerDoc,
@@ -226,12 +227,14 @@ impl Core {
         }
         let mut measured = Vec::new();
         for task in &repeats {
-            let Some(winner) = task.winner else { continue };
-            let parts = self.hub.parts(task.id, winner).await?.into_iter().map(|(part, _)| part).collect();
-            let last = self.hub.finals(task.id).await?.into_iter().find(|last| last.attempt == winner);
-            if let Some(last) = last {
-                measured.push(aggregate::Measured { repeat: task.repeat, last, parts });
-            }
+            // What was finished of a cancelled task is worth having; else only a winner counts.
+            let counts = |last: &Final| match task.winner {
+                Some(winner) => last.attempt == winner,
+                None => task.state == TaskState::Cancelled && matches!(last.outcome, Outcome::Done { .. }),
+            };
+            let Some(last) = self.hub.finals(task.id).await?.into_iter().rfind(counts) else { continue };
+            let parts = self.hub.parts(task.id, last.attempt).await?.into_iter().map(|(part, _)| part).collect();
+            measured.push(aggregate::Measured { repeat: task.repeat, last, parts });
         }
         let mut profile = aggregate::profile(request, &repeats, &measured, 1);
         let mut replaces = None;
@@ -300,7 +303,7 @@ impl Core {
         let state = match (count(TaskState::Done), count(TaskState::Cancelled)) {
             (done, _) if done == total => RequestState::Done,
             (_, cancelled) if cancelled > 0 => RequestState::Cancelled,
-            (0, _) => RequestState::Failed,
+            (0, _) => RequestState::Failed, // or measured without a valid point
             _ => RequestState::Partial,
         };
         let ended = RequestDoc { state, ended_at: Some(self.now()), ..request.clone() };

@@ -66,6 +66,7 @@ fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&st
         }),
         TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
         TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
+        TaskState::Invalid => Some("measured, but no load point is valid; `modelmeter results` says why".into()),
         TaskState::Done => None,
     }
 }

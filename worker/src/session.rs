@@ -8,7 +8,7 @@ use crate::{
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
     inspector::{self, Custom, Inspector, Subject},
-    load::{self, Bench, Measure, Rules, Slice, Target},
+    load::{self, Aim, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
 };
 use async_trait::async_trait;
@@ -292,10 +292,10 @@ impl Told<'_> {
 
 #[async_trait]
 impl Measure for Told<'_> {
-    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
+    async fn measure(&mut self, load: LoadPoint, aim: Aim, slice: Option<Slice>) -> Result<Point, Problem> {
         self.attempt.progress(format!("measuring {load}"));
         let before = self.server_times().await;
-        let mut point = self.bench.measure(load, slice).await?;
+        let mut point = self.bench.measure(load, aim, slice).await?;
         if let (Some(before), Some(after)) = (before, self.server_times().await) {
             point.server = Some(self.add(load, after.since(before)));
         }
@@ -320,7 +320,7 @@ async fn points(
     // An SLA only steers what searches for it.
     let sla = plan.sla.clone().filter(|_| matches!(plan.load, Load::SlaSearch { .. }));
     let seed = plan.seed ^ u64::from(assignment.repeat) << 32;
-    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla };
+    let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla, aim: Aim::default() };
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
     let mut told = Told { bench, attempt, statistics, server: Vec::new() };

@@ -77,11 +77,35 @@ fn posterior(residuals: &[f64], rho: f64) -> (f64, f64) {
 /// How many times a sum's variance exceeds that of independent batches, from the correlation of neighbours
 /// where there is one beyond chance, one-sided at about 10 %: that of a first-order autoregressive process.
 pub fn inflation(residuals: &[f64]) -> f64 {
-    let squares: f64 = residuals.iter().map(|r| r * r).sum();
-    let products: f64 = residuals.windows(2).map(|pair| pair[0] * pair[1]).sum();
-    let lag1 = if squares > 0.0 { products / squares } else { 0.0 };
+    let lag1 = lag1(residuals);
     let left = if lag1 > 1.28 / (residuals.len() as f64).sqrt() { lag1.min(0.8) } else { 0.0 };
     (1.0 + left) / (1.0 - left)
+}
+
+/// Correlation of neighbours above which they are joined.
+const JOIN: f64 = 0.2;
+/// Joined batches that are left at least.
+const LEAST: usize = 6;
+
+/// These residuals with neighbours added up in pairs while they are correlated and enough are left, so that each is of a
+/// stretch longer than what slowly changes. A last one without a neighbour belongs to the pair before it.
+pub fn joined(residuals: &[f64]) -> Vec<f64> {
+    let mut joined = residuals.to_vec();
+    while joined.len() / 2 >= LEAST && lag1(&joined) > JOIN {
+        let odd = if joined.len() % 2 == 1 { joined.pop() } else { None };
+        joined = joined.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+        if let (Some(odd), Some(last)) = (odd, joined.last_mut()) {
+            *last += odd;
+        }
+    }
+    joined
+}
+
+/// The correlation of neighbours among residuals.
+fn lag1(residuals: &[f64]) -> f64 {
+    let squares: f64 = residuals.iter().map(|r| r * r).sum();
+    let products: f64 = residuals.windows(2).map(|pair| pair[0] * pair[1]).sum();
+    if squares > 0.0 { products / squares } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -116,5 +140,16 @@ mod tests {
         (stalls[5], stalls[20]) = (1.0, 1.0);
         assert!(spread(&stalls).unwrap().df < 5.0);
         assert_eq!(spread(&runs_of(1)).unwrap().df, 31.0);
+    }
+
+    #[test]
+    fn correlated_neighbours_are_joined_and_nothing_is_lost() {
+        assert_eq!(joined(&runs_of(1)), runs_of(1), "these are not correlated");
+        let slow = joined(&runs_of(8));
+        assert_eq!(slow.len(), 8, "two of each stretch of eight are left, since fewer than six may not be");
+        let odd: Vec<f64> = (0..25).map(|i| if i < 12 { 1.0 } else { -12.0 / 13.0 }).collect();
+        let left = joined(&odd);
+        assert_eq!(left.len(), 6);
+        assert!(left.iter().sum::<f64>().abs() < 1e-9 && (left[5] + 5.0 * 12.0 / 13.0).abs() < 1e-9, "{left:?}");
     }
 }

@@ -1,11 +1,12 @@
 //! The fold of a cell's repeats at one load: a pure function, the same bytes in whatever order they come.
 
 use super::{
-    Histogram, Interval,
-    percentile::{Effective, MEDIAN, PERCENTILES, Sample, percentile_of, rank},
+    Figure, Histogram, Interval,
+    percentile::{Effective, PERCENTILES, Sample, percentile_of},
     special::t95,
+    unsupported,
 };
-use crate::part::{Answers, EngineCpu, GpuUse, HostUse, Percentile, Point, Reason, ServerTimes};
+use crate::part::{Answers, Basis, EngineCpu, GpuUse, HostUse, Percentile, Point, ServerTimes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Folds the repeats of one load point into one whose durations are theirs together. None of none.
@@ -22,13 +23,12 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         unavailable.extend(point.unavailable.clone());
     }
     let percentiles: Vec<_> = PERCENTILES.iter().map(|&q| fold_percentile(q, points, &latency, errors)).collect();
-    for p in percentiles.iter().filter(|p| p.ms.is_some()) {
-        // A repeat alone may not have carried what all together carry.
-        unavailable.remove(&percentile_path(p.q));
-    }
-    for p in percentiles.iter().filter(|p| p.ms.is_none()) {
-        unavailable.entry(percentile_path(p.q)).or_insert_with(|| percentile_reason(p));
-    }
+    // A repeat alone may not have supported what all together support.
+    unavailable.retain(|path, _| !path.starts_with(unsupported::LATENCY));
+    unavailable.extend(percentiles.iter().filter_map(|p| unsupported::percentile(p, requests)));
+    let requests_per_s = fold_throughput(points);
+    unavailable.retain(|path, _| !path.starts_with(unsupported::THROUGHPUT));
+    unavailable.extend(unsupported::throughput(requests_per_s));
     let (gpu, engine_cpu, host) = (fold_gpu(points), fold_engine(points), fold_host(points));
     // What one repeat lacked another may have.
     let figures = serde_json::to_value(&gpu).expect("figures of a GPU are plain numbers");
@@ -49,7 +49,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         error_kinds: kinds(points, |p| &p.error_kinds),
         answers: Answers { checked: total(points, |p| p.answers.checked), wrong: kinds(points, |p| &p.answers.wrong) },
         duration_s: points.iter().map(|p| p.duration_s).sum(),
-        requests_per_s: fold_throughput(points),
+        requests_per_s,
         percentiles,
         latency,
         service: merged_some(points, |p| p.service.as_ref()),
@@ -64,24 +64,6 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         warnings: points.iter().flat_map(|p| p.warnings.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
         unavailable,
     })
-}
-
-/// The path of a percentile in a profile's point.
-pub fn percentile_path(q: f64) -> String {
-    format!("latency_ms.p{}", q.to_string().replace('.', "_"))
-}
-
-/// Why a percentile is null.
-pub fn percentile_reason(p: &Percentile) -> Reason {
-    if p.had == 0 {
-        let message = "needs calls that end in at least two stretches of the run".into();
-        Reason { code: "too_few_requests".into(), message }
-    } else if p.had < p.needs {
-        let message = format!("needs {} requests, had {}", p.needs, p.had);
-        Reason { code: "too_few_requests".into(), message }
-    } else {
-        Reason { code: "among_failures".into(), message: "it falls among the calls that failed".into() }
-    }
 }
 
 fn total(points: &[&Point], of: impl Fn(&Point) -> u64) -> u64 {
@@ -120,33 +102,39 @@ fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64
     if let ([_], [only]) = (points, alone.as_slice()) {
         return (*only).clone();
     }
-    let worth = Effective { had: alone.iter().map(|p| p.had).sum(), sure: alone.iter().map(|p| p.sure).sum() };
-    let pooled = percentile_of(q, Sample { latency, failures }, worth);
-    let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.ms).collect();
-    let pooled = if q == MEDIAN && !pooled.is_bounded() && !repeats.is_empty() && repeats.len() == points.len() {
-        // Each repeat has its median by other means, few as its calls are worth.
-        let value = latency.rank_ns(rank(q, latency.len() + failures)) as f64 / 1e6;
+    let sum = |of: fn(&Percentile) -> u64| alone.iter().map(|p| of(p)).sum::<u64>();
+    let worth = Effective { had: sum(|p| p.had), sure: sum(|p| p.sure) };
+    let mut pooled = percentile_of(q, Sample { latency, failures }, worth);
+    pooled.sure_unjoined = sum(|p| p.sure_unjoined);
+    let repeats: Vec<Interval> = alone.iter().filter_map(|p| p.interval()).collect();
+    if repeats.len() == points.len() && alone.iter().any(|p| p.basis == Basis::Stretches) {
         let mean = |end: usize| repeats.iter().map(|i| i.ci95[end]).sum::<f64>() / repeats.len() as f64;
-        Percentile { ms: Some(Interval { value, ci95: [mean(0).min(value), mean(1).max(value)] }), ..pooled }
-    } else {
-        pooled
-    };
-    Percentile { ms: pooled.ms.map(|ms| widen(ms, &repeats)), ..pooled }
+        pooled.set(Some([mean(0), mean(1)]), Basis::Stretches);
+    }
+    let widened = pooled.interval().map(|pooled| widen(pooled, &repeats).ci95);
+    let basis = pooled.basis;
+    pooled.set(widened, basis);
+    pooled
 }
 
-fn fold_throughput(points: &[&Point]) -> Option<Interval> {
-    let repeats: Vec<Interval> = points.iter().filter_map(|p| p.requests_per_s).collect();
-    if repeats.len() < points.len() || repeats.len() < 2 {
-        return repeats.first().copied().filter(|_| points.len() == 1);
+/// The mean rate, weighted by time; its interval where every repeat has one.
+fn fold_throughput(points: &[&Point]) -> Option<Figure> {
+    if let [only] = points {
+        return only.requests_per_s;
     }
     let duration: f64 = points.iter().map(|p| p.duration_s).sum();
-    let weighted = |of: &dyn Fn(&Interval) -> f64| -> Vec<f64> {
-        points.iter().zip(&repeats).map(|(p, i)| of(i) * p.duration_s / duration).collect()
+    let weighted = |of: &dyn Fn(Figure) -> f64| -> Vec<f64> {
+        points.iter().map(|p| p.requests_per_s.map_or(0.0, of) * p.duration_s / duration).collect()
     };
-    let value: f64 = weighted(&|i| i.value).iter().sum();
+    let value: f64 = weighted(&|rate| rate.value).iter().sum();
+    let repeats: Vec<Interval> = points.iter().filter_map(|p| p.requests_per_s?.interval()).collect();
+    if repeats.len() < points.len() {
+        return (value > 0.0).then(|| Figure::observed(value));
+    }
     // Within the repeats: independent errors add as squares.
-    let half = weighted(&|i| i.relative_half_width() * i.value).iter().map(|h| h * h).sum::<f64>().sqrt();
-    Some(widen(Interval { value, ci95: [(value - half).max(0.0), value + half] }, &repeats))
+    let half_width = |rate: Figure| rate.interval().map_or(0.0, |i| i.relative_half_width() * i.value);
+    let half = weighted(&half_width).iter().map(|h| h * h).sum::<f64>().sqrt();
+    Some(widen(Interval { value, ci95: [(value - half).max(0.0), value + half] }, &repeats).into())
 }
 
 /// Widens an interval of the pooled samples by what the repeats differ: two are covered whole; from three
@@ -213,7 +201,10 @@ fn fold_host(points: &[&Point]) -> Option<HostUse> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{load::LoadPoint, part::Warning};
+    use crate::{
+        load::LoadPoint,
+        part::{Reason, Warning},
+    };
 
     fn point(rate: f64, latency_ms: u64) -> Point {
         let mut latency = Histogram::default();
@@ -230,7 +221,7 @@ mod tests {
             errors: 1,
             error_kinds: BTreeMap::from([("timeout".into(), 1)]),
             answers: Answers { checked: 10, wrong: BTreeMap::from([("shape".into(), 2)]) },
-            requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
+            requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }.into()),
             latency,
             percentiles,
             service: None,
@@ -264,11 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_that_is_null_says_what_it_needs() {
-        let of = |had| percentile_reason(&Percentile { q: 50.0, ms: None, needs: 6, had, sure: had });
-        assert_eq!(of(5).message, "needs 6 requests, had 5");
-        assert!(of(0).message.contains("two stretches") && of(0).code == of(5).code);
-        assert_eq!(of(6).code, "among_failures");
+    fn repeats_that_changed_slowly_give_the_mean_of_their_ends() {
+        let stretched = |rate: f64, low: f64| {
+            let mut point = point(rate, 10);
+            point.percentiles[2].set(Some([low, 20.0]), Basis::Stretches);
+            point
+        };
+        let [a, b] = [stretched(100.0, 5.0), stretched(101.0, 7.0)];
+        let folded = fold_points(&[&a, &b]).unwrap();
+        let p95 = &folded.percentiles[2];
+        assert_eq!(p95.basis, Basis::Stretches);
+        assert_eq!(p95.interval().unwrap().ci95, [5.0, 20.0], "widened to both, as two repeats are");
+        assert_eq!(folded.percentiles[0].basis, Basis::Ranks);
     }
 
     #[test]
@@ -277,7 +275,7 @@ mod tests {
         let folded = fold_points(&[&one]).unwrap();
         assert_eq!(folded.percentiles, one.percentiles);
         assert_eq!(folded.requests_per_s, one.requests_per_s);
-        assert!(folded.unavailable.contains_key("latency_ms.p99_9"));
+        assert!(folded.unavailable.contains_key("latency_ms.p99_9.ci95"));
         assert!(fold_points(&[]).is_none());
     }
 
@@ -300,14 +298,14 @@ mod tests {
         let [a, b, c] = [point(90.0, 10), point(100.0, 10), point(110.0, 10)];
         let three = fold_points(&[&a, &b, &c]).unwrap();
         // t(2) = 4.303, s = 10: 24.8 on each side.
-        let [low, high] = three.requests_per_s.unwrap().ci95;
+        let [low, high] = three.requests_per_s.unwrap().ci95.unwrap();
         assert!((low - 75.2).abs() < 0.5 && (high - 124.8).abs() < 0.5, "{low} {high}");
         assert!(!three.converged);
-        let two = fold_points(&[&a, &c]).unwrap().requests_per_s.unwrap();
+        let two = fold_points(&[&a, &c]).unwrap().requests_per_s.unwrap().interval().unwrap();
         assert!(two.ci95[0] <= 89.0 && two.ci95[1] >= 111.0 && (two.value - 99.0).abs() < 0.5);
         // 3 times 1001 effective samples carry what one repeat did not: still not 3688.
         assert_eq!(three.percentiles[4].had, 3003);
-        assert_eq!(three.percentiles[4].ms, None);
-        assert!(three.percentiles[3].ms.is_some());
+        assert_eq!(three.percentiles[4].interval(), None);
+        assert!(three.percentiles[4].ms.is_some() && three.percentiles[3].interval().is_some());
     }
 }

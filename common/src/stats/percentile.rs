@@ -1,9 +1,10 @@
-//! Percentiles with distribution-free 95 % intervals.
+//! Percentiles as they were observed, with 95 % intervals where the run supports them.
 //!
 //! An interval's ends are order statistics: the ranks come from the binomial law of how many samples lie
 //! below the true percentile (H. A. David and H. N. Nagaraja, "Order Statistics", 7.1). Autocorrelated
 //! samples count for fewer: the *effective* number makes that binomial variance equal the one that batch
-//! means find for the same count ([`super::batch`]). It decides whether there is an interval. How wide that is comes from
+//! means find for the same count ([`super::batch`]), after neighbouring batches are joined until they are no longer
+//! correlated ([`joined`]). It decides whether there is such an interval. How wide that is comes from
 //! the number that is *sure*: fewer, as few batches do not tell that variance well. Where so few cannot bound a tail, the
 //! greatest value seen is its upper end. A tail of which little was seen looks steadiest in the runs that happened to miss
 //! its worst: so its upper end is moved outward by [`OUTWARD`].
@@ -13,23 +14,26 @@
 //! first-order autoregressive correlation of 1/5 leaves of it (G. V. Bayley and J. M. Hammersley, "The
 //! 'effective' number of independent observations in an autocorrelated time series", JRSS Supplement 8,
 //! 1946), less where a stronger correlation shows. The greater of the two numbers holds.
+//!
+//! Where the effective samples are too few for ranks, the interval comes from a few long stretches of the run
+//! ([`super::stretches`]), and where that gives none either, a one-sided lower bound is left.
 
 use super::{
-    Histogram, Interval,
-    batch::{inflation, spread},
+    Figure, Histogram, Interval,
+    batch::{inflation, joined, spread},
     special::{binomial_cdf, binomial_quantile},
+    stretches,
 };
-use crate::part::Percentile;
+use crate::part::{Basis, Percentile};
 
 /// The percentiles that documents show.
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
-/// The percentile that is always said, with its interval.
+/// The percentile that every run with a success has.
 pub const MEDIAN: f64 = 50.0;
-/// Effective samples from which on the ends of the median's interval lie within what was seen; fewer have the slowest
-/// call of all as its upper end.
+/// The percentile beyond which an interval by stretches needs one by ranks before it: queues' far tails are not covered else.
+const LAST_BY_STRETCHES: f64 = 99.0;
+/// Effective samples from which on the ends of the median's interval lie within what was seen.
 const WITHIN: u64 = 9;
-/// Calls from which on the batches' own medians give an interval where the effective number gives none within.
-const MANY_CALLS: u64 = 8;
 /// Probability outside an interval, on each side.
 const TAIL: f64 = 0.025;
 /// Effective samples of a batch, whatever is in it: (1 − ρ) / (1 + ρ) with ρ of 1/5.
@@ -43,10 +47,15 @@ const OUTWARD: f64 = 0.25;
 /// Two-sided 95 % of the normal law.
 const Z95: f64 = 1.959_963_984_540_054;
 
-/// Effective samples below which no two-sided 95 % interval of this percentile exists.
+/// Effective samples below which no two-sided 95 % interval of this percentile exists by ranks.
 pub fn needed(q: f64) -> u64 {
     let p = (q / 100.0).max(1.0 - q / 100.0);
     (TAIL.ln() / p.ln()).ceil() as u64
+}
+
+/// Calls from which on a percentile is observed: one is expected to lie beyond it. A median is seen of a single call.
+pub fn observable(q: f64) -> u64 {
+    if q <= MEDIAN { 1 } else { (100.0 / (100.0 - q)).round() as u64 }
 }
 
 /// Consecutive batches of a run: successes' latencies, and failures, which rank slower than all of them.
@@ -61,6 +70,17 @@ pub struct Sample<'a> {
 impl Sample<'_> {
     pub(super) fn len(&self) -> u64 {
         self.latency.len() + self.failures
+    }
+
+    /// The value at this rank in ms; none where it falls among the failures.
+    pub(super) fn rank_ms(&self, rank: u64) -> Option<f64> {
+        (rank <= self.latency.len()).then(|| self.latency.rank_ns(rank) as f64 / 1e6)
+    }
+
+    /// The percentile as it was observed, in ms.
+    pub fn observed_ms(&self, q: f64) -> Option<f64> {
+        let n = self.len();
+        if n < observable(q) { None } else { self.rank_ms(rank(q, n)) }
     }
 }
 
@@ -91,20 +111,31 @@ struct Share {
     below: u64,
 }
 
-/// Effective number of samples for the share below some value, at most the actual number. None where they all are, or
-/// none is: that says nothing of how they depend on each other.
-fn effective(total: Share, batches: impl Iterator<Item = Share>) -> Option<Effective> {
+/// Each batch's number of samples up to a value, less what the run's share predicts, for the batches that have any; none
+/// where all samples or none lie there: that says nothing of how they depend on each other.
+fn residuals(total: Share, batches: impl Iterator<Item = Share>) -> Option<Vec<f64>> {
+    let p = total.below as f64 / total.all as f64;
+    let residual = |b: Share| b.below as f64 - p * b.all as f64;
+    (p > 0.0 && p < 1.0).then(|| batches.filter(|b| b.all > 0).map(residual).collect())
+}
+
+/// Effective number of samples for the share below some value, at most the actual number: by the spread of `apart`, which are
+/// the residuals of the batches or of what they were joined to.
+fn effective(total: Share, residuals: &[f64], apart: &[f64]) -> Option<Effective> {
     let n = total.all as f64;
     let p = total.below as f64 / n;
-    if !(p > 0.0 && p < 1.0) {
-        return None;
-    }
-    let residual = |b: Share| b.below as f64 - p * b.all as f64;
-    let residuals: Vec<f64> = batches.filter(|b| b.all > 0).map(residual).collect();
-    let (spread, binomial) = (spread(&residuals)?, n * p * (1.0 - p));
-    let by_batches = PER_BATCH * residuals.len() as f64 / inflation(&residuals);
+    let (spread, binomial) = (spread(apart)?, n * p * (1.0 - p));
+    let by_batches = PER_BATCH * residuals.len() as f64 / inflation(residuals);
     let number = |variance: f64| (n / (variance / binomial).max(1.0)).max(by_batches) as u64;
     Some(Effective { had: number(spread.variance), sure: number((spread.half_width() / Z95).powi(2)) })
+}
+
+/// What the more central percentiles of a run leave to the next: how many samples they were worth, with batches joined and
+/// not, and whether the last had its interval by ranks.
+struct Before {
+    joined: Effective,
+    unjoined: Effective,
+    by_ranks: bool,
 }
 
 /// The percentiles of a run from its total and its batches, in the order of [`PERCENTILES`].
@@ -116,69 +147,94 @@ pub fn percentiles(total: Sample, batches: &[Sample]) -> Vec<Percentile> {
     };
     let (of_all, of_each) = (shares(&total), batches.iter().map(shares).collect::<Vec<_>>());
     // One batch says nothing of how calls depend on each other.
-    let mut before = Effective::known(if batches.len() < 2 { 0 } else { total.len() });
+    let all = Effective::known(if batches.len() < 2 { 0 } else { total.len() });
+    let mut before = Before { joined: all, unjoined: all, by_ranks: true };
     let percentile = |(i, &q): (usize, &f64)| {
-        let own = effective(of_all[i], of_each.iter().map(|shares| shares[i]));
-        let found = percentile(q, total, batches, own, before);
-        before = Effective { had: found.had, sure: found.sure };
-        found
+        let residuals = residuals(of_all[i], of_each.iter().map(|shares| shares[i]));
+        percentile(q, total, batches, of_all[i], residuals.as_deref(), &mut before)
     };
     PERCENTILES.iter().enumerate().map(percentile).collect()
 }
 
-/// One of them, after a more central one that had this effective number: how calls depend on each other shows less and
-/// less towards the tail, where there are fewer of them. So a tail that was hardly seen counts no more than what lies
-/// before it.
-fn percentile(q: f64, total: Sample, batches: &[Sample], own: Option<Effective>, before: Effective) -> Percentile {
-    let worth = match own {
-        Some(own) if is_well_seen(q, own.sure) => own,
-        Some(own) => own.at_most(before),
-        None => before,
-    };
-    let found = percentile_of(q, total, worth);
-    if q == MEDIAN && found.sure < WITHIN && total.len() >= MANY_CALLS {
-        return Percentile { ms: median_by_batches(total, batches), ..found };
+/// One of them, after the more central ones: how calls depend on each other shows less and less towards the tail, where
+/// there are fewer of them. So a tail that was hardly seen counts no more than what lies before it.
+fn percentile(
+    q: f64,
+    total: Sample,
+    batches: &[Sample],
+    share: Share,
+    residuals: Option<&[f64]>,
+    before: &mut Before,
+) -> Percentile {
+    let apart = residuals.map(joined);
+    let worth =
+        |apart: Option<&[f64]>, before: Effective| match residuals.zip(apart).and_then(|(r, a)| effective(share, r, a))
+        {
+            Some(own) if is_well_seen(q, own.sure) => own,
+            Some(own) => own.at_most(before),
+            None => before,
+        };
+    let (joined, unjoined) = (worth(apart.as_deref(), before.joined), worth(residuals, before.unjoined));
+    let has_ranks = if q == MEDIAN { joined.sure >= WITHIN } else { joined.had >= needed(q) };
+    let was_by_ranks = std::mem::replace(&mut before.by_ranks, has_ranks);
+    (before.joined, before.unjoined) = (joined, unjoined);
+    let mut found = Percentile { sure_unjoined: unjoined.sure, ..observed(q, total, joined) };
+    if has_ranks {
+        found.set(ranked(q, total, joined.sure), Basis::Ranks);
+    } else if q <= LAST_BY_STRETCHES || was_by_ranks {
+        found.set(stretches::interval(q, total, batches, apart.as_deref()), Basis::Stretches);
     }
     found
 }
 
-/// The median of many calls that are worth few, since the run went through a few slow changes: Student's t interval of
-/// the batches' own medians, wide as it may be (C. Alexopoulos, D. Goldsman and J. R. Wilson, "A new perspective on
-/// batched quantile estimation", WSC 2012). None where a batch's median falls among its failures.
-fn median_by_batches(total: Sample, batches: &[Sample]) -> Option<Interval> {
-    let median = |s: &Sample| {
-        let at = rank(MEDIAN, s.len());
-        (at <= s.latency.len()).then(|| s.latency.rank_ns(at) as f64 / 1e6)
-    };
-    let medians = batches.iter().filter(|b| b.len() > 0).map(median).collect::<Option<Vec<f64>>>()?;
-    let (value, n) = (median(&total)?, medians.len() as f64);
-    let mean = medians.iter().sum::<f64>() / n;
-    let half = spread(&medians.iter().map(|m| m - mean).collect::<Vec<_>>())?.half_width() / n;
-    Some(Interval { value, ci95: [(mean - half).clamp(0.0, value), (mean + half).max(value)] })
+/// The percentile of samples that are worth so much, by ranks alone: what repeats are folded to.
+pub fn percentile_of(q: f64, total: Sample, worth: Effective) -> Percentile {
+    let mut found = observed(q, total, worth);
+    if worth.had >= found.needs {
+        found.set(ranked(q, total, worth.sure), Basis::Ranks);
+    }
+    found
 }
 
-/// The percentile of a sample that is worth so much.
-pub fn percentile_of(q: f64, total: Sample, Effective { had, sure }: Effective) -> Percentile {
-    let needs = needed(q);
-    let ms = (had >= needs).then(|| interval(q, total, sure)).flatten();
-    Percentile { q, ms, needs, had, sure }
+/// The percentile with its lower bound, before it has an interval.
+fn observed(q: f64, total: Sample, Effective { had, sure }: Effective) -> Percentile {
+    let n = total.len();
+    let lower95 = lower_bound(q, total, sure);
+    let ms = total.observed_ms(q).map(|value| Figure { value, ci95: None, lower95: lower95.map(|low| low.min(value)) });
+    let beyond = n - rank(q, n).min(n);
+    Percentile { q, ms, basis: Basis::None, beyond, needs: needed(q), had, sure, sure_unjoined: sure }
 }
 
-/// None where an end of the interval falls among the failures.
-fn interval(q: f64, total: Sample, sure: u64) -> Option<Interval> {
-    let (n, p) = (total.len(), q / 100.0);
+impl Percentile {
+    /// Gives it an interval, which makes the lower bound superfluous; none leaves it as it is.
+    pub(super) fn set(&mut self, ends: Option<[f64; 2]>, basis: Basis) {
+        let (Some(ms), Some([low, high])) = (&mut self.ms, ends) else { return };
+        *ms = Interval { value: ms.value, ci95: [low.min(ms.value), high.max(ms.value)] }.into();
+        self.basis = basis;
+    }
+}
+
+/// What the true percentile exceeds with 97.5 %, in ms: the inner edge of the lower rank's stretch.
+fn lower_bound(q: f64, total: Sample, sure: u64) -> Option<f64> {
+    let n = total.len();
+    if sure == 0 || n == 0 {
+        return None;
+    }
+    let [low, _] = ranks(sure, q / 100.0);
+    total.rank_ms(((low - 1) as f64 * n as f64 / sure as f64) as u64 + 1)
+}
+
+/// The ends by ranks, in ms; none where one falls among the failures.
+fn ranked(q: f64, total: Sample, sure: u64) -> Option<[f64; 2]> {
+    let (n, p, sure) = (total.len(), q / 100.0, sure.max(1));
     let [low, high] = ranks(sure, p);
     let scale = n as f64 / sure as f64;
     // The k-th of `sure` stands for the stretch of them all from k − 1 to k: taken where p of that lies below, so that
     // the median's ends are symmetric and those of the tail stay at its outer edge.
     let at = |k: u64| (((k as f64 - (1.0 - p)) * scale - 1e-9).ceil() as u64).clamp(1, n);
     let (low, high) = (at(low), if high == sure { n } else { at(high) });
-    if high > total.latency.len() {
-        return None;
-    }
-    let ms = |rank: u64| total.latency.rank_ns(rank) as f64 / 1e6;
-    let (value, low, high) = (ms(rank(q, n)), ms(low), ms(high));
-    Some(Interval { value, ci95: [low, value + outward(q, sure) * (high - value)] })
+    let (value, low, high) = (total.rank_ms(rank(q, n))?, total.rank_ms(low)?, total.rank_ms(high)?);
+    Some([low, value + outward(q, sure) * (high - value)])
 }
 
 /// By how much the upper end is moved away from the value.
@@ -188,9 +244,9 @@ fn outward(q: f64, sure: u64) -> f64 {
 
 /// The interval before its upper end was moved outward: what precision can be asked of.
 pub fn as_seen(percentile: &Percentile) -> Option<Interval> {
-    let Interval { value, ci95: [low, high] } = percentile.ms?;
-    let high = value + (high - value) / outward(percentile.q, percentile.sure);
-    Some(Interval { value, ci95: [low, high] })
+    let Interval { value, ci95: [low, high] } = percentile.interval()?;
+    let outward = if percentile.basis == Basis::Ranks { outward(percentile.q, percentile.sure) } else { 1.0 };
+    Some(Interval { value, ci95: [low, value + (high - value) / outward] })
 }
 
 /// Whether so many effective samples show what lies beyond a percentile.
@@ -225,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_changed_slowly_still_has_a_median_and_a_wide_interval() {
+    fn a_run_that_changed_slowly_has_wide_intervals_and_few_effective_samples() {
         // Ten thousand calls at 1 ms, then as many at 2 ms, in 4 batches: worth a handful of samples.
         let batches: Vec<Histogram> =
             [1, 1, 2, 2].map(|ms| filled((0..5_000).map(|i| ms * 1_000_000 + i * 40))).into_iter().collect();
@@ -235,10 +291,13 @@ mod tests {
         let parts: Vec<Sample> = batches.iter().map(sample).collect();
         let all = percentiles(sample(&total), &parts);
         let median = &all[0];
-        assert!(median.had < median.needs, "{median:?}");
-        let [low, high] = median.ms.expect("a median is always said").ci95;
+        assert!(median.had < median.needs && median.basis == Basis::Stretches, "{median:?}");
+        let [low, high] = median.interval().expect("four stretches give one").ci95;
         assert!(low <= 1.0 && high >= 2.0, "{median:?}");
-        assert!(all[1..].iter().all(|p| p.ms.is_none() && p.had <= median.had), "{all:?}");
+        for p in &all {
+            assert!(p.ms.is_some() && !p.is_bounded(), "observed, and no precision is asked of it: {p:?}");
+        }
+        assert!(all[4].interval().is_none() && all[4].ms.unwrap().lower95.is_some(), "{:?}", all[4]);
     }
 
     #[test]
@@ -254,10 +313,11 @@ mod tests {
             let got = percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n));
             let seen = as_seen(&got).unwrap();
             assert!((seen.ci95[1] / n as f64 - 1.0).abs() < 2e-3, "p{q}: {seen:?}");
-            let (said, beyond) = (got.ms.unwrap(), n as f64 - seen.value);
+            let (said, beyond) = (got.interval().unwrap(), n as f64 - seen.value);
             let outward = if q > MEDIAN { OUTWARD * beyond } else { 0.0 };
             assert!((said.ci95[1] / (n as f64 + outward) - 1.0).abs() < 2e-3, "p{q}: {said:?}");
-            assert_eq!(percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n - 1)).ms, None);
+            let fewer = percentile_of(q, Sample { latency: &h, failures: 0 }, Effective::known(n - 1));
+            assert!(fewer.interval().is_none() && fewer.ms.unwrap().lower95.is_some(), "{fewer:?}");
         }
     }
 
@@ -286,11 +346,13 @@ mod tests {
     fn one_batch_says_nothing_of_what_its_calls_are_worth() {
         let all = filled((0..1000).map(|i| 1_000_000 + i * 1000));
         let sample = Sample { latency: &all, failures: 0 };
-        assert!(percentiles(sample, &[sample]).iter().all(|p| p.ms.is_none() && (p.had, p.sure) == (0, 0)));
+        let one = percentiles(sample, &[sample]);
+        assert!(one.iter().all(|p| p.interval().is_none() && (p.had, p.sure) == (0, 0)), "{one:?}");
+        assert!(one.iter().all(|p| p.ms.is_some()), "and yet they were seen: {one:?}");
         let half = filled((0..500).map(|i| 1_000_000 + i * 2000));
         let halves = [Sample { latency: &half, failures: 0 }; 2];
         let two = percentiles(sample, &halves);
-        assert!(two[0].ms.is_some() && two[0].had > 0, "{two:?}");
+        assert!(two[0].interval().is_some() && two[0].had > 0, "{two:?}");
     }
 
     #[test]
@@ -301,7 +363,32 @@ mod tests {
             sum
         });
         let share = |h: &Histogram| Share { all: h.len(), below: h.count_up_to(1_000_500) };
-        let worth = effective(share(&total), batches.iter().map(share)).unwrap();
+        let residuals = residuals(share(&total), batches.iter().map(share)).unwrap();
+        let worth = effective(share(&total), &residuals, &residuals).unwrap();
         assert!(worth.sure <= worth.had && worth.had < 40, "{worth:?} of 2000: each batch is all fast or all slow");
+    }
+
+    #[test]
+    fn a_percentile_is_seen_as_soon_as_a_call_may_lie_beyond_it() {
+        assert_eq!(PERCENTILES.map(observable), [1, 10, 20, 100, 1000]);
+        let seen = |n: u64| {
+            let h = filled((1..=n).map(|i| i * 1_000_000));
+            PERCENTILES.map(|q| Sample { latency: &h, failures: 0 }.observed_ms(q).is_some())
+        };
+        assert_eq!(seen(1), [true, false, false, false, false]);
+        assert_eq!(seen(20), [true, true, true, false, false]);
+        assert_eq!(seen(999), [true, true, true, true, false]);
+        assert_eq!(seen(1000), [true; 5]);
+    }
+
+    #[test]
+    fn equal_calls_have_intervals_of_no_width() {
+        let batch = filled([5_000_000; 100]);
+        let total = filled([5_000_000; 1000]);
+        let batches = [Sample { latency: &batch, failures: 0 }; 10];
+        for p in &percentiles(Sample { latency: &total, failures: 0 }, &batches)[..4] {
+            let Interval { value, ci95: [low, high] } = p.interval().unwrap();
+            assert!(low == value && high == value, "{p:?}");
+        }
     }
 }

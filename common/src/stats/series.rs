@@ -1,7 +1,7 @@
 //! A run as a bounded series of consecutive batches: what its throughput and percentiles are worth.
 
 use super::{
-    Histogram, Interval,
+    Figure, Histogram, Interval,
     batch::{Spread, spread},
     percentile::{Sample, percentiles},
 };
@@ -124,7 +124,16 @@ impl Series {
         lacks.clamp(SHORTEST_NS, LONGEST_NS)
     }
 
-    /// Successes a second. The interval's ends are at equal ratios to the value, as for what cannot be negative. None
+    /// Successes a second, with their interval where there are two batches; none where nothing succeeded in a measurable time.
+    pub fn rate(&self) -> Option<Figure> {
+        let observed = || {
+            let value = self.total.successes() as f64 / self.seconds();
+            (value.is_finite() && value > 0.0).then(|| Figure::observed(value))
+        };
+        self.throughput().filter(|rate| rate.value > 0.0).map(Figure::from).or_else(observed)
+    }
+
+    /// Successes a second with their interval. Its ends are at equal ratios to the value, as for what cannot be negative. None
     /// below two batches.
     pub fn throughput(&self) -> Option<Interval> {
         let count = self.total.successes() as f64;
@@ -191,6 +200,6 @@ mod tests {
         series.push(&Batch { duration_ns: 0, late: 50, ..batch(50, 900_000_000) });
         assert_eq!(series.throughput(), before);
         assert_eq!(series.requests(), 2050);
-        assert!(series.percentiles().iter().any(|p| p.q == 99.0 && p.ms.is_none_or(|ms| ms.value > 800.0)));
+        assert!(series.percentiles().iter().any(|p| p.q == 99.0 && p.ms.is_some_and(|ms| ms.value > 800.0)));
     }
 }

@@ -50,7 +50,11 @@ fn shows(q: f64, n: u64, over: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Histogram, series::Batch};
+    use crate::stats::{
+        Histogram,
+        percentile::{Effective, percentile_of},
+        series::Batch,
+    };
 
     #[test]
     fn the_fewest_requests_for_a_met_sla() {
@@ -72,8 +76,9 @@ mod tests {
         let mut latency = Histogram::default();
         (0..400).for_each(|i| latency.record(if i < 8 { 60_000_000 } else { 20_000_000 }));
         let met = |latency_ms, failures, sure| {
-            let p = Percentile { q: 95.0, ms: None, needs: 72, had: 400, sure };
-            is_met(&Sla { percentile: 95.0, latency_ms }, Sample { latency: &latency, failures }, &[p])
+            let total = Sample { latency: &latency, failures };
+            let p = percentile_of(95.0, total, Effective { had: 400, sure });
+            is_met(&Sla { percentile: 95.0, latency_ms }, total, &[p])
         };
         assert!(met(50.0, 0, 400) && met(100.0, 0, 90) && !met(100.0, 0, 89));
         assert!(!met(50.0, 0, 100), "2 of 100 are over the limit");

@@ -8,7 +8,7 @@
 use super::{
     Interval,
     batch::Spread,
-    percentile::{MEDIAN, as_seen},
+    percentile::{MEDIAN, as_seen, observable},
     series::Series,
 };
 use crate::{load::Stop, part::Percentile};
@@ -19,18 +19,22 @@ const GROWTH: f64 = 1.25;
 /// Degrees of freedom from which on the width of throughput's interval is taken as it is. With fewer it must be
 /// narrower than asked in proportion: a slow spell that was seen twice may come twice as often.
 const MANY_DF: f64 = 16.0;
+/// The percentiles that a reader looks for beside the median.
+const LOOKED_FOR: [f64; 2] = [95.0, 99.0];
 
 /// The rule, and when it looks next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StopRule {
     /// Not before.
     pub min: Duration,
-    /// Then it ends, unless it lacks an interval for throughput or median.
+    /// Then it ends, unless it lacks an interval for throughput or median, or calls with which a percentile is seen.
     pub max: Duration,
     /// Then it ends.
     pub last: Duration,
     /// Half width to reach, as a share of the value.
     pub precision: f64,
+    /// Whether calls with which p95 and p99 are seen are worth going on for after `max`, where they end before `last`.
+    sees_percentiles: bool,
     /// What the series holds of an earlier visit.
     done: Duration,
     next: Duration,
@@ -50,7 +54,7 @@ pub enum Look {
 impl StopRule {
     /// A rule that has not looked yet.
     pub fn new(min: Duration, max: Duration, last: Duration, precision: f64) -> Self {
-        Self { min, max, last, precision, done: Duration::ZERO, next: min }
+        Self { min, max, last, precision, sees_percentiles: false, done: Duration::ZERO, next: min }
     }
 
     /// The same for a run that goes on with one of this length: the looks are as few as at one run of both.
@@ -58,16 +62,30 @@ impl StopRule {
         Self { done, next: self.min.max(done.mul_f64(GROWTH - 1.0)), ..self }
     }
 
+    /// The same, but that goes on after `max` for the calls with which p95 and p99 are seen, where they end before `last`.
+    pub fn seeing_percentiles(self) -> Self {
+        Self { sees_percentiles: true, ..self }
+    }
+
     /// Looks at a run that has lasted this long.
     pub fn look(&mut self, elapsed: Duration, series: &Series) -> Look {
         if elapsed >= self.max {
-            return if elapsed >= self.last || has_intervals(series) { Look::Late } else { Look::Open };
+            let is_enough =
+                has_intervals(series) && !(self.sees_percentiles && self.sees_another(elapsed, series.requests()));
+            return if elapsed >= self.last || is_enough { Look::Late } else { Look::Open };
         }
         if elapsed < self.next {
             return Look::Open;
         }
         self.next = (self.done + elapsed).mul_f64(GROWTH) - self.done;
         if self.is_met(series) { Look::Converged } else { Look::Open }
+    }
+
+    /// Whether another percentile is seen of the run before `last`, at the pace so far.
+    fn sees_another(&self, elapsed: Duration, requests: u64) -> bool {
+        let all = |calls: u64| (self.done + elapsed).mul_f64(calls as f64 / requests.max(1) as f64);
+        let comes = |q| requests < observable(q) && all(observable(q)) <= self.done + self.last;
+        requests > 0 && LOOKED_FOR.into_iter().any(comes)
     }
 
     /// Whether throughput and each percentile that the samples surely carry are as precise as asked, by the ends that were
@@ -78,7 +96,7 @@ impl StopRule {
         let surely = |(i, s): (Interval, Spread)| i.relative_half_width() * (MANY_DF / s.df).max(1.0) <= self.precision;
         let percentiles = series.percentiles();
         throughput.zip(spread).is_some_and(surely)
-            && percentiles.iter().any(|p| p.q == MEDIAN && p.ms.is_some())
+            && percentiles.iter().any(|p| p.q == MEDIAN && p.interval().is_some())
             && judged(&percentiles).all(|(_, interval)| within(interval))
     }
 }
@@ -98,7 +116,7 @@ pub fn judged(percentiles: &[Percentile]) -> impl Iterator<Item = (f64, Interval
 
 /// Whether throughput and median can be said with an interval.
 fn has_intervals(series: &Series) -> bool {
-    let median = || series.percentiles().iter().any(|p| p.q == MEDIAN && p.ms.is_some());
+    let median = || series.percentiles().iter().any(|p| p.q == MEDIAN && p.interval().is_some());
     series.throughput().is_some() && median()
 }
 
@@ -162,5 +180,28 @@ mod tests {
         assert_eq!(rule.look(4 * SECOND, &series(1, |_| 0)), Look::Open);
         assert_eq!(rule.look(9 * SECOND, &series(1, |_| 0)), Look::Late);
         assert_eq!(rule.look(4 * SECOND, &series(20, |_| 0)), Look::Late);
+    }
+
+    #[test]
+    fn it_goes_on_for_a_percentile_that_comes_in_time() {
+        // One call a second.
+        let slow = |stretches: u64| {
+            let mut series = Series::default();
+            for i in 0..stretches {
+                let mut stretch = Batch { duration_ns: 1_000_000_000, ..Batch::default() };
+                stretch.record(1_000_000_000 - i * 1_000_000);
+                series.push(&stretch);
+            }
+            series
+        };
+        let look = |last: u32, stretches: u64| {
+            let mut rule = StopRule::new(SECOND, 9 * SECOND, last * SECOND, 1e-9).seeing_percentiles();
+            rule.look(SECOND * stretches as u32, &slow(stretches))
+        };
+        assert_eq!(look(25, 10), Look::Open, "twenty calls end after 20 s");
+        assert_eq!(look(18, 10), Look::Late, "not before 18 s");
+        assert_eq!(look(25, 21), Look::Late, "and a hundred not before 25 s");
+        let mut rule = StopRule::new(SECOND, 9 * SECOND, 25 * SECOND, 1e-9);
+        assert_eq!(rule.look(10 * SECOND, &slow(10)), Look::Late, "nobody asked for percentiles");
     }
 }

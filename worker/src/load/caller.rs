@@ -260,7 +260,7 @@ mod tests {
 
     fn rules(calls: u64, max_duration_ms: u64) -> Rules {
         let stop = Stop { min_duration_ms: 100, max_duration_ms, ..Stop::default() };
-        Rules { stop, batches: Some(calls), seed: 0, slice: None, sla: None }
+        Rules { stop, batches: Some(calls), seed: 0, slice: None, sla: None, aim: Default::default() }
     }
 
     async fn point(fails: u64) -> Point {

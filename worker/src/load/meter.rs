@@ -1,7 +1,7 @@
 //! One point: warms up, measures until the stop rule is met, and puts the figures together.
 
 use super::{
-    Rules, Target, caller, client,
+    Aim, Rules, Target, caller, client,
     control::{Control, Orders, Report},
     observed::{Kept, Observed, is_hopeless},
     once,
@@ -38,6 +38,8 @@ const GONE_ATTEMPTS: u32 = 5;
 /// Beyond the time-out of a call.
 const SILENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The least duration of a point that is only compared with others: the peak is measured again for its figures.
+const PEAK_MIN: Duration = Duration::from_secs(2);
 /// About so many stretches a fixed number of calls is cut into,
 const STRETCHES: u64 = 32;
 /// none narrower than this, as each costs the client some microseconds.
@@ -45,14 +47,18 @@ const NARROWEST_NS: u64 = 500_000;
 
 /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
 fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
-    let rule = StopRule::from(&rules.stop);
+    let mut rule = StopRule::from(&rules.stop);
+    if rules.aim == Aim::Peak {
+        rule.min = rule.min.min(PEAK_MIN);
+    }
     let until = |end: Instant| end.saturating_duration_since(now);
     let longest = rule.max.saturating_sub(done);
     let (max, last) =
         rules.slice.map_or((longest, longest), |s| (longest.min(until(s.share)), longest.min(until(s.end))));
     // A fixed number of calls is not ended for its precision.
     let min = if rules.batches.is_some() { max } else { max.min(rule.min.saturating_sub(done)) };
-    StopRule::new(min, max, last, rule.precision).after(done)
+    let rule = StopRule::new(min, max, last, rule.precision).after(done);
+    if rules.aim == Aim::Percentiles { rule.seeing_percentiles() } else { rule }
 }
 
 /// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
@@ -405,7 +411,7 @@ impl<'a> Meter<'a> {
         }
         self.take_silence();
         let (checked, bad_answers) = self.checked().await;
-        let (throughput, percentiles) = (self.series.throughput(), self.series.percentiles());
+        let (throughput, percentiles) = (self.series.rate(), self.series.percentiles());
         let converged = self.rules.batches.map_or(self.converged, |calls| self.series.requests() >= calls);
         Ok(Observed {
             load: self.load,

@@ -18,7 +18,7 @@ fn target() -> Target {
 }
 
 fn rules() -> Rules {
-    Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None }
+    Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None, aim: Default::default() }
 }
 
 /// One that takes reports but has no client.

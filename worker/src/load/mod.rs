@@ -81,6 +81,20 @@ pub struct Rules {
     pub slice: Option<Slice>,
     /// The point ends when it has shown whether it meets this, whatever the precision.
     pub sla: Option<Sla>,
+    /// What the point is measured for.
+    pub aim: Aim,
+}
+
+/// What a point is measured for: how long it goes on for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Aim {
+    /// Its figures: not shorter than the minimum duration.
+    #[default]
+    Figures,
+    /// Its figures, and past its share of a budget the calls with which p95 and p99 are seen.
+    Percentiles,
+    /// Whether it may be the peak: shorter.
+    Peak,
 }
 
 /// A point's part of a budget.

@@ -6,7 +6,7 @@ use modelmeter_common::{
     Problem,
     load::LoadPoint,
     part::Percentile,
-    stats::{Interval, series::Series},
+    stats::{Figure, series::Series},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,7 +27,7 @@ pub(super) struct Observed {
     pub warmup: Duration,
     pub drifting: bool,
     pub series: Series,
-    pub throughput: Option<Interval>,
+    pub throughput: Option<Figure>,
     pub percentiles: Vec<Percentile>,
     pub errors: BTreeMap<Failure, u64>,
     pub words: BTreeMap<Failure, String>,

@@ -1,10 +1,10 @@
 //! From the load that a request asks for to its points: in what order, and how long each may take.
 //!
-//! A budget is first spent on the reference, until that can be said with intervals, then on the points of a list
-//! or a sweep, and what is left on going on with the reference and the peak.
+//! A budget is first spent on the reference, until p95 and, where time allows, p99 are seen, then on the points of a list
+//! or a sweep, and what is left on going on with the peak and the reference.
 
 use super::{
-    Slice, revisit,
+    Aim, Slice, revisit,
     search::Search,
     sweep::{Sweep, Tried},
 };
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub trait Measure: Send {
     /// Measures this load within its slice of the budget. Where none of its calls succeeds, that is an error if none of
     /// an earlier load's did either, else a point that is not valid.
-    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem>;
+    async fn measure(&mut self, load: LoadPoint, aim: Aim, slice: Option<Slice>) -> Result<Point, Problem>;
 
     /// Whether measuring a closed loop's first or best load again goes on with it, so that the point returned holds
     /// all that was measured of it.
@@ -36,12 +36,11 @@ struct Budget {
 
 /// A point with less time than this is not worth starting.
 const LEAST: Duration = Duration::from_millis(300);
-/// The reference's share of a sweep.
+/// The reference's share of a sweep, and what it may take until p95 and p99 are seen.
 const REFERENCE_SHARE: f64 = 0.4;
-/// Of what the reference leaves, the sweep's share while the rest may give the reference a percentile that it lacks.
+const REFERENCE_MOST: f64 = 0.95;
+/// Of what the reference leaves, the sweep's share; the rest is for the peak's own figures.
 const SWEEP_SHARE: f64 = 0.6;
-/// Calls that carry a p99.
-const P99_CALLS: f64 = 368.0;
 /// Calls that carry a median.
 const MEDIAN_CALLS: f64 = 8.0;
 /// Of its share, what a listed point may take until it carries a median: the others are wanted too.
@@ -64,12 +63,6 @@ impl Budget {
     /// This share of what is left.
     fn part(&self, share: f64) -> Self {
         Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)) }
-    }
-
-    /// Whether what the sweep leaves is time enough for a p99 at the speed of this point.
-    fn rest_carries_p99(&self, point: &Point) -> bool {
-        let rest_s = self.left().map_or(0.0, |left| left.as_secs_f64() * (1.0 - SWEEP_SHARE));
-        point.requests_per_s.is_some_and(|rate| rate.value * rest_s >= P99_CALLS)
     }
 
     fn left(&self) -> Option<Duration> {
@@ -142,7 +135,9 @@ async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Re
         if i > 0 && budget.is_spent() {
             break;
         }
-        let point = with.measure(load, budget.slice(share, most)).await?;
+        // Where others follow, percentiles wait until these have been measured.
+        let aim = if loads.len() == 1 { Aim::Percentiles } else { Aim::Figures };
+        let point = with.measure(load, aim, budget.slice(share, most)).await?;
         if i > 0 && ran_out(&point, budget) {
             break;
         }
@@ -160,13 +155,17 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
         if !is_first && !swept.affords(concurrency, &points) {
             break;
         }
-        let slice = if is_first { budget.slice(REFERENCE_SHARE, 1.0) } else { swept.share(sweep.expected_left()) };
-        let point = with.measure(LoadPoint::Closed { concurrency }, slice).await?;
+        let (aim, slice) = if is_first {
+            (Aim::Percentiles, budget.slice(REFERENCE_SHARE, REFERENCE_MOST))
+        } else {
+            (Aim::Peak, swept.share(sweep.expected_left()))
+        };
+        let point = with.measure(LoadPoint::Closed { concurrency }, aim, slice).await?;
         if !is_first && ran_out(&point, swept) {
             break;
         }
         sweep.tried(Tried { concurrency, rate: point.requests_per_s, valid: point.valid });
-        if is_first && revisit::lacks_percentiles(&point.percentiles) && budget.rest_carries_p99(&point) {
+        if is_first {
             swept = budget.part(SWEEP_SHARE);
         }
         points.push(point);
@@ -180,14 +179,16 @@ fn ran_out(point: &Point, budget: Budget) -> bool {
     point.requests == 0 && budget.is_spent()
 }
 
-/// Spends what is left on the reference and the peak of a closed loop, where more calls make them better.
+/// Goes on with the peak of a closed loop, which a sweep measured only to find it, and spends what a budget has left on peak and
+/// reference, where more calls make them better.
 async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -> Result<(), Problem> {
-    if budget.end.is_none() || !with.goes_on() {
+    if !with.goes_on() {
         return Ok(());
     }
     let rate = |p: &Point| p.requests_per_s.filter(|_| p.valid).map_or(0.0, |r| r.value);
     let peak = (0..points.len()).max_by(|&a, &b| rate(&points[a]).total_cmp(&rate(&points[b])));
-    let mut which: Vec<usize> = peak.into_iter().filter(|&i| i > 0).chain([0]).collect();
+    let mut which: Vec<usize> = [0].into_iter().filter(|_| budget.end.is_some()).collect();
+    which.extend(peak.filter(|&i| i > 0));
     which.retain(|&i| points.get(i).is_some_and(revisit::is_worth_more));
     while let Some(i) = which.pop() {
         let LoadPoint::Closed { concurrency } = points[i].load else { continue };
@@ -195,7 +196,7 @@ async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -
             continue;
         }
         let slice = budget.slice(1.0 / (which.len() + 1) as f64, 1.0);
-        let again = with.measure(points[i].load, slice).await?;
+        let again = with.measure(points[i].load, Aim::Figures, slice).await?;
         // What went wrong the second time takes nothing from the first.
         if again.valid {
             points[i] = again;
@@ -206,7 +207,7 @@ async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -
 
 async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
     // One in flight tells what order of rate to begin with; it is no point of an open loop.
-    let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, budget.slice(0.125, 0.25)).await?;
+    let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, Aim::Peak, budget.slice(0.125, 0.25)).await?;
     search.begin(&pilot);
     let mut points = Vec::<Point>::new();
     while let Some(load) = search.propose() {
@@ -214,7 +215,7 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
             break;
         }
         let share = 1.0 / search.expected_left() as f64;
-        let point = with.measure(load, budget.slice(share, share * LISTED_MOST)).await?;
+        let point = with.measure(load, Aim::Figures, budget.slice(share, share * LISTED_MOST)).await?;
         if !points.is_empty() && ran_out(&point, budget) {
             break;
         }
@@ -229,7 +230,13 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use modelmeter_common::{load::Arrivals, part::Percentile, stats::Interval};
+    use modelmeter_common::{
+        load::Arrivals,
+        stats::{
+            Figure, Histogram,
+            percentile::{Effective, Sample, percentile_of},
+        },
+    };
 
     #[test]
     fn the_reference_comes_first_and_nothing_twice() {
@@ -261,14 +268,15 @@ mod tests {
 
     #[async_trait]
     impl Measure for Fake {
-        async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
+        async fn measure(&mut self, load: LoadPoint, _: Aim, slice: Option<Slice>) -> Result<Point, Problem> {
             self.asked.push((load, slice.unwrap()));
             let valid = self.asked.len() <= self.fails_from;
             let value = 1.0 / self.call_s;
-            let p50 = Percentile { q: 50.0, ms: None, needs: 6, had: 6, sure: 6 };
+            let lacking =
+                percentile_of(99.0, Sample { latency: &Histogram::default(), failures: 0 }, Effective::known(0));
             Ok(Point {
-                requests_per_s: Some(Interval { value, ci95: [value * 0.9, value * 1.1] }),
-                percentiles: vec![p50, Percentile { q: 99.0, ms: None, needs: 368, had: 10, sure: 10 }],
+                requests_per_s: Some(Figure { value, ci95: Some([value * 0.9, value * 1.1]), lower95: None }),
+                percentiles: vec![lacking],
                 valid,
                 ..Point::blank(load, 1)
             })
@@ -284,7 +292,10 @@ mod tests {
         let points = sweep(Budget { end: Some(end) }, &mut fake).await.unwrap();
         assert!(fake.asked.iter().all(|(_, s)| s.share <= s.end && s.end <= end), "within the budget");
         let reference = fake.asked[0].1;
-        assert!(reference.end + Duration::from_millis(1) >= end, "the reference may take it all");
+        assert!(
+            reference.end + Duration::from_millis(1) >= end - Duration::from_secs_f64(0.05 * budget_s),
+            "the reference may take nearly all"
+        );
         assert!(points.iter().all(|p| points.iter().filter(|q| q.load == p.load).count() == 1));
         fake.asked.iter().map(|(load, _)| load.to_owned()).map(concurrency).collect()
     }

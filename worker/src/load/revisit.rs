@@ -1,6 +1,6 @@
 //! Going on with a load that was measured before: what a budget has left makes the reference and the peak sharper.
 
-use super::{Rules, Slice, Target, meter::observe, observed::Kept, plan::Measure, verdict};
+use super::{Aim, Rules, Slice, Target, meter::observe, observed::Kept, plan::Measure, verdict};
 use crate::sample::Probes;
 use async_trait::async_trait;
 use modelmeter_common::{
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 /// Percentiles beyond this one are not worth a visit of their own.
 const WORTH: f64 = 99.0;
 
-/// Whether percentiles that a reader looks for are not carried yet.
+/// Whether percentiles that a reader looks for have no interval yet.
 pub(super) fn lacks_percentiles(percentiles: &[Percentile]) -> bool {
-    percentiles.iter().any(|p| p.q <= WORTH && p.had < p.needs)
+    percentiles.iter().any(|p| p.q <= WORTH && p.interval().is_none())
 }
 
 /// Whether more calls would make a point better.
@@ -61,8 +61,8 @@ impl Bench {
 
 #[async_trait]
 impl Measure for Bench {
-    async fn measure(&mut self, load: LoadPoint, slice: Option<Slice>) -> Result<Point, Problem> {
-        let mut rules = Rules { slice, ..self.rules.clone() };
+    async fn measure(&mut self, load: LoadPoint, aim: Aim, slice: Option<Slice>) -> Result<Point, Problem> {
+        let mut rules = Rules { slice, aim, ..self.rules.clone() };
         // The SLA is asked of the search's own loads, not of its pilot.
         rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
         let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
@@ -72,7 +72,7 @@ impl Measure for Bench {
         }
         self.has_served = true;
         let point = verdict::point(self.target.call.batch_size, &rules, &kept);
-        if slice.is_some() && self.goes_on() && matches!(load, LoadPoint::Closed { .. }) {
+        if self.goes_on() && matches!(load, LoadPoint::Closed { .. }) {
             self.keep(load, &point, kept);
         }
         Ok(point)

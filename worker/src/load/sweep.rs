@@ -4,7 +4,7 @@
 //! (a server with two plateaus passes the first). Then it halves the gaps beside the best, as long as the rise that
 //! leads to a gap, continued through it, would bring enough.
 
-use modelmeter_common::{request::MAX_CONCURRENCY, stats::Interval};
+use modelmeter_common::{request::MAX_CONCURRENCY, stats::Figure};
 
 /// Doublings that bring nothing before it stops.
 const FLAT: usize = 2;
@@ -19,7 +19,7 @@ pub struct Tried {
     /// Calls in flight.
     pub concurrency: u32,
     /// Successes a second.
-    pub rate: Option<Interval>,
+    pub rate: Option<Figure>,
     /// Invalid points end the doubling and are never the best.
     pub valid: bool,
 }
@@ -67,7 +67,8 @@ impl Sweep {
         let mut best: Option<Tried> = None;
         let mut flat = 0;
         for &point in &self.tried {
-            let bar = best.map_or(0.0, |b| b.rate.map_or(0.0, |r| r.ci95[1].max(r.value)));
+            let bar =
+                best.map_or(0.0, |b| b.rate.map_or(0.0, |r| r.ci95.map_or(r.value, |[_, high]| high.max(r.value))));
             flat = if point.value() > bar { 0 } else { flat + 1 };
             if best.is_none_or(|b| point.value() > b.value()) {
                 best = Some(point);
@@ -105,8 +106,8 @@ fn promise(rising: &[Tried], next: &Tried) -> Option<(u32, f64)> {
 mod tests {
     use super::*;
 
-    fn rate(value: f64) -> Option<Interval> {
-        Some(Interval { value, ci95: [value * 0.99, value * 1.01] })
+    fn rate(value: f64) -> Option<Figure> {
+        Some(Figure { value, ci95: Some([value * 0.99, value * 1.01]), lower95: None })
     }
 
     /// A server whose rate falls past its peak, wherever that is.

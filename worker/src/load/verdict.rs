@@ -10,13 +10,8 @@ use crate::sample::Samples;
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
-    part::{Answers, Point, Reason, Warning},
-    stats::{
-        fold::{percentile_path, percentile_reason},
-        percentile::Sample,
-        sla,
-        stop::judged,
-    },
+    part::{Answers, Point, Warning},
+    stats::{percentile::Sample, sla, stop::judged, unsupported},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -46,14 +41,9 @@ pub(super) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
     }
     let valid = !warnings.iter().any(Warning::spoils);
     let mut unavailable = samples.unavailable.clone();
-    for p in seen.percentiles.iter().filter(|p| p.ms.is_none()) {
-        unavailable.insert(percentile_path(p.q), percentile_reason(p));
-    }
-    if seen.throughput.is_none() {
-        let message = "needs calls that end in at least two stretches of the run".to_owned();
-        let reason = Reason { code: "too_few_requests".into(), message };
-        unavailable.insert("throughput_inferences_per_s".into(), reason);
-    }
+    let requests = seen.series.requests();
+    unavailable.extend(seen.percentiles.iter().filter_map(|p| unsupported::percentile(p, requests)));
+    unavailable.extend(unsupported::throughput(seen.throughput));
     Point {
         load: seen.load,
         batch_size,
@@ -288,7 +278,8 @@ fn certify(warnings: &mut Vec<Warning>) {
 
 /// The least precise figure that precision is asked of, with its half width as a share of the value.
 fn worst(seen: &Observed) -> Option<(String, f64)> {
-    let throughput = seen.throughput.iter().map(|i| ("throughput".to_owned(), i.relative_half_width()));
+    let throughput = seen.throughput.and_then(|rate| rate.interval());
+    let throughput = throughput.iter().map(|i| ("throughput".to_owned(), i.relative_half_width()));
     let percentiles = judged(&seen.percentiles).map(|(q, seen)| (format!("p{q}"), seen.relative_half_width()));
     throughput.chain(percentiles).max_by(|a, b| a.1.total_cmp(&b.1))
 }
@@ -303,7 +294,7 @@ mod tests {
     };
 
     fn rules() -> Rules {
-        Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None }
+        Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None, aim: Default::default() }
     }
 
     /// A run that did not converge: a hundred calls, as many of them failures as is said.

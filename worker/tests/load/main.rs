@@ -60,7 +60,7 @@ fn target(mock: &Mock) -> Target {
 /// A point of exactly this length, warm-up apart.
 fn rules(ms: u64) -> Rules {
     let stop = Stop { min_duration_ms: ms, max_duration_ms: ms, timeout_ms: 500, ..Stop::default() };
-    Rules { stop, batches: None, seed: 1, slice: None, sla: None }
+    Rules { stop, batches: None, seed: 1, slice: None, sla: None, aim: Default::default() }
 }
 
 const fn closed(concurrency: u32) -> LoadPoint {

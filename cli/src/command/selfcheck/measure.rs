@@ -147,7 +147,7 @@ impl Bench<'_> {
         }
         self.progress.say(&format!("measuring {load}"));
         let stop = Stop { min_duration_ms: MIN_MS, max_duration_ms: MAX_MS, ..Stop::default() };
-        let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None };
+        let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
         let probes = Probes::new(Some(std::process::id()));
         self.points.push(load::measure(&self.target, load, &rules, &probes, self.stop).await?);
         Ok(self.points.last().expect("pushed just now"))

@@ -126,7 +126,12 @@ fn configure(connection: &Connection, schema: &str, version: u32) -> rusqlite::R
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    if schema_version(connection)? == 0 {
+    let found = schema_version(connection)?;
+    if (1..version).contains(&found) {
+        // Its documents still read; those that are written from now on are not for older programs.
+        connection.pragma_update(None, "user_version", version)?;
+    }
+    if found == 0 {
         // Looked at again under the lock: another process may be making them too.
         connection.execute_batch("BEGIN IMMEDIATE")?;
         if schema_version(connection)? == 0 {

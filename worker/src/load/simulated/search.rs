@@ -1,21 +1,21 @@
 //! The SLA search against servers whose highest rate is known, in simulated time: the real plan, search, series and
 //! claims, with queues in place of a client and a clock.
 
-use super::super::{Measure, Slice, run_plan, search, search::meets};
+use super::super::{Aim, Measure, Slice, run_plan, search, search::meets};
 use async_trait::async_trait;
 use modelmeter_common::{
     Problem,
     load::{Arrivals, Load, LoadPoint, Sla, Stop},
     part::Point,
     stats::{
-        Interval,
+        Figure,
         series::{Batch, Series},
         stop::StopRule,
     },
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-const LEAST_S: f64 = 2.0;
+const LEAST_S: f64 = 5.0;
 const WARMUP_S: f64 = 2.0;
 
 /// One call at a time, 1 ms each: exactly, or on average by the exponential law.
@@ -65,7 +65,7 @@ impl Queue {
         Point {
             latency: series.total().latency.clone(),
             percentiles: series.percentiles(),
-            requests_per_s: series.throughput(),
+            requests_per_s: series.rate(),
             ..Point::blank(LoadPoint::Open { rate_per_s, arrivals }, 1)
         }
     }
@@ -73,8 +73,8 @@ impl Queue {
 
 #[async_trait]
 impl Measure for Queue {
-    async fn measure(&mut self, load: LoadPoint, _: Option<Slice>) -> Result<Point, Problem> {
-        let rate = Interval { value: 1000.0, ci95: [990.0, 1010.0] };
+    async fn measure(&mut self, load: LoadPoint, _: Aim, _: Option<Slice>) -> Result<Point, Problem> {
+        let rate = Figure::observed(1000.0);
         match load {
             LoadPoint::Closed { .. } => Ok(Point { requests_per_s: Some(rate), ..Point::blank(load, 1) }),
             LoadPoint::Open { rate_per_s, arrivals } => Ok(self.open(rate_per_s, arrivals)),

@@ -1,7 +1,7 @@
 //! The sweep against servers whose peak is known: every point has the meter's own warm-up, series and stop rule.
 
 use super::{
-    super::{Measure, Slice, run_plan},
+    super::{Aim, Measure, Slice, run_plan},
     laws::{Call, Calls, Rng},
     simulate,
 };
@@ -72,14 +72,16 @@ impl Server {
 
 #[async_trait]
 impl Measure for Server {
-    async fn measure(&mut self, load: LoadPoint, _: Option<Slice>) -> Result<Point, Problem> {
+    async fn measure(&mut self, load: LoadPoint, aim: Aim, _: Option<Slice>) -> Result<Point, Problem> {
         let LoadPoint::Closed { concurrency } = load else { unreachable!("a sweep's points are closed loops") };
         self.points += 1;
-        let run = simulate::run(self.calls(concurrency), StopRule::from(&Stop::default()));
+        let min = if aim == Aim::Peak { 2_000 } else { Stop::default().min_duration_ms };
+        let stop = Stop { min_duration_ms: min, ..Stop::default() };
+        let run = simulate::run(self.calls(concurrency), StopRule::from(&stop));
         self.took_s += run.took_s;
         Ok(Point {
             percentiles: run.series.percentiles(),
-            requests_per_s: run.series.throughput(),
+            requests_per_s: run.series.rate(),
             converged: run.converged,
             ..Point::blank(load, 1)
         })
