@@ -88,7 +88,7 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
     Request { model: "m".into(), ..request.clone() }.validate()?;
     Ok(Job {
         points: points_named(&request.load),
-        format: args.format.unwrap_or(if json { Format::Json } else { Format::Table }),
+        format: args.report.format(json),
         dry_run: args.dry_run,
         inspectors: BTreeMap::new(),
         target,

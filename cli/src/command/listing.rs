@@ -67,7 +67,7 @@ pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8,
     let found = asked.client.results(args.request, args.model.as_deref(), args.limit).await;
     asked.end().await;
     let found = found?;
-    let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
+    let format = args.report.format(context.json);
     if found.is_empty() && format != Format::Json {
         if args.model.is_some() || args.request.is_some() {
             return Err(Problem::new(Code::NotFound, "no results match")
@@ -76,7 +76,7 @@ pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8,
         print("no results yet: `modelmeter profile MODEL` makes some\n")?;
         return Ok(0);
     }
-    print(&report::render(&found, format, args.points))?;
+    print(&report::render(&found, format, args.report.view(args.points)))?;
     Ok(0)
 }
 
