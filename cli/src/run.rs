@@ -204,9 +204,9 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     if let Some(name) = job.inspectors.keys().next() {
         return Err(Problem::invalid(
             "inspector",
-            format!("the workers of a cluster do not have this program's '{name}'"),
+            format!("workers of a cluster cannot use '{name}', which is part of this program"),
         )
-        .with_hint("measure in this process, or name an inspector of the workers' configuration"));
+        .with_hint("measure without a coordinator, or use an inspector of the workers' configuration"));
     }
     // What the workers' own engines take, they alone know.
     check_settings(&job.request, &[])?;
@@ -309,7 +309,7 @@ fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Probl
     }
     for (name, problem) in offer.lacking.engines.iter().filter(|_| !wanted.is_empty()) {
         let hint = problem.hint.as_deref().unwrap_or_default();
-        progress.say(&format!("engine '{name}': {}: {hint}; its cells will fail", problem.message));
+        progress.say(&format!("engine '{name}' cannot run here, so its cells will fail: {}; {hint}", problem.message));
     }
     Ok(offer)
 }
@@ -339,8 +339,8 @@ fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions
     let is_asked = |spec: &EngineSpec| request.engines.contains(&spec.name) && engine::find(&spec.name).is_none();
     let is_stranded = |spec: &EngineSpec| !slots.iter().any(|slot| spec.runs_on(slot.device.kind));
     let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
-    let message = format!("engine {} runs on GPUs alone: {} means none here", spec.name, request.devices.join(", "));
-    Err(Problem::invalid("devices", message).with_hint("--devices gpu, where there is one; see `modelmeter engines`"))
+    let message = format!("engine {} runs on GPUs only, and there is none here that --devices {} means", spec.name, request.devices.join(", "));
+    Err(Problem::invalid("devices", message).with_hint("use --devices gpu on a machine with a GPU; see `modelmeter engines`"))
 }
 
 /// Where nothing can be measured, that is said before anything starts.
