@@ -146,6 +146,13 @@ pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::Sl
     chosen.map(|device| worker::SlotOptions { device }).collect()
 }
 
+/// The slot from which a server is measured that was not launched here.
+pub fn remote(device_class: &str) -> Vec<worker::SlotOptions> {
+    let (devices, _) = worker::sample::devices();
+    let cores = devices.iter().find(|device| device.kind == DeviceKind::Cpu).and_then(|cpu| cpu.cores);
+    vec![worker::SlotOptions { device: Device::remote(device_class, cores) }]
+}
+
 /// What the worker of these slots will announce: the pools as its coordinator will see them.
 pub fn pools(slots: &[worker::SlotOptions], offer: &Offer, inspectors: &BTreeMap<String, Custom>) -> Vec<Pool> {
     let of_slot = |slot: &worker::SlotOptions| {

@@ -61,7 +61,7 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
             files(&Files { paths: vec![(Some(Format::Onnx), path)], ..Files::default() }).await.map(Some)
         }
         Target::Name(_) => Ok(None),
-        Target::Endpoint { address, model, protocol, inputs } => {
+        Target::Endpoint { address, model, protocol, inputs, .. } => {
             let (inputs, outputs) = match protocol {
                 Protocol::MlmodelciPredict => (stated(address, inputs).await?, Vec::new()),
                 Protocol::KserveV2 | Protocol::Tfs => told(address, model, *protocol, inputs).await?,

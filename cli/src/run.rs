@@ -8,7 +8,7 @@ use crate::{
     engines::{self, Offer},
     follow::{submit, watch},
     interrupt::interrupted,
-    job::{Job, Target},
+    job::{self, Job, Target},
     models::{self, Local},
     progress::Progress,
     report::counted,
@@ -241,7 +241,10 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
         inspector::find(name, &job.request.load, &job.inspectors)?;
     }
     // Words may name one device of this machine; its class is what a request asks for.
-    let slots = embedded::slots(&job.request.devices, &offer.specs);
+    let slots = match &job.target {
+        Target::Endpoint { device_class, .. } => embedded::remote(device_class),
+        _ => embedded::slots(&job.request.devices, &offer.specs),
+    };
     check_devices(&job.request, &offer.specs, &slots)?;
     let devices = embedded::classes(&job.request.devices);
     let local = models::local(&job.target, &config.home).await?;
@@ -251,6 +254,11 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     check_settings(&request, &offer.specs)?;
     let pools = embedded::pools(&slots, &offer, &job.inspectors);
     let cells = embedded::cells(&request, &model, &pools)?;
+    let tasks = cells.len() as u64 * u64::from(request.repeats);
+    request.budget_ms = job::budget_ms(&request, job.usual_budget, tasks);
+    if let Some(words) = request.budget_ms.and_then(|budget| job::small_budget(budget, tasks)) {
+        progress.say(&words);
+    }
     some_can_run(&cells, &pools)?;
     let Job { target, inspectors, .. } = job;
     Ok(Sketch { target, request, inspectors, local, model, offer, slots, pools, cells })

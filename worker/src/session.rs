@@ -135,7 +135,7 @@ fn probes(deployment: &Deployment, device: &Device) -> Probes {
     if !deployment.is_local() {
         return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
     }
-    if device.kind == DeviceKind::Cpu {
+    if device.kind != DeviceKind::Gpu {
         return probes;
     }
     match (&device.uuid, Monitor::shared()) {

@@ -20,6 +20,15 @@ pub enum Format {
     Json,
 }
 
+/// How long a request may take in all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Budget {
+    /// As long as its stop rules take.
+    None,
+    /// So many milliseconds.
+    Time(u64),
+}
+
 /// How load is put on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LoadMode {
@@ -61,6 +70,9 @@ pub struct ProfileArgs {
     /// Measure a server that already runs
     #[arg(long, value_name = "HOST:PORT", help_heading = "What to measure")]
     pub endpoint: Option<String>,
+    /// What the server at --endpoint runs on, as nvidia-a10: results of one class are compared [default: remote]
+    #[arg(long, requires = "endpoint", value_name = "NAME", help_heading = "What to measure")]
+    pub device_class: Option<String>,
     /// What the server at --endpoint speaks [default: kserve-v2]
     #[arg(long, requires = "endpoint", help_heading = "What to measure")]
     pub protocol: Option<String>,
@@ -128,7 +140,7 @@ pub struct ProfileArgs {
     /// Half width of the 95 % intervals to reach [default: 5%]
     #[arg(long, value_parser = parse::share, value_name = "SHARE", help_heading = "When to stop")]
     pub precision: Option<f64>,
-    /// Measure each load point at least this long [default: 2s]
+    /// Measure each load point at least this long [default: 5s; 2s where only the peak is looked for]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
     /// Measure each load point at most this long [default: 30s, or twice a longer --min-duration]
@@ -143,10 +155,10 @@ pub struct ProfileArgs {
     /// Open loop: more calls than this in flight make the point invalid [default: 4096]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub max_in_flight: Option<u32>,
-    /// Wall time for the whole request, shared out over its cells [default: 2m for a built-in model without a
-    /// coordinator, unless -f, --batches, --min-duration, --max-duration or --certified says how long]
-    #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
-    pub budget: Option<u64>,
+    /// Wall time for the whole request, shared out over its cells; none lifts it [default: without a coordinator 30s a cell,
+    /// at most 10m, unless --batches, --min-duration, --max-duration or --certified says how long]
+    #[arg(long, value_parser = parse::budget, value_name = "DURATION|none", help_heading = "When to stop")]
+    pub budget: Option<Budget>,
     /// Independent repetitions of each cell [default: 1]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub repeats: Option<u32>,

@@ -60,7 +60,7 @@ impl Setup<'_> {
         let mut env = expand(&values, env)?;
         // By UUID: CUDA's own order of indices is not NVML's. On a CPU's slot it sees none.
         let seen = match self.place.device.kind {
-            DeviceKind::Cpu => Some(String::new()),
+            DeviceKind::Cpu | DeviceKind::Remote => Some(String::new()),
             DeviceKind::Gpu => self.place.device.uuid.clone(),
         };
         env.extend(seen.map(|uuid| ("CUDA_VISIBLE_DEVICES".into(), uuid)));

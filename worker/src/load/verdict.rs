@@ -10,7 +10,7 @@ use crate::sample::Samples;
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
-    part::{Answers, Point, Warning},
+    part::{Answers, Basis, Percentile, Point, Warning},
     stats::{percentile::Sample, sla, stop::judged, unsupported},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -180,6 +180,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "drifting", message);
     }
+    if let Some(message) = slow_changes(seen) {
+        warn(warnings, "changed_slowly", message);
+    }
     // Where errors or a server that is gone ended the run, more time would not have helped.
     if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !is_hopeless(&seen.series) {
         warnings.push(not_converged(seen, rules));
@@ -214,6 +217,19 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
             warn(warnings, "noisy_host", message);
         }
     }
+}
+
+/// Why the intervals of some percentiles are wide although there were many calls.
+fn slow_changes(seen: &Observed) -> Option<String> {
+    let calls = seen.series.requests();
+    let is_wide = |p: &&Percentile| p.basis == Basis::Stretches && p.interval().is_some() && 2 * p.had < calls;
+    let wide: Vec<&Percentile> = seen.percentiles.iter().filter(is_wide).collect();
+    let least = wide.iter().map(|p| p.had).min()?;
+    let names = wide.iter().map(|p| format!("p{}", p.q)).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "the interval of {names} is wide: latency changed slowly during the run ({calls} calls count as {least}); measure longer \
+         or on a steadier machine"
+    ))
 }
 
 /// Why the run did not come to what was asked of it.
@@ -289,8 +305,7 @@ mod tests {
     use super::*;
     use modelmeter_common::{
         load::Stop,
-        part::Percentile,
-        stats::{Interval, series::Batch},
+        stats::{Figure, series::Batch},
     };
 
     fn rules() -> Rules {
@@ -314,18 +329,25 @@ mod tests {
 
     #[test]
     fn precision_is_missed_by_what_it_is_asked_of() {
-        let interval = |low, high| Some(Interval { value: 1.0, ci95: [low, high] });
+        let interval = |low, high| Some(Figure { value: 1.0, ci95: Some([low, high]), lower95: None });
+        let percentile = |q, ms, sure| Percentile {
+            q,
+            ms,
+            basis: Basis::Ranks,
+            beyond: 9,
+            needs: 72,
+            had: 80,
+            sure,
+            sure_unjoined: sure,
+        };
         let mut seen = run(0);
         seen.throughput = interval(0.9, 1.1);
         // Of the tail only the slowest call is seen; it is no reason.
-        seen.percentiles = vec![
-            Percentile { q: 50.0, ms: interval(0.8, 1.2), needs: 6, had: 100, sure: 100 },
-            Percentile { q: 95.0, ms: interval(0.9, 3.0), needs: 72, had: 80, sure: 40 },
-        ];
+        seen.percentiles = vec![percentile(50.0, interval(0.8, 1.2), 100), percentile(95.0, interval(0.9, 3.0), 40)];
         let [only] = warned(&seen, &rules()).try_into().unwrap();
         assert!(only.code == "not_converged" && only.message.contains("p50 is ±20.0 %"), "{only:?}");
         // A tail's end counts as it was seen, not as it was moved outward.
-        seen.percentiles[1] = Percentile { q: 95.0, ms: interval(0.9, 1.25), needs: 72, had: 80, sure: 80 };
+        seen.percentiles[1] = percentile(95.0, interval(0.9, 1.25), 80);
         let [only] = warned(&seen, &rules()).try_into().unwrap();
         assert!(only.message.contains("±20.0 %"), "{only:?}");
     }

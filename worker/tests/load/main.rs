@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod basics;
-mod coverage;
 mod ends;
 mod laws;
 mod mock;
