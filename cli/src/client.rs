@@ -51,7 +51,7 @@ impl Client {
             let endpoint = Endpoint::from_shared(full)
                 .map_err(|e| {
                     Problem::invalid("coordinator", format!("'{address}' is not an address: {e}"))
-                        .with_hint("as http://127.0.0.1:7600")
+                        .with_hint("for example http://127.0.0.1:7600")
                 })?
                 .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(Duration::from_secs(10))
@@ -212,7 +212,7 @@ impl Watch {
 fn problem(status: tonic::Status) -> Problem {
     match grpc::problem_of(&status) {
         gone @ Problem { code: Code::Unreachable, hint: None, .. } => {
-            gone.with_hint("what is measured already is in the hub; `modelmeter watch ID` picks the request up again")
+            gone.with_hint("finished results are in the hub; `modelmeter watch ID` follows the request again")
         }
         other => other,
     }
@@ -224,8 +224,8 @@ fn json<T: serde::Serialize>(document: &T) -> String {
 
 fn read<T: DeserializeOwned>(json: &str) -> Result<T, Problem> {
     serde_json::from_str(json).map_err(|e| {
-        Problem::new(Code::BadResponse, format!("the coordinator sent a document that does not read: {e}"))
-            .with_hint("are both of the same version of modelmeter?")
+        Problem::new(Code::BadResponse, format!("a document from the coordinator cannot be read: {e}"))
+            .with_hint("use the same version of modelmeter on both sides")
     })
 }
 

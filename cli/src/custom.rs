@@ -40,8 +40,8 @@ pub fn engine(name: &str, custom: &CustomEngine) -> Result<EngineSpec, Problem> 
     let ports = PortPair { http: custom.http_port, grpc: custom.grpc_port, metrics: None };
     let on = |kind: &str| custom.devices.iter().any(|device| device == kind).then_some(ports);
     if let Some(other) = custom.devices.iter().find(|device| !matches!(device.as_str(), "cpu" | "gpu")) {
-        return Err(Problem::invalid(format!("{field}.devices"), format!("'{other}' is no kind of device"))
-            .with_hint("cpu, gpu, or both"));
+        return Err(Problem::invalid(format!("{field}.devices"), format!("'{other}' is not a kind of device"))
+            .with_hint("use cpu, gpu, or both"));
     }
     let spec = EngineSpec {
         name: name.to_owned(),
@@ -86,8 +86,8 @@ fn inspector(name: &str, custom: &CustomInspector) -> Result<Custom, Problem> {
 fn plain(name: &str, field: &str) -> Result<(), Problem> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(allowed) {
-        return Err(Problem::invalid(field, format!("'{name}' is not a name"))
-            .with_hint(format!("1 to {MAX_NAME} letters, digits, dots, hyphens and underscores")));
+        return Err(Problem::invalid(field, format!("'{name}' cannot be a name"))
+            .with_hint(format!("use 1 to {MAX_NAME} letters, digits, dots, hyphens and underscores")));
     }
     Ok(())
 }
@@ -96,14 +96,14 @@ fn command(words: &[String], field: &str) -> Result<(PathBuf, Vec<String>), Prob
     let field = format!("{field}.command");
     let (program, args) = words.split_first().ok_or_else(|| {
         Problem::invalid(field.clone(), "is empty")
-            .with_hint("a program and its arguments: [\"python3\", \"server.py\"]")
+            .with_hint("give a program and its arguments, as [\"python3\", \"server.py\"]")
     })?;
     let program = PathBuf::from(program);
     if !is_there(&program) {
-        let message = format!("there is no program '{}'", program.display());
+        let message = format!("program '{}' was not found", program.display());
         return Err(Problem::new(Code::NotInstalled, message)
             .with_field(field)
-            .with_hint("name one on PATH, or its path from where modelmeter is started"));
+            .with_hint("give a program on PATH, or its path relative to where modelmeter is started"));
     }
     Ok((program, args.to_vec()))
 }

@@ -19,8 +19,8 @@ use std::{
 /// `invalid_argument` for words that are no `INPUT=FILE`, or an archive beside them.
 pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
     let wrong = |word: &str| {
-        Problem::invalid("data", format!("'{word}' does not say which input it is for"))
-            .with_hint("--data INPUT=FILE for each input, or one --data FILE.npz for all")
+        Problem::invalid("data", format!("'{word}' does not name the input that it is for"))
+            .with_hint("use --data INPUT=FILE for each input, or one --data FILE.npz for all")
     };
     match words {
         [] => Ok(None),
@@ -32,8 +32,8 @@ pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
             };
             let files: BTreeMap<_, _> = words.iter().map(pair).collect::<Result<_, Problem>>()?;
             if files.len() < words.len() {
-                return Err(Problem::invalid("data", "two files are for the same input")
-                    .with_hint("one file holds all items of an input"));
+                return Err(Problem::invalid("data", "two files were given for the same input")
+                    .with_hint("put all items of an input into one file"));
             }
             Ok(Some(Source::Files(files)))
         }

@@ -216,7 +216,7 @@ pub fn writable(home: &Path) -> Result<(), Problem> {
     tried.map_err(|e| {
         Problem::new(Code::Storage, format!("cannot write to {}: {e}", home.display()))
             .with_field("home")
-            .with_hint("choose a place that is writable with --home DIR or MODELMETER_HOME")
+            .with_hint("choose a writable directory with --home DIR or MODELMETER_HOME")
     })
 }
 
@@ -230,9 +230,9 @@ fn lock(home: &Path) -> Result<File, Problem> {
     if worker::try_flock(&file, false).map_err(failed)? {
         return Ok(file);
     }
-    Err(Problem::new(Code::Busy, format!("another modelmeter measures with {}", home.display()))
+    Err(Problem::new(Code::Busy, format!("another modelmeter process is measuring with the same home, {}", home.display()))
         .with_field("home")
-        .with_hint("wait until it is done, or use a home of its own: --home DIR"))
+        .with_hint("wait until it has ended, or use another home: --home DIR"))
 }
 
 #[cfg(test)]

@@ -168,7 +168,7 @@ pub fn offer(wanted: &[String], config: &Config) -> Result<Offer, Problem> {
         }
     }
     let usable = offer.specs.iter().any(|spec| spec.runs_on(DeviceKind::Gpu));
-    let no_gpu = sample::devices().1.or_else(|| (!usable).then(|| "no engine here runs on one".into()));
+    let no_gpu = sample::devices().1.or_else(|| (!usable).then(|| "no engine here runs on GPUs".into()));
     offer.lacking.gpu = no_gpu.map(|why| Problem::new(Code::NotInstalled, why));
     Ok(offer)
 }
@@ -199,7 +199,7 @@ fn unknown(name: &str, found: &[Found]) -> Problem {
     let names = found.iter().map(|f| f.name.as_str());
     let meant = did_you_mean(name, names.clone());
     Problem::invalid("engines", format!("unknown engine '{name}'"))
-        .with_hint(format!("{meant}known are {}", names.collect::<Vec<_>>().join(", ")))
+        .with_hint(format!("{meant}the engines here are {}", names.collect::<Vec<_>>().join(", ")))
 }
 
 /// One of the engines that this very program serves.
@@ -270,14 +270,14 @@ pub fn this_is_the_program() {
 pub fn server_program() -> Result<PathBuf, Problem> {
     const NAME: &str = "modelmeter";
     let own = std::env::current_exe()
-        .map_err(|e| Problem::new(Code::Internal, format!("cannot tell this program's own path: {e}")))?;
+        .map_err(|e| Problem::new(Code::Internal, format!("cannot find the path of this program: {e}")))?;
     if IS_THE_PROGRAM.get().is_some() {
         return Ok(own);
     }
     // Examples and tests lie one folder below the binary.
     let mut beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME));
     beside.find(|candidate| candidate.is_file()).or_else(|| on_path(NAME)).ok_or_else(|| {
-        Problem::new(Code::NotInstalled, "the built-in engines need the program `modelmeter`, which is not to be found")
+        Problem::new(Code::NotInstalled, "the program `modelmeter`, which serves the built-in engines, was not found")
             .with_hint("build it (cargo build --release -p modelmeter), or put it on PATH")
     })
 }

@@ -97,7 +97,7 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
     Request { model: "m".into(), ..request.clone() }.validate()?;
     Ok(Job {
         points: points_named(&request.load),
-        format: args.format.unwrap_or(if json { Format::Json } else { Format::Table }),
+        format: args.report.format(json),
         usual_budget: embedded && args.budget != Some(Budget::None),
         dry_run: args.dry_run,
         inspectors: BTreeMap::new(),
@@ -120,7 +120,7 @@ fn read(path: &Path) -> Result<Request, Problem> {
     toml::from_str(&text).map_err(|e: toml::de::Error| {
         let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         Problem::invalid("file", format!("{}, line {line}: {}", path.display(), e.message().trim()))
-            .with_hint("the keys are those of a request, such as batch_sizes = [1, 8] or [stop] max_duration_ms = 5000")
+            .with_hint("use the keys of a request, such as batch_sizes = [1, 8] or stop = { max_duration_ms = 5000 }")
     })
 }
 
@@ -128,11 +128,11 @@ fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
     let name = args.model.as_ref().or(args.model_name.as_ref());
     if let Some(address) = &args.endpoint {
         if !args.artifacts.paths().is_empty() {
-            return Err(Problem::invalid("endpoint", "a server that already runs has its model")
+            return Err(Problem::invalid("endpoint", "a server that already runs has its own model")
                 .with_hint("leave the model's files out"));
         }
         let model = args.model_name.as_ref().or(args.model.as_ref()).ok_or_else(|| {
-            Problem::invalid("model", "an endpoint needs the name of the model that it serves")
+            Problem::invalid("model", "--endpoint needs the name of a model on that server")
                 .with_hint("add --model NAME")
         })?;
         return Ok(Target::Endpoint {
@@ -159,7 +159,7 @@ pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Pro
     }
     let given = name.ok_or_else(|| {
         Problem::invalid("model", "no model was named").with_hint(format!(
-            "name a file, a model in the hub, or a built-in one: {}",
+            "give the path of a file, a model in the hub, or a built-in one: {}",
             modelmeter_serving::reference::NAMES.join(", ")
         ))
     })?;
@@ -167,8 +167,8 @@ pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Pro
         return Ok(Target::Files(Files { name: None, paths: vec![(None, given.into())], inputs }));
     }
     if !inputs.is_empty() {
-        return Err(Problem::invalid("input", format!("what {given} takes is known"))
-            .with_hint("--input is for files; open axes are set with --shape"));
+        return Err(Problem::invalid("input", format!("the inputs of {given} are known"))
+            .with_hint("use --input for files only, and --shape for the lengths of open axes"));
     }
     Ok(Target::Name(given.into()))
 }
@@ -180,7 +180,7 @@ fn protocol(given: Option<&str>) -> Result<Protocol, Problem> {
         let names = KNOWN.map(Protocol::as_str);
         let meant = did_you_mean(given, names);
         Problem::invalid("protocol", format!("unknown protocol '{given}'"))
-            .with_hint(format!("{meant}this version speaks {}", names.join(", ")))
+            .with_hint(format!("{meant}the protocols are {}", names.join(", ")))
     })
 }
 
@@ -236,13 +236,13 @@ fn attach(request: &mut Request, args: &ProfileArgs, device_class: &str, embedde
     if !embedded {
         return Err(Problem::invalid(
             "endpoint",
-            "a server that already runs is measured from this machine, not by a cluster",
+            "a server that already runs is measured from this machine, not by workers",
         )
-        .with_hint("leave --coordinator out (and MODELMETER_COORDINATOR unset)"));
+        .with_hint("leave --coordinator out, and unset MODELMETER_COORDINATOR"));
     }
     if let Some(named) = args.engines.iter().find(|engine| *engine != "endpoint") {
-        return Err(Problem::invalid("engines", format!("'{named}' is not what runs at an endpoint"))
-            .with_hint("leave --engines out with --endpoint"));
+        return Err(Problem::invalid("engines", format!("--engines {named} and --endpoint cannot be used together"))
+            .with_hint("leave --engines out: the server at --endpoint is the engine"));
     }
     if let Some(word) = args.devices.first() {
         return Err(Problem::invalid("devices", format!("'{word}': what runs at an endpoint cannot be moved"))
@@ -306,8 +306,8 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
 /// Certified mode may be asked for more, not for less.
 fn certified(args: &ProfileArgs) -> Result<(), Problem> {
     let less = |flag: &str, least: String| {
-        Err(Problem::invalid(flag, "asks for less than certified mode stands for")
-            .with_hint(format!("leave it out, or give {least}")))
+        Err(Problem::invalid(flag, "is less than --certified stands for")
+            .with_hint(format!("leave it out, or use {least}")))
     };
     if args.precision.is_some_and(|share| share > CERTIFIED_PRECISION) {
         return less("precision", format!("at most {}%", CERTIFIED_PRECISION * 100.0));
@@ -326,9 +326,9 @@ fn certified(args: &ProfileArgs) -> Result<(), Problem> {
 /// The load that the flags say; what they leave open is the file's.
 fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
     let conflict =
-        |what: &str| Err(Problem::invalid("load", what).with_hint("--concurrency is closed, --rate is open"));
+        |what: &str| Err(Problem::invalid("load", what).with_hint("use --concurrency for calls in flight, or --rate for calls a second"));
     if !args.concurrency.is_empty() && !args.rate.is_empty() {
-        return conflict("--concurrency and --rate exclude each other");
+        return conflict("--concurrency and --rate cannot be used together");
     }
     let mode = match (args.load, args.concurrency.is_empty(), args.rate.is_empty()) {
         (Some(mode), ..) => mode,
@@ -346,12 +346,12 @@ fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
     };
     let arrivals = args.arrivals.unwrap_or(stored_arrivals);
     match mode {
-        LoadMode::Closed if !args.rate.is_empty() => conflict("--rate needs an open load"),
-        LoadMode::Closed if args.arrivals.is_some() => conflict("--arrivals needs an open load"),
+        LoadMode::Closed if !args.rate.is_empty() => conflict("--rate does not go with --load closed"),
+        LoadMode::Closed if args.arrivals.is_some() => conflict("--arrivals needs a rate of calls"),
         LoadMode::Open | LoadMode::SlaSearch if !args.concurrency.is_empty() => {
-            conflict("--concurrency needs a closed load")
+            conflict("--concurrency needs --load closed")
         }
-        LoadMode::SlaSearch if !args.rate.is_empty() => conflict("an SLA search finds the rate by itself"),
+        LoadMode::SlaSearch if !args.rate.is_empty() => conflict("--load sla-search finds the rate itself, so --rate cannot be given"),
         LoadMode::Closed => Ok(match from_file {
             Load::Closed { concurrencies } if args.concurrency.is_empty() => {
                 Load::Closed { concurrencies: concurrencies.clone() }

@@ -108,14 +108,14 @@ async fn unknown(given: &str, known: &[Model], client: &mut Client) -> Result<Pr
     let problem = Problem::new(Code::NotFound, format!("there is no model '{given}'")).with_field("model");
     if !known.is_empty() {
         let versions: Vec<&str> = known.iter().map(|m| m.id.version.as_str()).collect();
-        return Ok(problem.with_hint(format!("its versions are {}", versions.join(", "))));
+        return Ok(problem.with_hint(format!("the hub has these versions of it: {}", versions.join(", "))));
     }
     let others = client.models(None).await?;
     let names = others.iter().map(|m| m.id.name.as_str()).chain(reference::NAMES);
     let meant = did_you_mean(given, names);
     let built_in = reference::NAMES.join(", ");
     Ok(problem
-        .with_hint(format!("{meant}name a file, a model of `modelmeter model list`, or a built-in one: {built_in}")))
+        .with_hint(format!("{meant}give the path of a file, a model that `modelmeter model list` shows, or a built-in one: {built_in}")))
 }
 
 /// A model's files and directories, with the signature that they carry, or were given.
@@ -128,7 +128,7 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
         opened.push((open(*format, path.clone()).await?, path.clone()));
     }
     let (first, _) = opened.first().ok_or_else(|| {
-        Problem::invalid("model", "no artifact was named").with_hint("for example --onnx FILE or --savedmodel DIR")
+        Problem::invalid("model", "no file of the model was given").with_hint("for example --onnx FILE or --savedmodel DIR")
     })?;
     let telling: Vec<&Opened> = opened.iter().map(|(opened, _)| opened).filter(|o| !o.inputs.is_empty()).collect();
     let inputs = match telling.first() {
@@ -140,8 +140,8 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
         None if !files.inputs.is_empty() => files.inputs.clone(),
         None => {
             let message =
-                format!("a {} model need not say what it takes, and this one does not", first.artifact.format);
-            return Err(Problem::invalid("input", message).with_hint("for example --input x:fp32:3,224,224"));
+                format!("this {} file does not tell the model's inputs", first.artifact.format);
+            return Err(Problem::invalid("input", message).with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
         }
     };
     let artifacts: Vec<ArtifactRef> = opened.iter().map(|(opened, _)| opened.artifact.clone()).collect();
@@ -162,7 +162,7 @@ async fn open(format: Option<Format>, path: PathBuf) -> Result<Opened, Problem> 
         match format {
             Some(said) if said != found => {
                 Err(Problem::invalid("model", format!("{} is a {found} model, not {said}", path.display()))
-                    .with_hint(format!("name it with --{found}")))
+                    .with_hint(format!("give it as --{found}")))
             }
             _ => artifact::open(&path),
         }
@@ -177,7 +177,7 @@ fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
         return Ok(());
     }
     let text = |opened: &Opened| format!("{} takes {}", opened.artifact.format, signature(&opened.inputs));
-    Err(Problem::invalid("model", format!("the formats differ in their inputs: {}, {}", text(one), text(other)))
+    Err(Problem::invalid("model", format!("the files have different inputs: {}, {}", text(one), text(other)))
         .with_hint("export them with the same names, types and shapes"))
 }
 
@@ -186,8 +186,8 @@ fn stated_alike(stated: &[TensorSpec], told: &Opened) -> Result<(), Problem> {
     if stated.is_empty() || alike(stated, &told.inputs) {
         return Ok(());
     }
-    let message = format!("{} is stated, but the model takes {}", signature(stated), signature(&told.inputs));
-    Err(Problem::invalid("input", message).with_hint("leave --input out; --shape gives open axes their lengths"))
+    let message = format!("--input says {}, but the model takes {}", signature(stated), signature(&told.inputs));
+    Err(Problem::invalid("input", message).with_hint("leave --input out; use --shape for the lengths of open axes"))
 }
 
 /// The same tensors; an axis that is open in one may be fixed in the other.
@@ -239,7 +239,7 @@ async fn told(
 ) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
     if !stated.is_empty() {
         return Err(
-            Problem::invalid("input", "the server tells the model's inputs itself").with_hint("leave --input out")
+            Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated").with_hint("leave --input out")
         );
     }
     let metadata = inspector::metadata(protocol, address, name).await.map_err(|problem| Problem {
@@ -257,18 +257,18 @@ async fn told(
 /// The inputs as the user states them, of a server that does not; that it is there at all is seen.
 async fn stated(address: &str, inputs: &[TensorSpec]) -> Result<Vec<TensorSpec>, Problem> {
     if inputs.is_empty() {
-        return Err(Problem::invalid("input", "the server does not tell the model's input")
-            .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"));
+        return Err(Problem::invalid("input", "servers of this protocol do not tell the model's inputs")
+            .with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
     }
     let unreachable = |why: String| {
         Problem::new(Code::Unreachable, format!("no server at {address}: {why}"))
             .with_field("endpoint")
-            .with_hint("host:port of the server's gRPC port, without http://")
+            .with_hint("give host:port of the server's gRPC port, without http://")
     };
     match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(inputs.to_vec()),
         Ok(Err(e)) => Err(unreachable(e.to_string())),
-        Err(_) => Err(unreachable(format!("it does not answer within {} s", CONNECT_TIMEOUT.as_secs()))),
+        Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))),
     }
 }
 

@@ -4,7 +4,8 @@ use crate::{
     args::{Format, ProfileArgs},
     job,
     progress::Progress,
-    report, run,
+    report::{self, View},
+    run,
 };
 use modelmeter_common::{
     Problem, RequestId,
@@ -174,6 +175,6 @@ impl Deref for Profiles {
 
 impl fmt::Display for Profiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&report::render(&self.profiles, Format::Table, false))
+        f.write_str(&report::render(&self.profiles, Format::Table, View::plain()))
     }
 }

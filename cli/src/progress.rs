@@ -1,7 +1,7 @@
 //! How a request goes on, on standard error: a bar on a terminal, else a line for each change.
 
 use crate::report;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use modelmeter_common::{
     status::{CellStatus, Status},
     task::TaskState,
@@ -15,6 +15,8 @@ use std::{
 pub struct Progress {
     shown: Shown,
     started: Instant,
+    /// When the time is up that the request may take.
+    limit: Option<Duration>,
     last: Option<Status>,
 }
 
@@ -32,7 +34,17 @@ impl Progress {
             () if std::io::stderr().is_terminal() => Shown::Bar(bar()),
             () => Shown::Lines,
         };
-        Self { shown, started: Instant::now(), last: None }
+        Self { shown, started: Instant::now(), limit: None, last: None }
+    }
+
+    /// Says what begins; a bar counts down from `limit`.
+    pub fn begin(&mut self, line: &str, limit: Option<Duration>) {
+        self.say(line);
+        (self.started, self.limit) = (Instant::now(), limit);
+        if let (Shown::Bar(bar), Some(limit)) = (&self.shown, limit) {
+            bar.reset_elapsed();
+            bar.set_style(counting_down(limit));
+        }
     }
 
     /// Says something once, above what is shown.
@@ -50,7 +62,7 @@ impl Progress {
             Shown::Bar(bar) => {
                 bar.set_length(status.cells.len() as u64);
                 bar.set_position(ended(&status) as u64);
-                bar.set_message(message(&status, self.started.elapsed()));
+                bar.set_message(message(&status, self.started.elapsed(), self.limit.is_some()));
             }
             Shown::Lines => changes(self.last.as_ref(), &status).iter().for_each(|line| print_line(line)),
             Shown::Nothing => {}
@@ -78,15 +90,32 @@ fn bar() -> ProgressBar {
     bar
 }
 
+/// A bar that says the time that is left.
+fn counting_down(limit: Duration) -> ProgressStyle {
+    let style = ProgressStyle::with_template("{spinner} {left:>11} {bar:24} {pos}/{len} cells  {wide_msg}");
+    let style = style.expect("the template is sound");
+    style.with_key("left", move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A bar that cannot be written is no reason to end.
+        let _ = out.write_str(&time_left(limit, state.elapsed()));
+    })
+}
+
+fn time_left(limit: Duration, elapsed: Duration) -> String {
+    match limit.saturating_sub(elapsed).as_secs() {
+        0 => "finishing".into(),
+        left => format!("{}:{:02} left", left / 60, left % 60),
+    }
+}
+
 fn ended(status: &Status) -> usize {
     status.cells.iter().filter(|cell| cell.state.is_terminal()).count()
 }
 
-/// What is under way, and how long the rest will take at the pace so far.
-fn message(status: &Status, elapsed: Duration) -> String {
+/// What is under way, and where there is no limit how long the rest will take at the pace so far.
+fn message(status: &Status, elapsed: Duration, is_limited: bool) -> String {
     let (done, all) = (ended(status), status.cells.len());
     let mut parts = Vec::new();
-    if done > 0 && done < all {
+    if !is_limited && done > 0 && done < all {
         let left = elapsed.as_secs_f64() / done as f64 * (all - done) as f64;
         parts.push(format!("about {} left", report::time(left)));
     }
@@ -228,6 +257,10 @@ mod tests {
     #[test]
     fn a_bar_says_what_runs_and_what_is_left() {
         let now = status(vec![cell(1, TaskState::Done, None), cell(2, TaskState::Claimed, Some("12,034 requests"))]);
-        assert_eq!(message(&now, Duration::from_secs(20)), "about 20 s left · rten cpu batch 2 · 12,034 requests");
+        let elapsed = Duration::from_secs(20);
+        assert_eq!(message(&now, elapsed, false), "about 20 s left · rten cpu batch 2 · 12,034 requests");
+        assert_eq!(message(&now, elapsed, true), "rten cpu batch 2 · 12,034 requests", "the bar counts down");
+        assert_eq!(time_left(Duration::from_secs(120), elapsed), "1:40 left");
+        assert_eq!(time_left(elapsed, elapsed), "finishing");
     }
 }

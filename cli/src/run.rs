@@ -11,7 +11,7 @@ use crate::{
     job::{self, Job, Target},
     models::{self, Local},
     progress::Progress,
-    report::counted,
+    report::{budget, counted, time},
 };
 use modelmeter_common::{
     Code, Problem, RequestId,
@@ -39,6 +39,9 @@ use tokio_util::sync::CancellationToken;
 /// After an interruption: how long cancelling and fetching what is there may take.
 const FAREWELL: Duration = Duration::from_secs(4);
 
+/// A budget that is so many times as large gives intervals that are clearly narrower.
+const SHARPER: f64 = 2.5;
+
 /// How a job ended.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Finished {
@@ -53,6 +56,11 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Whether each cell is shown to keep its SLA.
+    pub fn keeps_sla(&self) -> bool {
+        self.profiles.iter().all(|p| p.sla.as_ref().is_some_and(|sla| sla.met == Some(true)))
+    }
+
     /// 0 done, 1 failed, 3 some cells failed, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.state {
@@ -126,8 +134,9 @@ pub async fn profile(
 ) -> Result<Finished, Failure> {
     let place = within(stop, prepare(config, job, progress)).await?;
     let Place { mut client, mut embedded, request } = place;
+    let is_here = embedded.is_some();
     let finished = tokio::select! {
-        finished = measure(&mut client, &request, progress, stop) => finished,
+        finished = measure(&mut client, &request, progress, stop, is_here) => finished,
         problem = lost(embedded.as_mut()) => Err(Failure::later(problem)),
     };
     progress.finish();
@@ -195,9 +204,9 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     if let Some(name) = job.inspectors.keys().next() {
         return Err(Problem::invalid(
             "inspector",
-            format!("the workers of a cluster do not have this program's '{name}'"),
+            format!("workers of a cluster cannot use '{name}', which is part of this program"),
         )
-        .with_hint("measure in this process, or name an inspector of the workers' configuration"));
+        .with_hint("measure without a coordinator, or use an inspector of the workers' configuration"));
     }
     // What the workers' own engines take, they alone know.
     check_settings(&job.request, &[])?;
@@ -308,7 +317,7 @@ fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Probl
     }
     for (name, problem) in offer.lacking.engines.iter().filter(|_| !wanted.is_empty()) {
         let hint = problem.hint.as_deref().unwrap_or_default();
-        progress.say(&format!("engine '{name}': {}: {hint}; its cells will fail", problem.message));
+        progress.say(&format!("engine '{name}' cannot run here, so its cells will fail: {}; {hint}", problem.message));
     }
     Ok(offer)
 }
@@ -338,8 +347,8 @@ fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions
     let is_asked = |spec: &EngineSpec| request.engines.contains(&spec.name) && engine::find(&spec.name).is_none();
     let is_stranded = |spec: &EngineSpec| !slots.iter().any(|slot| spec.runs_on(slot.device.kind));
     let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
-    let message = format!("engine {} runs on GPUs alone: {} means none here", spec.name, request.devices.join(", "));
-    Err(Problem::invalid("devices", message).with_hint("--devices gpu, where there is one; see `modelmeter engines`"))
+    let message = format!("engine {} runs on GPUs only, and there is none here that --devices {} means", spec.name, request.devices.join(", "));
+    Err(Problem::invalid("devices", message).with_hint("use --devices gpu on a machine with a GPU; see `modelmeter engines`"))
 }
 
 /// Where nothing can be measured, that is said before anything starts.
@@ -360,17 +369,19 @@ fn no_gpu_note(request: &Request, progress: &Progress) {
     }
 }
 
-/// Submits, watches to the end, fetches the profiles.
+/// Submits, watches to the end, fetches the profiles. `is_here`: this process measures.
 async fn measure(
     client: &mut Client,
     request: &Request,
     progress: &mut Progress,
     stop: &CancellationToken,
+    is_here: bool,
 ) -> Result<Finished, Failure> {
     let id = RequestId::random();
     let watched = async {
         let tasks = submit(id, async || client.submit(id, request).await).await?;
-        progress.say(&format!("request {id}: {} of {}", counted(tasks, "task"), request.model));
+        let plan = opening(request, tasks);
+        progress.begin(&if is_here { plan } else { format!("request {id}: {plan}") }, time_limit(request));
         watch(client, id, progress).await.map_err(Failure::later)
     };
     match within(stop, watched).await {
@@ -381,12 +392,39 @@ async fn measure(
         }
         Err(failure) if failure.problem.code == Code::Cancelled && stop.is_cancelled() => {
             progress.finish();
-            progress.say("interrupted: stopping; once more ends it at once");
+            progress.say("interrupted, stopping engines (press Ctrl-C again to quit now)");
             let profiles = timeout(FAREWELL, give_up(client, id)).await.unwrap_or_default();
             Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// The time that a request may take.
+fn time_limit(request: &Request) -> Option<Duration> {
+    request.budget_ms.map(Duration::from_millis)
+}
+
+/// What will be measured, how long that takes, and how to change it.
+fn opening(request: &Request, tasks: u64) -> String {
+    let name = request.model.split(':').next().unwrap_or_default();
+    let repeats = u64::from(request.repeats.max(1));
+    let cells = tasks / repeats;
+    let mut text = format!("{} of {name}", counted(cells, "cell"));
+    if repeats > 1 {
+        text += &format!(", each {repeats} times");
+    }
+    let Some(limit) = time_limit(request) else {
+        return text + ", without a time limit (--budget 2m sets one)";
+    };
+    let (all_s, each_s) = (limit.as_secs_f64(), limit.as_secs_f64() / tasks.max(1) as f64);
+    let each = if repeats > 1 { "a repeat" } else { "a cell" };
+    text + &format!(
+        ", up to {} ({} {each}; --budget {} for sharper figures, --budget none for no limit)",
+        time(all_s),
+        time(each_s),
+        budget(all_s * SHARPER)
+    )
 }
 
 /// Cancels a request, waits until that is done, and gives what was measured.
@@ -411,6 +449,19 @@ mod tests {
         job,
     };
     use clap::Parser;
+
+    #[test]
+    fn the_first_line_says_how_long_it_takes_and_how_to_change_that() {
+        let request = Request { model: "resnet50:1352".into(), budget_ms: Some(120_000), ..Request::default() };
+        assert_eq!(
+            opening(&request, 4),
+            "4 cells of resnet50, up to 2 min (30 s a cell; --budget 5m for sharper figures, --budget none for no limit)"
+        );
+        let repeated = opening(&Request { repeats: 3, ..request.clone() }, 12);
+        assert!(repeated.starts_with("4 cells of resnet50, each 3 times, up to 2 min (10 s a repeat; "), "{repeated}");
+        let unlimited = opening(&Request { budget_ms: None, ..request }, 1);
+        assert_eq!(unlimited, "1 cell of resnet50, without a time limit (--budget 2m sets one)");
+    }
 
     #[test]
     fn bad_usage_is_what_was_found_before_anything_began() {

@@ -25,7 +25,7 @@ pub fn look(found: Found, config: &Config) -> Found {
         return Found {
             reason: Some(format!("{PROGRAM} is not on PATH")),
             hint: Some(format!(
-                "install TensorFlow Serving's {PROGRAM}, or name its path with MODELMETER_ENGINE_TFS_SERVER"
+                "install TensorFlow Serving's {PROGRAM}, or set MODELMETER_ENGINE_TFS_SERVER to its path"
             )),
             ..found
         };
@@ -39,7 +39,7 @@ pub fn look(found: Found, config: &Config) -> Found {
         }
         Err(why) => Found {
             reason: Some(format!("{} {why}", program.display())),
-            hint: Some("name the path of one that runs with MODELMETER_ENGINE_TFS_SERVER".into()),
+            hint: Some("set MODELMETER_ENGINE_TFS_SERVER to the path of one that runs".into()),
             ..found
         },
     }

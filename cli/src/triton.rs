@@ -13,8 +13,8 @@ use std::{
 };
 
 const PROGRAM: &str = "tritonserver";
-const INSTALL: &str = "install Triton and name its path with MODELMETER_ENGINE_TRITON_SERVER, or pip install \
-                       nvidia-pytriton and name that Python with MODELMETER_ENGINE_TRITON_PYTHON";
+const INSTALL: &str = "install Triton and set MODELMETER_ENGINE_TRITON_SERVER to its path, or pip install \
+                       nvidia-pytriton and set MODELMETER_ENGINE_TRITON_PYTHON to that Python";
 
 /// Here it listens on loopback alone.
 const LOOPBACK: [&str; 3] = ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"];

@@ -70,7 +70,7 @@ fn numbers_out_of_range_and_contradictions() {
     refused(home, &["profile", "mlp", "--batch-sizes", "0"], "batch_sizes: 0", "1 to 4096");
     refused(home, &["profile", "mlp", "--batch-sizes", "1,1000000"], "batch_sizes: 1000000", "1 to 4096");
     refused(home, &["profile", "mlp", "--precision", "90%"], "precision", "50 %");
-    refused(home, &["profile", "mlp", "--rate", "5", "--concurrency", "5"], "exclude", "open");
+    refused(home, &["profile", "mlp", "--rate", "5", "--concurrency", "5"], "cannot be used together", "calls a second");
     refused(home, &["profile", "mlp", "--shape", "y=1,784"], "no input 'y'", "inputs are");
     fs::write(home.join("request.toml"), "model = 'mlp'\nbatch_size = [1]\n").unwrap();
     refused(home, &["profile", "-f", "request.toml"], "batch_size", "batch_sizes");

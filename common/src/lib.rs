@@ -24,6 +24,7 @@ pub mod status;
 pub mod task;
 pub mod testdata;
 pub mod time;
+pub mod warning;
 pub mod wire;
 
 pub use error::{Code, Problem};

@@ -8,6 +8,7 @@ use crate::{
     ids,
     load::LoadPoint,
     stats::{Figure, Histogram, Interval},
+    warning::{Severity, WarningCode},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -327,23 +328,15 @@ pub struct Warning {
     pub message: String,
 }
 
-/// The codes of warnings that make a point invalid.
-const SPOILING: [&str; 9] = [
-    "errors",
-    "server_gone",
-    "bad_response",
-    "sends_late",
-    "in_flight_limit",
-    "streams_limit",
-    "too_few_in_flight",
-    "nothing_measured",
-    "not_certified",
-];
-
 impl Warning {
+    /// What kind of warning it is.
+    pub fn kind(&self) -> WarningCode {
+        WarningCode::of(&self.code)
+    }
+
     /// Whether a point that carries it is invalid.
     pub fn spoils(&self) -> bool {
-        SPOILING.contains(&self.code.as_str())
+        self.kind().severity() == Severity::Invalid
     }
 }
 

@@ -4,7 +4,7 @@
 mod parse;
 mod profile;
 
-pub use profile::{Budget, Format, LoadMode, ProfileArgs};
+pub use profile::{Budget, Format, LoadMode, ProfileArgs, ReportArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{
@@ -20,7 +20,13 @@ use std::path::PathBuf;
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 3 some cells failed, 130 interrupted."
+    after_help = "Exit codes:
+  0    done
+  1    failed
+  2    bad input, nothing was started
+  3    some cells failed
+  4    measured, but an SLA was missed (--fail-on-sla)
+  130  interrupted"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -32,81 +38,81 @@ pub struct Cli {
 /// Flags of every command.
 #[derive(Args, Debug, Clone)]
 pub struct Global {
-    /// Where cache, journal and the local hub live [default: the user's data directory]
+    /// Directory for the cache, the journal and the local hub [default: the user's data directory]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global")]
     pub home: Option<PathBuf>,
-    /// The configuration file [default: ./modelmeter.toml, then the one at home]
+    /// Configuration file [default: ./modelmeter.toml, then modelmeter.toml in --home]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global")]
     pub config: Option<PathBuf>,
-    /// A coordinator's http://host:port, may be repeated [default: run in this process]
+    /// Coordinator to ask, as http://host:port; repeat it for several [default: measure in this process]
     #[arg(long = "coordinator", global = true, value_name = "URL", value_delimiter = ',', help_heading = "Global")]
     pub coordinators: Vec<String>,
-    /// Print JSON documents, and errors as JSON
+    /// Print results and errors as JSON
     #[arg(long, global = true, help_heading = "Global")]
     pub json: bool,
-    /// Print the effective configuration, passwords blanked out, and end
+    /// Print the effective configuration without its passwords, then exit
     #[arg(long, global = true, help_heading = "Global")]
     pub dump_config: bool,
-    /// Log more to standard error; twice for debugging
+    /// Log more to standard error; -vv for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global")]
     pub verbose: u8,
 }
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Measure a model: engines × devices × batch sizes
+    /// Measure a model on engines × devices × batch sizes
     Profile(Box<ProfileArgs>),
-    /// Keep models in the hub
+    /// Add, list and write models
     #[command(subcommand)]
     Model(ModelCommand),
     /// Run a coordinator for workers on other machines
     Coordinator(CoordinatorArgs),
     /// Run a worker that measures on this machine
     Worker(WorkerArgs),
-    /// List the requests
+    /// List the requests, newest first
     Requests(ListArgs),
-    /// Show where a request stands, what each cell waits for and why
+    /// Show the state of each cell of a request, and why it waits
     Status(IdArgs),
-    /// Follow a request to its end, then print its results
+    /// Wait until a request ends, then print its results
     Watch(WatchArgs),
-    /// Stop a request; what is measured already stays
+    /// Stop a request; load points that are finished are kept
     Cancel(IdArgs),
     /// List the workers and their slots
     Workers,
-    /// Deploy each engine once and compare what they answer: whether they do the same work
+    /// Check that engines give the same answers to the same input
     Check(CheckArgs),
-    /// Say for each engine whether it can run here and, if not, what it needs
+    /// List the engines: which can run here, and what the others need
     Engines,
-    /// Measure this machine's own limits, and say what can be measured here
+    /// Measure the limits of this machine and of the client itself
     Selfcheck,
-    /// Print profiles out of the hub
+    /// Print results that are kept in the hub
     Results(ResultsArgs),
-    /// Serve one model over KServe v2: what the built-in engines are launched as
+    /// Serve one model over KServe v2 (the built-in engines are launched so)
     #[command(hide = true)]
     Serve(ServeArgs),
 }
 
 #[derive(Subcommand, Debug)]
 pub enum ModelCommand {
-    /// Add a model, or another artifact of one
+    /// Add a model, or another format of one
     Add(ModelAddArgs),
     /// Write a built-in reference model as an ONNX file
     Write {
-        /// The model's name
+        /// Built-in model, such as resnet50
         name: String,
-        /// The file
+        /// File to write
         path: PathBuf,
     },
     /// List the models
     List {
-        /// Those of this name
+        /// Only models of this name
         name: Option<String>,
     },
 }
 
 #[derive(Args, Debug)]
 pub struct ModelAddArgs {
-    /// NAME or NAME:VERSION [default version: the start of a sha256 of its content]
+    /// NAME or NAME:VERSION [default version: the first digits of its content's sha256]
     pub name: String,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
@@ -114,26 +120,26 @@ pub struct ModelAddArgs {
 
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// A built-in reference model, a path to a model's file or directory, or what to call the files named below
+    /// Built-in model, or the path of a model; with --onnx, --torchscript, --savedmodel or --triton, its name
     pub model: Option<String>,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
-    /// Engines to compare, the first being what the others are compared with; auto: each that can run here
+    /// Engines to compare with the first of them; auto: every engine that can run here
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     pub engines: Vec<String>,
-    /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
+    /// Shape of an input, batch axis first, as x=1,3,224,224; repeat it for other inputs
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape)]
     pub shapes: Vec<(String, Vec<u64>)>,
-    /// Items in the call
+    /// Items of the call
     #[arg(long, default_value_t = 2)]
     pub batch_size: u32,
-    /// Of the test data
+    /// Seed for random test data
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The largest difference that still agrees, in standard deviations of the output
+    /// Largest difference that counts as equal, in standard deviations of the output
     #[arg(long, default_value_t = 1e-3)]
     pub tolerance: f64,
-    /// Where engines listen: on the documented ports, or on free ones
+    /// Ports of the engines: the documented ones (default), or free ones (auto)
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", default_value = "auto")]
     pub ports: Ports,
 }
@@ -142,19 +148,19 @@ pub struct CheckArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "The model's files")]
 pub struct ArtifactArgs {
-    /// An ONNX file
+    /// ONNX file
     #[arg(long, value_name = "FILE")]
     pub onnx: Option<PathBuf>,
-    /// A TorchScript file; needs --input unless another format says what it takes
+    /// TorchScript file; needs --input, unless a file of another format tells the inputs
     #[arg(long, value_name = "FILE")]
     pub torchscript: Option<PathBuf>,
-    /// A SavedModel directory
+    /// SavedModel directory
     #[arg(long, value_name = "DIR")]
     pub savedmodel: Option<PathBuf>,
-    /// A Triton model directory, with its config.pbtxt
+    /// Triton model directory with its config.pbtxt
     #[arg(long, value_name = "DIR")]
     pub triton: Option<PathBuf>,
-    /// An input without its batch axis, as x:fp32:3,224,224; may be repeated
+    /// Input of the model without its batch axis, as x:fp32:3,224,224; repeat it for other inputs
     #[arg(long = "input", value_name = "NAME:TYPE:SHAPE", value_parser = parse::tensor)]
     pub inputs: Vec<TensorSpec>,
 }
@@ -174,22 +180,22 @@ impl ArtifactArgs {
 
 #[derive(Args, Debug)]
 pub struct CoordinatorArgs {
-    /// The message broker, amqp://…
+    /// Message broker, as amqp://user:password@host:5672/%2f
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
-    /// The hub, mongodb://… or a path of an sqlite file
+    /// Hub, as mongodb://host:27017/modelmeter, or the path of an SQLite file
     #[arg(long, value_name = "URL")]
     pub hub: Option<String>,
-    /// Where to answer gRPC; port 0 takes a free one [default: 127.0.0.1:7600]
+    /// Address for gRPC; port 0 takes a free one [default: 127.0.0.1:7600]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// Where to answer HTTP [default: 127.0.0.1:7601]
+    /// Address for HTTP [default: 127.0.0.1:7601]
     #[arg(long, value_name = "HOST:PORT")]
     pub http: Option<String>,
-    /// How long a claim holds without being renewed [default: 30s]
+    /// Time after which a silent worker is taken for dead [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub lease: Option<String>,
-    /// Listen beyond loopback although nothing authenticates the callers
+    /// Allow addresses that other machines reach, although callers are not authenticated
     #[arg(long)]
     pub insecure_listen: bool,
 }
@@ -209,37 +215,37 @@ impl CoordinatorArgs {
 
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
-    /// The message broker, amqp://…
+    /// Message broker, as amqp://user:password@host:5672/%2f
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
-    /// Unique in its cluster [default: the host's name]
+    /// Name of the worker, unique in its cluster [default: the host's name]
     #[arg(long)]
     pub name: Option<String>,
-    /// cpu, gpu, all, device classes, or one GPU as gpu:0 or by its UUID [default: all]
+    /// Devices to measure on: cpu, gpu, all, a device class, or one GPU as gpu:0 or by its UUID [default: all]
     #[arg(long, value_delimiter = ',')]
     pub devices: Vec<String>,
-    /// Share the host's cores out over this many slots [default: 1]
+    /// Measure this many cells at a time on the CPU, each on its share of the cores [default: 1]
     #[arg(long, value_name = "N")]
     pub cpu_slots: Option<u32>,
-    /// Where engines listen: on the documented ports, or on free ones [default: default]
+    /// Ports of the engines: the documented ones (default), or free ones (auto) [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto")]
     pub ports: Option<Ports>,
-    /// The engines to offer [default: each that can run here]
+    /// Engines to offer [default: every engine that can run here]
     #[arg(long, value_delimiter = ',')]
     pub engines: Vec<String>,
-    /// Words that `workers` shows
+    /// Labels that `modelmeter workers` shows
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = parse::pair)]
     pub labels: Vec<(String, String)>,
-    /// Where device locks lie, shared by the workers of a host
+    /// Directory of the device locks, the same for all workers of a host
     #[arg(long, value_name = "DIR")]
     pub lock_dir: Option<PathBuf>,
-    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves; one a slot where there are 4 or more]
+    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves, else one a slot on 4 cores or more]
     #[arg(long, value_name = "LIST")]
     pub client_cpus: Option<String>,
-    /// Cores for the engines, as 0-3,6 [default: what the client leaves]
+    /// Cores for the engines, as 0-3,6 [default: those that the client does not have]
     #[arg(long, value_name = "LIST")]
     pub engine_cpus: Option<String>,
-    /// Let other workers of this host measure on the CPU at the same time
+    /// Let other workers of this host measure on the CPU at the same time (figures get less exact)
     #[arg(long)]
     pub shared_cpu: bool,
 }
@@ -264,14 +270,14 @@ impl WorkerArgs {
 
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// At most this many
+    /// Show at most this many
     #[arg(long, default_value_t = 20)]
     pub limit: u32,
 }
 
 #[derive(Args, Debug)]
 pub struct IdArgs {
-    /// The request's id
+    /// Id of the request (`modelmeter requests` lists them)
     #[arg(value_name = "ID", value_parser = parse::request_id)]
     pub id: modelmeter_common::RequestId,
 }
@@ -280,54 +286,52 @@ pub struct IdArgs {
 pub struct WatchArgs {
     #[command(flatten)]
     pub id: IdArgs,
-    /// How to print the results
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(Args, Debug)]
 pub struct ResultsArgs {
-    /// Of this model, NAME or NAME:VERSION
+    /// Only this model, NAME or NAME:VERSION
     #[arg(long)]
     pub model: Option<String>,
-    /// Of this request
+    /// Only this request
     #[arg(long, value_name = "ID", value_parser = parse::request_id)]
     pub request: Option<modelmeter_common::RequestId>,
-    /// At most this many, newest first [default: the coordinator's]
+    /// Show at most this many, newest first [default: as many as the coordinator gives]
     #[arg(long)]
     pub limit: Option<u32>,
-    /// Show each load point, not only reference and peak
+    /// Show each load point, not only the lowest load and the best throughput
     #[arg(long)]
     pub points: bool,
-    /// How to print them
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// The engine: onnx, rten or null
+    /// Engine: onnx, rten or null
     #[arg(long)]
     pub engine: String,
-    /// The model file
+    /// Model file
     #[arg(long)]
     pub model: PathBuf,
-    /// What clients call it
+    /// Name of the model for clients
     #[arg(long)]
     pub model_name: String,
-    /// The gRPC port; 0 takes a free one
+    /// Port for gRPC; 0 takes a free one
     #[arg(long)]
     pub grpc_port: u16,
-    /// The HTTP port; 0 takes a free one
+    /// Port for HTTP; 0 takes a free one
     #[arg(long)]
     pub http_port: u16,
-    /// Where to listen; anyone who reaches another address than loopback is served. In a container: 0.0.0.0
+    /// Address to listen on; every caller that reaches it is served. In a container: 0.0.0.0
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,
-    /// The engine's settings, as a JSON object
+    /// Settings of the engine, as a JSON object
     #[arg(long, default_value = "{}")]
     pub settings: String,
-    /// The ONNX Runtime library
+    /// ONNX Runtime library
     #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
 }

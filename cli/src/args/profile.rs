@@ -1,6 +1,7 @@
 //! The flags of `profile`: each field of a request, and what is particular to this command.
 
 use super::{ArtifactArgs, parse};
+use crate::report::View;
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
     config::{Config, Ports},
@@ -12,11 +13,11 @@ use std::path::PathBuf;
 /// How results are printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Format {
-    /// One row a cell
+    /// A table with a row for each cell
     Table,
-    /// The six indicators of each cell, as a block
+    /// The classic block of six indicators for each cell
     Classic,
-    /// One array of the hub's documents
+    /// The hub's documents, as one array
     Json,
 }
 
@@ -29,14 +30,42 @@ pub enum Budget {
     Time(u64),
 }
 
+/// How results are shown.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Output")]
+pub struct ReportArgs {
+    /// Form of the results [default: table]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Print everything that is known: each warning, why figures are missing, cold starts, servers' own times
+    #[arg(long)]
+    pub detail: bool,
+    /// Leave out the plot of latency against throughput (only a terminal shows one)
+    #[arg(long)]
+    pub no_plot: bool,
+}
+
+impl ReportArgs {
+    /// The format that was asked for; `json`: by the flag of every command.
+    pub fn format(&self, json: bool) -> Format {
+        self.format.unwrap_or(if json { Format::Json } else { Format::Table })
+    }
+
+    /// What to show on standard output. `points`: a table of the load points too.
+    pub fn view(&self, points: bool) -> View {
+        let out = View::of_stdout();
+        View { detail: self.detail, plot: out.plot && !self.no_plot, points, ..out }
+    }
+}
+
 /// How load is put on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LoadMode {
-    /// Calls in flight
+    /// A fixed number of calls in flight
     Closed,
-    /// Calls a second
+    /// A fixed number of calls a second
     Open,
-    /// The highest rate of calls that meets --sla, at 99 % confidence
+    /// Find the highest rate of calls that keeps --sla, at 99 % confidence
     SlaSearch,
 }
 
@@ -55,70 +84,70 @@ fn arrivals(text: &str) -> Result<Arrivals, String> {
   modelmeter profile --endpoint host:8001 --protocol kserve-v2 --model m --concurrency 1,8,32
   modelmeter profile resnet50 --coordinator http://127.0.0.1:7600 --engines auto --devices all")]
 pub struct ProfileArgs {
-    /// A built-in reference model, a path to a model's file or directory, or NAME[:VERSION] in the hub; with --onnx,
-    /// --torchscript, --savedmodel or --triton, what to call those
+    /// Built-in model (resnet50, resnet18, mobilenet_v2, bert_small, mlp), path of a model, or NAME[:VERSION] in the hub;
+    /// with --onnx, --torchscript, --savedmodel or --triton, its name
     pub model: Option<String>,
-    /// The model's name on the server at --endpoint
+    /// Name of the model on the server at --endpoint
     #[arg(long = "model", value_name = "NAME", conflicts_with = "model")]
     pub model_name: Option<String>,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
-    /// A request in TOML, as model = "resnet50", engines = ["onnx"], batch_sizes = [1, 8]; flags beat it
+    /// Request in TOML, such as model = "resnet50", batch_sizes = [1, 8]; flags override it
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Measure a server that already runs
+    /// Measure a server that already runs, instead of launching engines
     #[arg(long, value_name = "HOST:PORT", help_heading = "What to measure")]
     pub endpoint: Option<String>,
     /// What the server at --endpoint runs on, as nvidia-a10: results of one class are compared [default: remote]
     #[arg(long, requires = "endpoint", value_name = "NAME", help_heading = "What to measure")]
     pub device_class: Option<String>,
-    /// What the server at --endpoint speaks [default: kserve-v2]
+    /// Protocol of the server at --endpoint: kserve-v2, tfs or mlmodelci-predict [default: kserve-v2]
     #[arg(long, requires = "endpoint", help_heading = "What to measure")]
     pub protocol: Option<String>,
-    /// Engine names, or auto: each that can run the model [default: rten for a built-in model without a coordinator, else
-    /// auto]
+    /// Engines, or auto: every engine that can run the model [default: rten for a built-in model without a coordinator,
+    /// else auto]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub engines: Vec<String>,
-    /// An engine's setting, as onnx.threads=1,2: each value is a cell; may be repeated
+    /// Setting of an engine, as onnx.threads=1,2; each value is a cell of its own; repeat it for other settings
     #[arg(long = "set", value_name = "ENGINE.SETTING=VALUES", value_parser = parse::setting, help_heading = "What to measure")]
     pub engine_settings: Vec<(String, String, Value)>,
-    /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
+    /// Shape of an input, batch axis first, as x=1,3,224,224; repeat it for other inputs, or for more shapes
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape, help_heading = "What to measure")]
     pub shapes: Vec<(String, Vec<u64>)>,
-    /// cpu, gpu, all, device classes, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
+    /// Devices: cpu, gpu, all, a device class, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
-    /// Items in a call [default: 1,2,4,8]
+    /// Items in each call [default: 1,2,4,8]
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "What to measure")]
     pub batch_sizes: Vec<u32>,
-    /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
+    /// Ports of the engines: the documented ones (default), or free ones (auto) [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
     pub ports: Option<Ports>,
-    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves; one a slot where there are 4 or more]
+    /// Cores for the client, as 0-3,6 [default: what --engine-cpus leaves, else one on 4 cores or more]
     #[arg(long, value_name = "LIST", help_heading = "What to measure")]
     pub client_cpus: Option<String>,
-    /// Cores for the engines, as 0-3,6 [default: what the client leaves]
+    /// Cores for the engines, as 0-3,6 [default: those that the client does not have]
     #[arg(long, value_name = "LIST", help_heading = "What to measure")]
     pub engine_cpus: Option<String>,
-    /// Measure although other workers of this machine may measure on the CPU at the same time
+    /// Measure even while other workers measure on this CPU (figures get less exact)
     #[arg(long, help_heading = "What to measure")]
     pub shared_cpu: bool,
-    /// A custom inspector's name [default: the engine's own]
+    /// Custom inspector that makes the calls, by its name in the configuration [default: the engine's own]
     #[arg(long, value_name = "NAME", help_heading = "What to measure")]
     pub inspector: Option<String>,
-    /// Test data: INPUT=FILE, a .npy file or raw little-endian elements, may be repeated; or one .npz file for all
-    /// inputs [default: random]
+    /// Test data: INPUT=FILE with a .npy file or raw little-endian elements, repeated for other inputs; or one .npz file
+    /// for all inputs [default: random]
     #[arg(long, value_name = "FILE", help_heading = "What to measure")]
     pub data: Vec<String>,
 
-    /// How load is put on [default: closed, a sweep that finds the peak]
+    /// Kind of load [default: closed, with as many calls in flight as give the best throughput]
     #[arg(long, value_enum, help_heading = "Load")]
     pub load: Option<LoadMode>,
-    /// Calls in flight, each a load point
+    /// Numbers of calls in flight; each is a load point
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
     pub concurrency: Vec<u32>,
-    /// Calls a second, each a load point
+    /// Rates in calls a second; each is a load point
     #[arg(
         long,
         value_delimiter = ',',
@@ -127,64 +156,66 @@ pub struct ProfileArgs {
         help_heading = "Load"
     )]
     pub rate: Vec<f64>,
-    /// How an open loop spaces its calls: poisson or constant [default: poisson]
+    /// Gaps between calls at a rate: poisson or constant [default: poisson]
     #[arg(long, value_parser = arrivals, help_heading = "Load")]
     pub arrivals: Option<Arrivals>,
-    /// The latency to stay under, as p95=50ms
+    /// Latency that a percentile must stay under, as p95=50ms
     #[arg(long, value_parser = parse::sla, value_name = "PERCENTILE=LATENCY", help_heading = "Load")]
     pub sla: Option<Sla>,
 
-    /// A fixed number of calls a load point instead of the stop rule
+    /// Number of calls for each load point, instead of measuring to --precision
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub batches: Option<u64>,
-    /// Half width of the 95 % intervals to reach [default: 5%]
+    /// Measure until the 95 % intervals are this narrow, as half of their width [default: 5%]
     #[arg(long, value_parser = parse::share, value_name = "SHARE", help_heading = "When to stop")]
     pub precision: Option<f64>,
-    /// Measure each load point at least this long [default: 5s; 2s where only the peak is looked for]
+    /// Measure each load point for at least this long [default: 5s; 2s where only the peak is looked for]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
-    /// Measure each load point at most this long [default: 30s, or twice a longer --min-duration]
+    /// Measure each load point for at most this long [default: 30s, or twice a longer --min-duration]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub max_duration: Option<u64>,
-    /// Figures to publish: at least 600 s a load point, ±1 % and 3 repeats; what was disturbed is invalid
+    /// Figures to publish: 600 s or more for each load point, ±1 %, 3 repeats; a disturbed load point is invalid
     #[arg(long, conflicts_with_all = ["batches", "budget"], help_heading = "When to stop")]
     pub certified: bool,
-    /// A call that takes longer failed [default: 10s]
+    /// Time after which a call has failed [default: 10s]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub timeout: Option<u64>,
-    /// Open loop: more calls than this in flight make the point invalid [default: 4096]
+    /// Calls at a rate: with more than this in flight the load point is invalid [default: 4096]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub max_in_flight: Option<u32>,
     /// Wall time for the whole request, shared out over its cells; none lifts it [default: without a coordinator 30s a cell,
     /// at most 10m, unless --batches, --min-duration, --max-duration or --certified says how long]
     #[arg(long, value_parser = parse::budget, value_name = "DURATION|none", help_heading = "When to stop")]
     pub budget: Option<Budget>,
-    /// Independent repetitions of each cell [default: 1]
+    /// Measure each cell this many times independently [default: 1]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub repeats: Option<u32>,
 
-    /// Of test data, order and arrivals [default: 0]
+    /// Seed for random test data, the order of cells and the gaps between calls [default: 0]
     #[arg(long, value_name = "N", help_heading = "The request")]
     pub seed: Option<u64>,
-    /// Weight among requests, 1 to 100 [default: 10]
+    /// Share of the workers that this request gets beside others, 1 to 100 [default: 10]
     #[arg(long, value_name = "N", help_heading = "The request")]
     pub priority: Option<u32>,
-    /// After this, cells that no slot can run fail [default: 24h]
+    /// Time after which cells that no worker can run fail [default: 24h]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "The request")]
     pub deadline: Option<u64>,
-    /// Fail such cells at once
+    /// Fail cells that no worker can run, instead of queueing them
     #[arg(long, help_heading = "The request")]
     pub no_wait: bool,
-    /// Words to find it by
+    /// Labels to find the request by
     #[arg(long, value_delimiter = ',', value_parser = parse::pair, value_name = "KEY=VALUE", help_heading = "The request")]
     pub labels: Vec<(String, String)>,
 
-    /// Show the cells, why some cannot run, and how long it will take; measure nothing
+    /// Only show the cells, why some cannot run, and how long measuring would take
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
-    /// How to print the results [default: table]
-    #[arg(long, value_enum, help_heading = "Output")]
-    pub format: Option<Format>,
+    /// Exit with 4 when a cell misses --sla, or does not show that it keeps it
+    #[arg(long, help_heading = "Output")]
+    pub fail_on_sla: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 impl ProfileArgs {

@@ -43,12 +43,12 @@ struct Answer {
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Problem> {
     let home = &context.config.home;
     if !(args.tolerance >= 0.0 && args.tolerance.is_finite()) {
-        return Err(Problem::invalid("tolerance", format!("{} is out of range", args.tolerance)).with_hint("0 or more"));
+        return Err(Problem::invalid("tolerance", format!("{} is out of range", args.tolerance)).with_hint("use 0 or more"));
     }
     embedded::writable(home)?;
     let target = job::named(args.model.as_deref(), &args.artifacts)?;
     let local = models::local(&target, home).await?.ok_or_else(|| {
-        Problem::invalid("model", "only files and built-in models can be checked").with_hint("name a file")
+        Problem::invalid("model", "only files and built-in models can be checked").with_hint("give the path of a file")
     })?;
     let (devices, _) = sample::devices();
     let cpu = devices.into_iter().next().expect("the CPU is a device of every machine");
@@ -114,7 +114,7 @@ fn compare(answers: Vec<(Cell, Result<Vec<Output>, Problem>)>, tolerance: f64) -
     let one = |(cell, answer): (Cell, Result<Vec<Output>, Problem>)| {
         let compared = match (&first, &answer) {
             (Some(first), Ok(outputs)) => deviation(first, outputs),
-            _ => Err("the first engine gave no answer to compare with".into()),
+            _ => Err("the first engine gave no answer to compare this one with".into()),
         };
         let (deviation, why_not) = match compared {
             Ok(deviation) => (Some(deviation), None),
@@ -137,14 +137,14 @@ fn compare(answers: Vec<(Cell, Result<Vec<Output>, Problem>)>, tolerance: f64) -
 /// The largest difference, over outputs of the same name, or else the same place; or why they cannot be compared.
 fn deviation(first: &[Output], other: &[Output]) -> Result<f64, String> {
     if first.len() != other.len() || first.is_empty() {
-        return Err(format!("it has {} outputs, the first engine {}", other.len(), first.len()));
+        return Err(format!("it gave {} outputs, the first engine {}", other.len(), first.len()));
     }
     let pair = |(place, one): (usize, &Output)| {
         let two = other.iter().find(|output| output.name == one.name).unwrap_or(&other[place]);
         if one.shape != two.shape {
-            return Err(format!("output {} is {:?}, the first engine's {:?}", two.name, two.shape, one.shape));
+            return Err(format!("output {} has shape {:?}, that of the first engine {:?}", two.name, two.shape, one.shape));
         }
-        let words = |output: &Output| format!("output {} holds {}, which is not compared", output.name, output.dtype);
+        let words = |output: &Output| format!("output {} is of type {}, which cannot be compared", output.name, output.dtype);
         let (a, b) = (numbers(one).ok_or_else(|| words(one))?, numbers(two).ok_or_else(|| words(two))?);
         let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         // What does not vary must be the same.

@@ -53,7 +53,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     handle.stop().await;
     broker.close().await;
     if died {
-        return Err(Problem::new(Code::Internal, "a part of the coordinator ended by itself; its log says which"));
+        return Err(Problem::new(Code::Internal, "a part of the coordinator ended unexpectedly; its log says which"));
     }
     Ok(0)
 }
@@ -61,19 +61,19 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
 fn lease(text: &str) -> Result<Duration, Problem> {
     let lease = config::duration(text).map_err(|e| e.with_field("lease"))?;
     if lease < SHORTEST_LEASE {
-        let hint = "1s or more: workers renew three times in it; the default is 30s";
+        let hint = "use 1s or more (default 30s): workers renew their leases three times within it";
         return Err(Problem::invalid("lease", format!("'{text}' is too short")).with_hint(hint));
     }
     Ok(lease)
 }
 
 fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'a str, Problem> {
-    value.ok_or_else(|| Problem::invalid(field, "is not set").with_hint(format!("for example {example}")))
+    value.ok_or_else(|| Problem::invalid(field, "no address was given").with_hint(format!("for example {example}")))
 }
 
 /// Each kind of failure knows what to do about it, such as a user for the database; what says nothing gets the usual.
 fn hub_problem(error: HubError) -> Problem {
-    const USUAL: &str = "mongodb://host:port/database; check that the server runs and that this machine reaches it";
+    const USUAL: &str = "check the address (mongodb://host:port/database), and that the server runs and is reachable from here";
     let problem = Problem::from(error).with_field("hub");
     Problem { hint: problem.hint.or_else(|| Some(USUAL.into())), ..problem }
 }
@@ -87,15 +87,15 @@ pub(super) async fn connect(url: &str) -> Result<Arc<dyn Broker>, Problem> {
 async fn listen(field: &str, address: &str, insecure: bool) -> Result<TcpListener, Problem> {
     let wrong = |e: std::io::Error| {
         Problem::invalid(field, format!("'{address}' is not an address to listen on: {e}"))
-            .with_hint("host:port, as 127.0.0.1:7600")
+            .with_hint("use host:port, for example 127.0.0.1:7600")
     };
     let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(wrong)?.collect();
     if !insecure && addresses.iter().any(|at| !at.ip().is_loopback()) {
         return Err(Problem::invalid(
             field,
-            format!("'{address}' is open to other machines, and this version does not authenticate its callers"),
+            format!("other machines can reach '{address}', and this version does not authenticate its callers"),
         )
-        .with_hint("listen on 127.0.0.1, or say --insecure-listen in a network where everyone is trusted"));
+        .with_hint("listen on 127.0.0.1, or add --insecure-listen in a network where you trust everyone"));
     }
     TcpListener::bind(&addresses[..]).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => Problem::new(Code::Busy, format!("{address} is in use by another process"))

@@ -38,7 +38,7 @@ pub(super) fn needs_coordinator<'a>(context: &'a Context, command: &str) -> Resu
     let coordinators = &context.config.client.coordinators;
     if coordinators.is_empty() {
         return Err(Problem::invalid("coordinator", format!("`{command}` needs a coordinator")).with_hint(
-            "name one with --coordinator http://host:port; without one a request runs in the process that made it",
+            "add --coordinator http://host:port; a request without a coordinator ends with the process that made it",
         ));
     }
     Ok(coordinators)
@@ -67,16 +67,16 @@ pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8,
     let found = asked.client.results(args.request, args.model.as_deref(), args.limit).await;
     asked.end().await;
     let found = found?;
-    let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
+    let format = args.report.format(context.json);
     if found.is_empty() && format != Format::Json {
         if args.model.is_some() || args.request.is_some() {
             return Err(Problem::new(Code::NotFound, "no results match")
-                .with_hint("`modelmeter results` shows all, `modelmeter requests` the requests"));
+                .with_hint("`modelmeter results` shows all results, `modelmeter requests` all requests"));
         }
         print("no results yet: `modelmeter profile MODEL` makes some\n")?;
         return Ok(0);
     }
-    print(&report::render(&found, format, args.points))?;
+    print(&report::render(&found, format, args.report.view(args.points)))?;
     Ok(0)
 }
 

@@ -96,7 +96,7 @@ fn configure(cli: &Cli) -> Result<Config, Problem> {
     let Global { home, config: file, coordinators, .. } = &cli.global;
     let sources = Sources::of_process(file.clone(), home.clone());
     for name in config::unknown_variables(&sources.env) {
-        tracing::warn!("nothing reads the environment variable {name}");
+        tracing::warn!("the environment variable {name} has no meaning here");
     }
     let mut config = config::load(&sources)?;
     if !coordinators.is_empty() {
@@ -177,7 +177,7 @@ fn log_to_stderr(verbose: u8) {
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .with_target(verbose > 0)
-        // Whoever read it may have gone: that is no defect.
+        // A reader that has gone away is no defect.
         .log_internal_errors(false)
         .init();
 }

@@ -35,8 +35,8 @@ pub(super) async fn run(context: &Context, command: ModelCommand) -> Result<u8, 
 async fn read(args: ModelAddArgs) -> Result<Local, Problem> {
     let name: ModelName = args.name.parse().map_err(|problem: Problem| problem.with_field("name"))?;
     if args.name.contains('/') {
-        return Err(Problem::invalid("name", format!("'{}' is not a model's name", args.name))
-            .with_hint("NAME or NAME:VERSION, without slashes"));
+        return Err(Problem::invalid("name", format!("'{}' cannot be a model's name", args.name))
+            .with_hint("use NAME or NAME:VERSION, without slashes"));
     }
     let paths = args.artifacts.paths().into_iter().map(|(format, path)| (Some(format), path)).collect();
     models::files(&Files { name: Some(name), paths, inputs: args.artifacts.inputs }).await

@@ -9,10 +9,18 @@ use crate::{
     report,
     run::{self, Failure},
 };
+use modelmeter_common::Problem;
+
+/// All was measured, and an SLA was missed.
+const EXIT_MISSED: u8 = 4;
 
 pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Failure> {
     let embedded = context.config.client.coordinators.is_empty();
     let job = job::resolve(args, embedded, context.json)?;
+    if args.fail_on_sla && job.request.sla.is_none() {
+        let problem = Problem::invalid("fail-on-sla", "there is no SLA that could be missed");
+        return Err(problem.with_hint("add one, for example --sla p95=50ms").into());
+    }
     let stop = interrupt::listen()?;
     let (format, points) = (job.format, job.points);
     let mut progress = Progress::new(false);
@@ -23,9 +31,12 @@ pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Fai
     }
     let finished = run::profile(&context.config, job, &mut progress, &stop).await?;
     if !finished.profiles.is_empty() || format == Format::Json {
-        print(&report::render(&finished.profiles, format, points))?;
+        print(&report::render(&finished.profiles, format, args.report.view(points)))?;
     }
-    Ok(finished.exit_code())
+    Ok(match finished.exit_code() {
+        0 if args.fail_on_sla && !finished.keeps_sla() => EXIT_MISSED,
+        code => code,
+    })
 }
 
 pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Failure> {
@@ -43,9 +54,9 @@ pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Fai
     progress.finish();
     let profiles = client.results(Some(id), None, Some(u32::MAX)).await.map_err(Failure::later)?;
     let finished = run::Finished { request_id: id, state: status.state, interrupted: false, profiles };
-    let format = args.format.unwrap_or(if context.json { Format::Json } else { Format::Table });
+    let format = args.report.format(context.json);
     if !finished.profiles.is_empty() || format == Format::Json {
-        print(&report::render(&finished.profiles, format, false))?;
+        print(&report::render(&finished.profiles, format, args.report.view(false)))?;
     }
     Ok(finished.exit_code())
 }

@@ -39,6 +39,6 @@ async fn bind(host: IpAddr, port: u16, field: &str) -> Result<TcpListener, Probl
     TcpListener::bind((host, port)).await.map_err(|e| {
         Problem::new(Code::Busy, format!("cannot listen on port {port} of {host}: {e}"))
             .with_field(field)
-            .with_hint("choose another port; 0 takes a free one")
+            .with_hint("choose another port, or 0 for a free one")
     })
 }

@@ -14,12 +14,12 @@ pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
     let config = &context.config;
     let settings = &config.worker;
     let broker_url = settings.broker.as_deref().ok_or_else(|| {
-        Problem::invalid("broker", "is not set").with_hint("for example --broker amqp://guest:guest@127.0.0.1:5672/%2f")
+        Problem::invalid("broker", "no address was given").with_hint("for example --broker amqp://guest:guest@127.0.0.1:5672/%2f")
     })?;
     let coordinators =
         if settings.coordinators.is_empty() { &config.client.coordinators } else { &settings.coordinators };
     if coordinators.is_empty() {
-        let problem = Problem::invalid("coordinator", "is not set");
+        let problem = Problem::invalid("coordinator", "no address was given");
         return Err(problem.with_hint("for example --coordinator http://127.0.0.1:7600").into());
     }
     embedded::writable(&config.home)?;
@@ -71,7 +71,7 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
     }
     if settings.cpu_slots == 0 {
         return Err(Problem::invalid("cpu_slots", "0 is out of range")
-            .with_hint("1 or more; leave cpu out of --devices for none"));
+            .with_hint("use 1 or more; to measure on GPUs only, leave cpu out of --devices"));
     }
     let chosen = |device: &Device| settings.devices.iter().any(|word| device.is_meant(word));
     let explicit = |device: &Device| settings.devices.iter().any(|word| word != "all" && device.is_meant(word));
@@ -79,7 +79,7 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
     for device in devices.into_iter().filter(|device| chosen(device)) {
         let usable = engines.iter().any(|engine| engine.runs_on(device.kind));
         if !usable && !explicit(&device) {
-            tracing::warn!(device = device.class, "no engine here can run on this device: it gets no slot");
+            tracing::warn!(device = device.class, "no engine here can run on this device, so nothing is measured on it");
             continue;
         }
         let count = if device.kind == DeviceKind::Cpu { settings.cpu_slots } else { 1 };
@@ -94,12 +94,12 @@ fn known(word: &str, devices: &[Device], no_gpus: Option<&str>) -> Result<(), Pr
     }
     if word == "gpu" {
         let problem = Problem::new(Code::NotInstalled, "there is no GPU here").with_field("devices");
-        return Err(problem.with_hint(no_gpus.unwrap_or("the driver lists none").to_owned()));
+        return Err(problem.with_hint(no_gpus.unwrap_or("the driver lists no GPU").to_owned()));
     }
     let names = || devices.iter().map(|device| device.class.as_str()).chain(["gpu", "all"]);
     let meant = did_you_mean(word, names());
     let all = names().collect::<Vec<_>>().join(", ");
-    Err(Problem::invalid("devices", format!("unknown device '{word}'")).with_hint(format!("{meant}known are {all}")))
+    Err(Problem::invalid("devices", format!("unknown device '{word}'")).with_hint(format!("{meant}the devices here are {all}")))
 }
 
 fn describe(slots: &[SlotOptions], engines: &[EngineSpec]) -> String {

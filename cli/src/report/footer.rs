@@ -1,182 +1,138 @@
-//! What stands below a table: why a figure is missing, what failed, what a reader must know, where it is kept.
+//! What stands below a table: what failed or is invalid, what to do for better figures, the gravest warnings, where it is
+//! kept. A handful of lines, the most useful first; `--detail` has the rest.
 
 use super::{
-    number::{NONE, counted, number},
-    profiles::{ended, load, point_of, shapes, shapes_differ},
+    View, advice,
+    cell::{Cell, Group, load, state},
+    number::counted,
+    text::wrap,
 };
-use crate::job::settings_text;
 use modelmeter_common::{
-    device::DeviceKind,
-    profile::{Profile, ProfilePoint, ProfileState},
+    part::Warning,
+    profile::{ProfilePoint, ProfileState},
+    warning::WarningCode,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-/// More lines of one kind than this are summed up.
-const MAX_LINES: usize = 12;
+/// Lines below a table, the legend of its marks among them.
+const MAX_LINES: usize = 8;
+/// Kinds of warnings that are told.
+const MAX_WARNINGS: usize = 2;
 
-/// All of it, for the cells of one table.
-pub fn footer(group: &[&Profile]) -> String {
+/// The lines, where so many are taken by what stands above them.
+pub fn lines(group: &Group, view: View, taken: usize) -> Vec<String> {
+    let last = kept(group);
+    let mut room = MAX_LINES.saturating_sub(taken + 1);
+    let sentences = failures(group)
+        .into_iter()
+        .chain(invalid(group))
+        .chain(advice::better(group))
+        .chain(warnings(group).into_iter().take(MAX_WARNINGS));
     let mut lines = Vec::new();
-    if group.iter().any(|p| p.peak.is_some()) {
-        lines.push("inf/s: items of a batch per second, successes only; ± is half of the 95 % interval".into());
-    }
-    let names = Names { with_shapes: shapes_differ(group.iter().map(|p| p.inputs.as_slice())) };
-    cold_starts(group, &mut lines);
-    add(&mut lines, group.iter().flat_map(|p| missing_figures(p, &names)).collect());
-    percentiles(group, &names, &mut lines);
-    add(&mut lines, group.iter().filter_map(|p| server(p, &names)).collect());
-    gpu(group, &mut lines);
-    failures(group, &names, &mut lines);
-    spoiled(group, &names, &mut lines);
-    warnings(group, &names, &mut lines);
-    let id = group[0].request_id;
-    lines.push(format!("kept in the hub; to see it again: modelmeter results --request {id}"));
-    lines.join("\n") + "\n"
-}
-
-/// How the lines name a cell.
-struct Names {
-    /// The inputs are part of it.
-    with_shapes: bool,
-}
-
-impl Names {
-    fn of(&self, p: &Profile) -> String {
-        let settings = settings_text(&p.engine.settings);
-        let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
-        let shapes = if self.with_shapes { format!(" {}", shapes(&p.inputs)) } else { String::new() };
-        format!("{}{settings} {}{shapes} batch {}", p.engine.name, p.device.class, p.batch_size)
-    }
-}
-
-/// What the first call after a launch waits for, once for each engine and device.
-fn cold_starts(group: &[&Profile], lines: &mut Vec<String>) {
-    let mut told = BTreeSet::new();
-    for p in group {
-        let (Some(ready_ms), Some(first_ms)) = (p.deploy_ms, p.first_inference_ms) else { continue };
-        if told.insert((&p.engine.name, &p.device.class)) {
-            let (engine, device) = (&p.engine.name, &p.device.class);
-            let (ready_s, first_ms) = (ready_ms / 1e3, number(first_ms));
-            lines.push(format!(
-                "cold start: {engine} {device}: ready after {ready_s:.2} s, first inference {first_ms} ms"
-            ));
+    for sentence in sentences {
+        // Half a sentence helps nobody: what does not fit is left to `--detail`.
+        let mut wrapped = wrap(&sentence, view.width);
+        if wrapped.len() <= room {
+            room -= wrapped.len();
+            wrapped[0] = view.paint().line(&wrapped[0]);
+            lines.append(&mut wrapped);
         }
     }
+    lines.push(last);
+    lines
 }
 
-/// Percentiles of the reference that the samples cannot carry, a line a cell.
-fn percentiles(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
-    let missing: Vec<String> = group.iter().filter_map(|p| missing_percentiles(p, names)).collect();
-    if missing.is_empty() {
-        return;
-    }
-    add(lines, missing);
-    lines.push(format!(
-        "  figures marked {NONE} need longer runs: --max-duration 2m, a larger --budget or more --batches"
-    ));
+/// How to see it again, with all that is known. Never broken, so that it can be copied.
+fn kept(group: &Group) -> String {
+    format!("more: modelmeter results --request {} --detail", group.cells[0].profile.request_id)
 }
 
-/// Why it has no throughput, or whether the SLA is met is open.
-fn missing_figures(p: &Profile, names: &Names) -> Vec<String> {
-    let reason = |(path, what): (&str, &str)| {
-        let why = &p.unavailable.get(path)?.message;
-        Some(format!("{NONE} {}: {what}: {why}", names.of(p)))
-    };
-    [("peak", "inf/s"), ("sla.met", "SLA")].into_iter().filter_map(reason).collect()
-}
-
-fn missing_percentiles(p: &Profile, names: &Names) -> Option<String> {
-    let point = point_of(p, p.reference.as_ref()?.load)?;
-    Some(format!("{NONE} {}: {}", names.of(p), why_missing(point)?))
-}
-
-/// Why percentiles of a point are missing, if any are.
-pub(super) fn why_missing(point: &ProfilePoint) -> Option<String> {
-    let reason = |name: &str| {
-        let reason = point.unavailable.get(&format!("latency_ms.{name}"))?;
-        Some(format!("{name} {}", reason.message))
-    };
-    let reasons: Vec<String> = ["p50", "p95", "p99"].into_iter().filter_map(reason).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-/// What made a point invalid.
-pub(super) fn why_invalid(point: &ProfilePoint) -> String {
-    let why = point.warnings.iter().filter(|warning| warning.spoils()).map(|warning| warning.message.as_str());
-    why.collect::<Vec<_>>().join("; ")
-}
-
-/// Where the server says that the time of a single call went, beside the client's latency.
-fn server(p: &Profile, names: &Names) -> Option<String> {
-    let point = point_of(p, p.reference.as_ref()?.load)?;
-    let (server, mean) = (point.server?, point.latency_ms.mean?);
-    let compute = server.compute_input_ms + server.compute_infer_ms + server.compute_output_ms;
-    let [queue, compute, mean] = [server.queue_ms, compute, mean].map(number);
-    Some(format!("{} says of {mean} ms a call: {queue} ms in its queue, {compute} ms computing", names.of(p)))
-}
-
-/// Why the GPU columns are empty, each reason once.
-fn gpu(group: &[&Profile], lines: &mut Vec<String>) {
-    let lacking = group.iter().filter(|p| p.peak.as_ref().is_some_and(|peak| peak.gpu_memory_used_bytes.is_none()));
-    let reasons: BTreeSet<String> = lacking.map(|p| gpu_reason(p)).collect();
-    lines.extend(reasons.into_iter().map(|reason| format!("GPU: {reason}")));
-}
-
-fn gpu_reason(p: &Profile) -> String {
-    let told = |point: &ProfilePoint| {
-        let of_point = ["gpu", "gpu.memory_used_bytes"].into_iter().find_map(|path| point.unavailable.get(path));
-        of_point.map(|reason| reason.message.clone())
-    };
-    match (p.points.iter().find_map(told), p.device.kind) {
-        (Some(reason), _) => reason,
-        (None, DeviceKind::Cpu) => "the device is a CPU".into(),
-        (None, DeviceKind::Gpu) => "the driver gave no figures".into(),
-    }
-}
-
-fn failures(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
-    let mut failed = Vec::new();
-    for p in group.iter().filter(|p| p.state != ProfileState::Done) {
-        let Some(error) = &p.error else { continue };
-        let mut text = format!("{}: {}: {}", ended(p), names.of(p), error.to_string().replace('\n', "\n    "));
+/// Cells without figures or without all of them, by what stood in the way.
+fn failures(group: &Group) -> Vec<String> {
+    let mut reasons: Vec<(&Cell, String, u64)> = Vec::new();
+    for cell in
+        group.cells.iter().filter(|cell| !matches!(cell.profile.state, ProfileState::Done | ProfileState::Invalid))
+    {
+        let Some(error) = &cell.profile.error else { continue };
+        // Further lines are the engine's last words.
+        let mut message = error.to_string().lines().next().unwrap_or_default().to_owned();
         if let Some(hint) = &error.hint {
-            text += &format!("\n  hint: {hint}");
+            message += &format!("; {hint}");
         }
-        failed.push(text);
+        let same = |(first, other, _): &&mut (&Cell, String, u64)| *other == message && first.state() == cell.state();
+        match reasons.iter_mut().find(same) {
+            Some((.., more)) => *more += 1,
+            None => reasons.push((cell, message, 0)),
+        }
     }
-    add(lines, failed);
-}
-
-/// What each point that does not stand met.
-fn spoiled(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
-    let told = |p: &Profile, point: &ProfilePoint| {
-        format!("invalid: {}, {}: {}", names.of(p), load(point.load), why_invalid(point))
+    let line = |(cell, message, more): (&Cell, String, u64)| {
+        let more = if more > 0 { format!(" and {}", counted(more, "cell") + " more") } else { String::new() };
+        format!("{}: {}{more}: {message}", state(cell.profile), cell.name)
     };
-    let points =
-        group.iter().flat_map(|p| p.points.iter().filter(|point| !point.valid).map(move |point| told(p, point)));
-    add(lines, points.collect());
+    reasons.into_iter().map(line).collect()
 }
 
-/// Each other warning once: messages of one code differ in their figures only, so that the first stands for all.
-fn warnings(group: &[&Profile], names: &Names, lines: &mut Vec<String>) {
-    let mut told: BTreeMap<&str, (String, u64)> = BTreeMap::new();
-    for (p, point) in group.iter().flat_map(|p| p.points.iter().map(move |point| (p, point))) {
-        for warning in point.warnings.iter().filter(|warning| !warning.spoils()) {
-            let first = || format!("{} ({}, {}", warning.message, names.of(p), load(point.load));
-            told.entry(&warning.code).and_modify(|(_, more)| *more += 1).or_insert_with(|| (first(), 0));
+/// One kind of warning: where it was met first, and how often more.
+struct Met<'a> {
+    warning: &'a Warning,
+    cell: &'a Cell<'a>,
+    point: &'a ProfilePoint,
+    more: u64,
+}
+
+/// Each kind of warning of some points, the gravest first, then the most frequent. Messages of one kind differ in their
+/// figures only, so that the first stands for all.
+fn kinds<'g>(group: &'g Group<'g>, spoiling: bool) -> Vec<Met<'g>> {
+    let mut met: BTreeMap<(WarningCode, &str), Met> = BTreeMap::new();
+    for cell in &group.cells {
+        for point in &cell.profile.points {
+            for warning in point.warnings.iter().filter(|warning| warning.spoils() == spoiling) {
+                let key = (warning.kind(), warning.code.as_str());
+                met.entry(key).and_modify(|met| met.more += 1).or_insert(Met { warning, cell, point, more: 0 });
+            }
         }
     }
-    lines.extend(told.into_values().map(|(first, more)| match more {
-        0 => format!("warning: {first})"),
-        _ => format!("warning: {first}, and {} more)", counted(more, "load point")),
-    }));
+    let mut met: Vec<Met> = met.into_values().collect();
+    met.sort_by_key(|met| std::cmp::Reverse((met.warning.kind().severity(), met.more)));
+    met
 }
 
-fn add(lines: &mut Vec<String>, mut more: Vec<String>) {
-    let hidden = more.len().saturating_sub(MAX_LINES);
-    more.truncate(MAX_LINES);
-    lines.extend(more);
-    if hidden > 0 {
-        lines.push(format!("  and {hidden} more like these (--json has all)"));
+fn invalid(group: &Group) -> Vec<String> {
+    let line = |Met { warning, cell, point, more }: Met| {
+        let more = if more > 0 { format!(" and {} more", counted(more, "load point")) } else { String::new() };
+        format!("invalid: {}, {}{more}: {}", cell.name, load(point.load), warning.message)
+    };
+    kinds(group, true).into_iter().map(line).collect()
+}
+
+fn warnings(group: &Group) -> Vec<String> {
+    let line = |Met { warning, cell, point, more }: Met| {
+        let more = if more > 0 { format!(", and {} more", counted(more, "load point")) } else { String::new() };
+        format!("warning: {} ({}, {}{more})", warning.message, cell.name, load(point.load))
+    };
+    kinds(group, false).into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::samples, *};
+
+    #[test]
+    fn the_footer_is_short_whatever_happened_and_says_where_the_rest_is() {
+        let cells = samples::streams_of_warnings();
+        for width in [60, 80, 120] {
+            let view = View { width, ..View::plain() };
+            let lines = lines(&Group::new(cells.iter().collect()), view, 1);
+            assert!(lines.len() < MAX_LINES, "{lines:#?}");
+            assert!(lines.last().unwrap().ends_with("--detail"), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn what_disturbed_the_figures_is_told_before_what_made_them_wide() {
+        let cells = samples::streams_of_warnings();
+        let group = Group::new(cells.iter().collect());
+        let severities: Vec<_> = kinds(&group, false).iter().map(|met| met.warning.kind().severity()).collect();
+        assert!(severities.len() > 3 && severities.is_sorted_by(|a, b| a >= b), "{severities:?}");
     }
 }

@@ -61,7 +61,7 @@ pub fn cells(status: &Status) -> String {
         counts.join(", ")
     );
     if let Some(error) = &status.error {
-        text += &format!("it could not be expanded: {error}\n");
+        text += &format!("its cells could not be found out: {error}\n");
     }
     let settings = status.cells.iter().any(|cell| !cell.engine_settings.is_empty());
     let inputs = shapes_differ(status.cells.iter().map(|cell| cell.inputs.as_slice()));
@@ -138,10 +138,10 @@ pub fn dryrun(plan: &Dryrun) -> String {
         text += &format!("and {} more (--json has all)\n", plan.cells.len() - MAX_ROWS);
     }
     if stuck > 0 {
-        text += &format!("{stuck} of them cannot run now\n");
+        text += &format!("{stuck} of these cells cannot run now\n");
     }
     let [low, high] = [plan.estimated_seconds.low, plan.estimated_seconds.high].map(time);
-    text + &if low == high { format!("would take about {low}\n") } else { format!("would take {low} to {high}\n") }
+    text + &if low == high { format!("measuring would take about {low}\n") } else { format!("measuring would take {low} to {high}\n") }
 }
 
 /// Seconds as people say them.
@@ -246,7 +246,7 @@ mod tests {
         };
         let lost = Problem::new(Code::NotFound, "model m@1 vanished");
         let text = cells(&Status { state: RequestState::Failed, error: Some(lost), ..status.clone() });
-        assert!(text.contains("it could not be expanded: model m@1 vanished\n"), "{text}");
+        assert!(text.contains("its cells could not be found out: model m@1 vanished\n"), "{text}");
         let text = cells(&status);
         assert!(text.contains("running (1 done, 1 waiting)"), "{text}");
         assert!(

@@ -1,24 +1,88 @@
 //! Figures as people read them: as many digits as mean something, thousands set apart.
 
-use modelmeter_common::stats::Interval;
+use modelmeter_common::stats::Figure;
 
 /// What stands where there is no figure.
 pub const NONE: &str = "–";
+/// The mark of a figure that was observed but that no interval supports.
+pub const OBSERVED: char = '~';
+/// The mark of a figure of an invalid load point.
+pub const INVALID: char = '!';
+/// An interval with a half width of more than the figure itself says nothing that a reader can use.
+const WIDEST: f64 = 1.0;
 
 /// A figure: `0.123`, `4.56`, `123.4`, `12,345`.
 pub fn number(value: f64) -> String {
     fixed(value, decimals(value))
 }
 
-/// A figure with the half width of its interval: `123.4 ±2.1`.
-pub fn interval(interval: Interval) -> String {
-    let [low, high] = interval.ci95;
-    let half = (high - low) / 2.0;
-    let decimals = decimals(interval.value);
-    format!("{} ±{}", fixed(interval.value, decimals), fixed(half, decimals))
+/// A figure of a load point, as a reader sees it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Shown {
+    figure: Figure,
+    valid: bool,
+}
+
+impl Shown {
+    /// A figure of a point that is valid or not.
+    pub fn new(figure: Figure, valid: bool) -> Self {
+        Self { figure, valid }
+    }
+
+    /// The value that was observed.
+    pub fn value(self) -> f64 {
+        self.figure.value
+    }
+
+    /// Whether its load point is valid.
+    pub fn is_valid(self) -> bool {
+        self.valid
+    }
+
+    /// The ends of its interval, where that supports the figure.
+    pub fn support(self) -> Option<[f64; 2]> {
+        let [low, high] = self.figure.ci95?;
+        let is_narrow = (high - low) / 2.0 <= WIDEST * self.figure.value.abs();
+        (self.valid && is_narrow).then_some([low, high])
+    }
+
+    /// `!` of an invalid point, `~` without support, else nothing.
+    pub fn mark(self) -> String {
+        match self.support() {
+            _ if !self.valid => INVALID.into(),
+            None => OBSERVED.into(),
+            Some(_) => String::new(),
+        }
+    }
+
+    /// The figure with its mark: `61.2`, `~61.2`, `!61.2`.
+    pub fn text(self) -> String {
+        self.mark() + &number(self.figure.value)
+    }
+
+    /// Half of its interval: `±2.1`; nothing without support.
+    pub fn half(self) -> String {
+        let half = |[low, high]: [f64; 2]| format!("±{}", fixed((high - low) / 2.0, decimals(self.figure.value)));
+        self.support().map(half).unwrap_or_default()
+    }
+
+    /// Its interval, `[5.4, 6.1]`, or the bound that is known from below, `(≥ 5.4)`.
+    pub fn ends(self) -> String {
+        let digits = decimals(self.figure.value);
+        match (self.support(), self.figure.lower95.filter(|_| self.valid)) {
+            (Some([low, high]), _) => format!("[{}, {}]", fixed(low, digits), fixed(high, digits)),
+            (None, Some(low)) => format!("(≥ {})", fixed(low, digits)),
+            (None, None) => String::new(),
+        }
+    }
 }
 
 /// A figure that may be missing.
+pub fn shown(figure: Option<Figure>, valid: bool) -> Option<Shown> {
+    figure.map(|figure| Shown::new(figure, valid))
+}
+
+/// What may be missing.
 pub fn or_none<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
     value.map_or_else(|| NONE.to_owned(), show)
 }
@@ -33,6 +97,11 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}
+
+/// A count: `12,345`.
+pub fn whole(count: u64) -> String {
+    fixed(count as f64, 0)
 }
 
 /// A ratio as a percentage.
@@ -87,10 +156,22 @@ mod tests {
         ] {
             assert_eq!(number(value), text);
         }
-        assert_eq!(interval(Interval { value: 123.4, ci95: [121.3, 125.5] }), "123.4 ±2.1");
-        assert_eq!(interval(Interval { value: 12_345.0, ci95: [12_000.0, 12_800.0] }), "12,345 ±400");
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(25_232_932_864), "23.5 GiB");
         assert_eq!(percent(0.874), "87 %");
+    }
+
+    #[test]
+    fn a_figure_says_what_it_stands_on() {
+        let figure = |value, ci95, lower95| Figure { value, ci95, lower95 };
+        let told = |figure, valid| {
+            let shown = Shown::new(figure, valid);
+            [shown.text(), shown.half(), shown.ends()]
+        };
+        assert_eq!(told(figure(123.4, Some([121.3, 125.5]), None), true), ["123.4", "±2.1", "[121.3, 125.5]"]);
+        assert_eq!(told(figure(12_345.0, Some([12_000.0, 12_800.0]), None), true)[1], "±400");
+        assert_eq!(told(figure(6.7, None, Some(6.1)), true), ["~6.70", "", "(≥ 6.10)"]);
+        assert_eq!(told(figure(1.05, Some([0.01, 59.0]), None), true), ["~1.05", "", ""], "wider than the figure");
+        assert_eq!(told(figure(6.7, Some([6.0, 7.0]), None), false), ["!6.70", "", ""]);
     }
 }

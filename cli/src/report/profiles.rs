@@ -1,21 +1,26 @@
-//! Profiles as tables: one a request and model, a row a cell.
+//! Profiles as tables: one a request and model, a row a cell, with what they mean below.
 
 use super::{
-    footer,
-    number::{self, NONE, number, or_none},
+    View,
+    cell::{Cell, Group, load},
+    detail, footer,
+    number::{self, INVALID, NONE, OBSERVED, number, or_none},
+    plot,
     table::{Align, Table},
+    text::wrap,
+    words,
 };
 use crate::job::settings_text;
 use modelmeter_common::{
-    Code, RequestId,
+    RequestId,
     model::{ModelRef, TensorShape},
-    profile::{Profile, ProfileLoad, ProfilePoint, ProfileState, SlaResult},
-    stats::Interval,
+    profile::{Latency, Profile, ProfileLoad, ProfilePoint},
+    stats::Figure,
 };
 use std::collections::BTreeSet;
 
-/// Tables of these profiles. `points`: each load point too.
-pub fn profiles(found: &[Profile], points: bool) -> String {
+/// Tables of these profiles.
+pub fn profiles(found: &[Profile], view: View) -> String {
     let mut groups: Vec<(RequestId, &ModelRef, Vec<&Profile>)> = Vec::new();
     for profile in found {
         match groups.iter_mut().find(|(id, model, _)| *id == profile.request_id && **model == profile.model) {
@@ -23,40 +28,48 @@ pub fn profiles(found: &[Profile], points: bool) -> String {
             None => groups.push((profile.request_id, &profile.model, vec![profile])),
         }
     }
-    let one = |(_, _, mut group): (RequestId, &ModelRef, Vec<&Profile>)| {
-        group.sort_by_key(|p| {
-            (
-                p.engine.name.clone(),
-                settings_text(&p.engine.settings),
-                p.device.class.clone(),
-                shapes(&p.inputs),
-                p.batch_size,
-            )
-        });
-        let mut text = heading(&group) + "\n" + &cells(&group).to_string();
-        if points {
-            text += "\n";
-            text += &each_point(&group).to_string();
+    groups.into_iter().map(|(.., group)| screen(&Group::new(group), view)).collect::<Vec<_>>().join("\n")
+}
+
+/// Heading, table, what its marks mean, the answer in words, what to know and to do.
+fn screen(group: &Group, view: View) -> String {
+    let paint = view.paint();
+    let table = cells(group).fit(view.width, paint);
+    let points = view.points.then(|| each_point(group).fit(view.width, paint));
+    let mut text = format!("{}\n{table}", heading(group, view));
+    for table in &points {
+        text += &format!("\n{table}");
+    }
+    let shown: Vec<&Table> = std::iter::once(&table).chain(&points).collect();
+    let legend = legend(&shown);
+    for line in &legend {
+        text += &format!("{}\n", paint.dim(line));
+    }
+    for part in [words::lines(group, view), if view.plot { plot::lines(group, view) } else { Vec::new() }] {
+        if !part.is_empty() {
+            text += &format!("\n{}\n", part.join("\n"));
         }
-        text + "\n" + &footer::footer(&group)
-    };
-    groups.into_iter().map(one).collect::<Vec<_>>().join("\n")
+    }
+    let below = if view.detail { detail::lines(group, view) } else { footer::lines(group, view, legend.len()) };
+    text + &format!("\n{}\n", below.join("\n"))
 }
 
 /// What was measured: the model, its input, the engines' versions, the devices' names.
-fn heading(group: &[&Profile]) -> String {
-    let first = group[0];
-    let mut text = format!("{}  {}\n", first.model, shapes(&first.inputs));
+fn heading(group: &Group, view: View) -> String {
+    let first = group.cells[0].profile;
+    let inputs = if group.inputs { String::new() } else { format!("  {}", shapes(&first.inputs)) };
+    let mut lines = wrap(&format!("{}{inputs}", first.model), view.width);
+    let profiles = || group.cells.iter().map(|cell| cell.profile);
     let engines: BTreeSet<String> =
-        group.iter().filter_map(|p| Some(format!("{} {}", p.engine.name, p.engine.version.as_ref()?))).collect();
-    let devices: BTreeSet<String> =
-        group.iter().filter_map(|p| Some(format!("{}: {}", p.device.class, p.device.name.as_ref()?))).collect();
-    let line: Vec<String> = engines.into_iter().chain(devices).collect();
-    if !line.is_empty() {
-        text += &line.join(" · ");
-        text += "\n";
-    }
-    text
+        profiles().filter_map(|p| Some(format!("{} {}", p.engine.name, p.engine.version.as_ref()?))).collect();
+    let devices: BTreeSet<String> = profiles()
+        .map(|p| match &p.device.name {
+            Some(name) => format!("{}: {name}", p.device.class),
+            None => p.device.class.clone(),
+        })
+        .collect();
+    lines.extend(wrap(&engines.into_iter().chain(devices).collect::<Vec<_>>().join(" · "), view.width));
+    lines.join("\n") + "\n"
 }
 
 /// `x FP32 [N, 3, 224, 224]`, the batch axis left open.
@@ -75,247 +88,156 @@ pub(crate) fn shapes_differ<'a>(mut cells: impl Iterator<Item = &'a [TensorShape
     cells.any(|inputs| Some(shapes(inputs)) != first)
 }
 
-/// Which columns beyond the usual ones a group needs.
-struct Wanted {
-    settings: bool,
-    shapes: bool,
-    sla: bool,
-    energy: bool,
+fn identity(group: &Group) -> Table {
+    let mut table = Table::default().column("engine", Align::Left).column("settings", Align::Left);
+    table = table.column("device", Align::Left);
+    if !group.devices {
+        table = table.rank(20);
+    }
+    table.column("input", Align::Left).column("batch", Align::Right)
 }
 
-impl Wanted {
-    fn by(group: &[&Profile]) -> Self {
-        let many = |of: &dyn Fn(&Profile) -> String| group.iter().map(|p| of(p)).collect::<BTreeSet<_>>().len() > 1;
-        Self {
-            settings: many(&|p| settings_text(&p.engine.settings)),
-            shapes: shapes_differ(group.iter().map(|p| p.inputs.as_slice())),
-            sla: group.iter().any(|p| p.sla.is_some()),
-            energy: group.iter().any(|p| energy(p).is_some()),
-        }
-    }
-
-    fn cell_columns(&self) -> Table {
-        let mut table = Table::default().column("engine", Align::Left);
-        if self.settings {
-            table = table.column("settings", Align::Left);
-        }
-        table = table.column("device", Align::Left);
-        if self.shapes {
-            table = table.column("input", Align::Left);
-        }
-        table.column("batch", Align::Right)
-    }
-
-    fn cell(&self, p: &Profile) -> Vec<String> {
-        let mut cells = vec![p.engine.name.clone()];
-        if self.settings {
-            cells.push(settings_text(&p.engine.settings));
-        }
-        cells.push(p.device.class.clone());
-        if self.shapes {
-            cells.push(shapes(&p.inputs));
-        }
-        cells.push(p.batch_size.to_string());
-        cells
-    }
+fn identify(group: &Group, p: &Profile) -> Vec<String> {
+    let only = |wanted: bool, text: String| if wanted { text } else { String::new() };
+    vec![
+        p.engine.name.clone(),
+        only(group.settings, settings_text(&p.engine.settings)),
+        p.device.class.clone(),
+        only(group.inputs, group.input(p)),
+        p.batch_size.to_string(),
+    ]
 }
 
-fn cells(group: &[&Profile]) -> Table {
-    let wanted = Wanted::by(group);
-    let mut table = wanted
-        .cell_columns()
+/// A row a cell. The ranks say in which order columns are dropped on a narrow screen.
+fn cells(group: &Group) -> Table {
+    let mut table = identity(group)
         .group("best throughput", "inf/s", Align::Right)
+        .tight()
+        .rank(40)
         .column("at", Align::Left)
+        .rank(50)
         .group(reference_heading(group), "p50", Align::Right)
+        .tight()
+        .rank(30)
+        .column("p90", Align::Right)
+        .rank(12)
         .column("p95", Align::Right)
-        .column("p99", Align::Right);
-    if wanted.sla {
-        table = table.group("SLA", "met", Align::Left);
-    }
-    table = table.group("GPU", "memory", Align::Right).column("busy", Align::Right);
-    if wanted.energy {
-        table = table.column("mJ/inf", Align::Right);
-    }
-    for p in group {
-        let mut row = wanted.cell(p);
-        row.extend(throughput(p));
-        row.extend(latency(p));
-        if wanted.sla {
-            row.push(sla(p));
-        }
-        let peak = p.peak.as_ref();
-        row.push(or_none(peak.and_then(|peak| peak.gpu_memory_used_bytes), number::bytes));
-        row.push(or_none(peak.and_then(|peak| peak.gpu_utilization_ratio), number::percent));
-        if wanted.energy {
-            row.push(or_none(energy(p), |joules| number(joules * 1e3)));
-        }
+        .tight()
+        .rank(6)
+        .column("p99", Align::Right)
+        .rank(80)
+        .tight()
+        .rank(5)
+        .column("p99.9", Align::Right)
+        .rank(8)
+        .column("calls", Align::Right)
+        .rank(7)
+        .group("", "SLA", Align::Left)
+        .rank(90)
+        .group("engine uses", "memory", Align::Right)
+        .rank(24)
+        .column("cores", Align::Right)
+        .rank(25)
+        .group("GPU", "memory", Align::Right)
+        .rank(34)
+        .column("busy", Align::Right)
+        .rank(33)
+        .column("mJ/inf", Align::Right)
+        .rank(22)
+        .group("", "state", Align::Left);
+    // A column that no cell has a figure for is left empty, and so not shown.
+    let measured = |of: fn(&ProfilePoint) -> bool| group.cells.iter().any(|cell| cell.peak().is_some_and(of));
+    let has_cpu = measured(|point| point.engine_cpu.is_some());
+    let has_gpu = measured(|point| point.gpu.is_some());
+    let has_energy = measured(|point| point.energy_per_inference_j.is_some());
+    let has_tail = group.cells.iter().any(|cell| cell.latency(|ms| ms.p99_9).is_some());
+    let has_sla = group.cells.iter().any(|cell| cell.profile.sla.is_some());
+    for cell in &group.cells {
+        let only = |wanted: bool, text: String| if wanted { text } else { String::new() };
+        let point = cell.peak();
+        let gpu = point.and_then(|point| point.gpu.as_ref());
+        let cpu = point.and_then(|point| point.engine_cpu);
+        let latency = |of| figure(cell.latency(of));
+        let [p50, half, _] = latency(|ms| ms.p50);
+        let [p90, ..] = latency(|ms| ms.p90);
+        let [p95, _, ends95] = latency(|ms| ms.p95);
+        let [p99, _, ends99] = latency(|ms| ms.p99);
+        let [tail, ..] = latency(|ms| ms.p99_9);
+        let [rate, spread, _] = figure(cell.throughput());
+        let mut row = identify(group, cell.profile);
+        row.extend([rate, spread, or_none(point, |point| load(point.load))]);
+        row.extend([p50, half, p90, p95, ends95, p99, ends99, only(has_tail, tail)]);
+        row.push(or_none(cell.reference(), |point| number::whole(point.requests)));
+        row.push(only(has_sla, words::met(cell).into()));
+        row.push(only(has_cpu, or_none(cpu, |cpu| number::bytes(cpu.rss_bytes))));
+        row.push(only(has_cpu, or_none(cpu, |cpu| number(cpu.cores))));
+        row.push(only(has_gpu, or_none(gpu.and_then(|gpu| gpu.memory_used_bytes), number::bytes)));
+        row.push(only(has_gpu, or_none(gpu.and_then(|gpu| gpu.utilization_ratio), number::percent)));
+        let joules = point.and_then(|point| point.energy_per_inference_j);
+        row.push(only(has_energy, or_none(joules, |joules| number(joules * 1e3))));
+        row.push(cell.state().into());
         table.row(row);
     }
     table
 }
 
-fn reference_heading(group: &[&Profile]) -> &'static str {
-    let closed = |p: &&Profile| {
-        matches!(p.reference.as_ref().map(|r| r.load), None | Some(ProfileLoad::Closed { concurrency: 1 }))
+/// A figure, half of its interval, and the interval.
+fn figure(shown: Option<number::Shown>) -> [String; 3] {
+    shown.map_or([NONE.into(), String::new(), String::new()], |shown| [shown.text(), shown.half(), shown.ends()])
+}
+
+fn reference_heading(group: &Group) -> &'static str {
+    let closed = |cell: &Cell| {
+        matches!(cell.reference().map(|point| point.load), None | Some(ProfileLoad::Closed { concurrency: 1 }))
     };
-    if group.iter().all(closed) { "latency of a single call, ms" } else { "latency at the lowest load, ms" }
+    if group.cells.iter().all(closed) { "latency of a single call, ms" } else { "latency at the lowest load, ms" }
 }
 
-fn throughput(p: &Profile) -> [String; 2] {
-    if p.state == ProfileState::Failed {
-        return [ended(p).into(), NONE.into()];
-    }
-    let Some(peak) = &p.peak else { return [NONE.into(), NONE.into()] };
-    let exact = point_of(p, peak.summary.load).and_then(|point| point.throughput_inferences_per_s);
-    let figure = exact.map(number::interval).or_else(|| peak.summary.throughput_inferences_per_s.map(number));
-    [figure.unwrap_or_else(|| NONE.into()), load(peak.summary.load)]
-}
-
-/// How a cell that was not wholly measured ended.
-pub fn ended(p: &Profile) -> &'static str {
-    match (p.state, p.error.as_ref().map(|error| error.code)) {
-        (_, Some(Code::Cancelled)) => "cancelled",
-        (ProfileState::Failed, _) => "failed",
-        _ => "partly failed",
-    }
-}
-
-fn latency(p: &Profile) -> [String; 3] {
-    let point = p.reference.as_ref().and_then(|reference| point_of(p, reference.load));
-    let value = |interval: Option<Interval>| or_none(interval.map(|i| i.value), number);
-    match point.filter(|point| point.valid) {
-        Some(point) => {
-            let ms = &point.latency_ms;
-            [or_none(ms.p50, number::interval), value(ms.p95), value(ms.p99)]
-        }
-        None => [NONE, NONE, NONE].map(Into::into),
-    }
-}
-
-/// Joules an inference at the peak.
-fn energy(p: &Profile) -> Option<f64> {
-    point_of(p, p.peak.as_ref()?.summary.load)?.energy_per_inference_j
-}
-
-fn sla(p: &Profile) -> String {
-    match &p.sla {
-        None | Some(SlaResult { met: None, .. }) => NONE.into(),
-        Some(SlaResult { met: Some(false), .. }) => "no".into(),
-        Some(sla) => match &sla.best {
-            Some(best) => format!("up to {} inf/s", or_none(best.summary.throughput_inferences_per_s, number)),
-            None => "yes".into(),
-        },
-    }
-}
-
-fn each_point(group: &[&Profile]) -> Table {
-    let wanted = Wanted::by(group);
-    let mut table = wanted
-        .cell_columns()
+/// A row a load point.
+fn each_point(group: &Group) -> Table {
+    let mut table = identity(group)
         .group("each load point", "load", Align::Left)
         .column("inf/s", Align::Right)
+        .tight()
+        .rank(40)
         .group("latency, ms", "p50", Align::Right)
+        .tight()
+        .rank(30)
+        .column("p90", Align::Right)
+        .rank(12)
         .column("p95", Align::Right)
         .column("p99", Align::Right)
+        .rank(80)
         .group("calls", "all", Align::Right)
+        .rank(14)
         .column("failed", Align::Right)
-        .column("valid", Align::Left);
-    for p in group {
-        for point in &p.points {
-            let mut row = wanted.cell(p);
-            let ms = &point.latency_ms;
-            row.extend([
-                load(point.load),
-                or_none(point.throughput_inferences_per_s, number::interval),
-                or_none(ms.p50, number::interval),
-                or_none(ms.p95, number::interval),
-                or_none(ms.p99, number::interval),
-                point.requests.to_string(),
-                point.errors.to_string(),
-                if point.valid { "yes" } else { "no" }.into(),
-            ]);
+        .rank(15)
+        .group("", "state", Align::Left);
+    for cell in &group.cells {
+        for point in &cell.profile.points {
+            let ms = |of: fn(&Latency) -> Option<Figure>| figure(number::shown(of(&point.latency_ms), point.valid));
+            let [rate, spread, _] = figure(number::shown(point.throughput_inferences_per_s, point.valid));
+            let [p50, half, _] = ms(|ms| ms.p50);
+            let mut row = identify(group, cell.profile);
+            row.extend([load(point.load), rate, spread, p50, half]);
+            row.extend([ms(|ms| ms.p90), ms(|ms| ms.p95), ms(|ms| ms.p99)].map(|[text, ..]| text));
+            row.extend([number::whole(point.requests), number::whole(point.errors)]);
+            row.push(if point.valid { "" } else { "invalid" }.into());
             table.row(row);
         }
     }
     table
 }
 
-/// The point of this load.
-pub(super) fn point_of(p: &Profile, load: ProfileLoad) -> Option<&ProfilePoint> {
-    p.points.iter().find(|point| point.load == load)
-}
-
-pub(super) fn load(load: ProfileLoad) -> String {
-    match load {
-        ProfileLoad::Closed { concurrency } => format!("{concurrency} in flight"),
-        ProfileLoad::Open { rate_per_s, .. } => format!("{} calls/s", number(rate_per_s)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{super::samples, *};
-    use unicode_width::UnicodeWidthStr;
-
-    #[test]
-    fn a_table_reads_without_a_manual_and_fits_a_hundred_columns() {
-        let text = profiles(&[samples::cpu(1), samples::starved(8)], false);
-        let expected = "\
-mlp:0123456789ab  x FP32 [N, 784]
-rten 0.27.0 · cpu: Test CPU 3000
-
-                      best throughput              latency of a single call, ms  GPU
-engine  device  batch         inf/s  at           p50           p95          p99  memory  busy
-rten    cpu         1  1,500 ±20     4 in flight  1.10 ±0.050  1.40         1.90       –     –
-";
-        // The exact spacing is the table's own test; here the lines and what they say.
-        let squeeze = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-        let got: Vec<String> = text.lines().map(squeeze).collect();
-        for line in expected.lines().map(squeeze).filter(|l| !l.contains('±')) {
-            assert!(got.contains(&line), "{line:?} is not in\n{text}");
-        }
-        assert!(
-            got.iter().any(|l| l.starts_with("rten cpu 1 1,500 ±20 4 in flight 1.10 ±0.05 1.40 1.90 – –")),
-            "{text}"
-        );
-        assert!(got.iter().any(|l| l.starts_with("rten cpu 8 20.0 ±1.0 1 in flight 400.0 ±10.0 – – – –")), "{text}");
-        let is_long = |line: &&str| line.width() > 100 && !line.starts_with("warning: ");
-        assert_eq!(text.lines().find(is_long), None, "{text}");
-    }
-
-    #[test]
-    fn what_is_missing_says_why_and_what_to_do() {
-        let text = profiles(&[samples::cpu(1), samples::starved(8), samples::failed(2)], false);
-        for part in [
-            "p95 needs 72 requests, had 40",
-            "--max-duration",
-            "GPU: the device is a CPU",
-            "rten cpu batch 2: engine rten exited with status 1",
-            "hint: the whole log is /home/logs/rten.log",
-            "the client was short of CPU: use another machine (rten cpu batch 1, 1 in flight, and 1 load point more)",
-            "modelmeter results --request",
-        ] {
-            assert!(text.contains(part), "{part:?} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn gpus_settings_agreements_and_points_get_their_columns() {
-        let text = profiles(&[samples::gpu(1, 1), samples::gpu(1, 2)], true);
-        for part in [
-            "threads=1",
-            "threads=2",
-            "23.5 GiB",
-            "87 %",
-            "mJ/inf",
-            "195.2",
-            "cold start: onnx nvidia-h100-80gb-hbm3: ready after 0.20 s, first inference 5.00 ms",
-            "up to 2,000 inf/s",
-            "each load point",
-            "nvidia-h100-80gb-hbm3",
-        ] {
-            assert!(text.contains(part), "{part:?} is not in\n{text}");
-        }
-        assert!(!text.contains("GPU: "), "nothing is missing on a GPU\n{text}");
-    }
+/// What the marks that are on the screen mean, in one line.
+fn legend(tables: &[&Table]) -> Option<String> {
+    let is_shown = |mark: char| tables.iter().any(|table| table.shows(mark));
+    let seen = if is_shown('±') { "seen, not supported by one" } else { "seen, not supported by a 95 % interval" };
+    let marks = [
+        ('±', "± half of the 95 % interval".to_owned()),
+        (OBSERVED, format!("{OBSERVED} {seen}")),
+        (INVALID, format!("{INVALID} of an invalid load point")),
+    ];
+    let parts: Vec<String> = marks.into_iter().filter(|(mark, _)| is_shown(*mark)).map(|(_, text)| text).collect();
+    (!parts.is_empty()).then(|| parts.join(" · "))
 }
