@@ -12,7 +12,7 @@ use modelmeter_common::{
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
-use modelmeter_worker::inspector::Custom;
+use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -31,8 +31,8 @@ pub enum Target {
     Name(String),
     /// A server that already runs.
     Endpoint {
-        /// `host:port`.
-        address: String,
+        /// Its gRPC port.
+        endpoint: Endpoint,
         /// What it calls the model.
         model: String,
         /// What it speaks.
@@ -125,8 +125,9 @@ fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
             Problem::invalid("model", "an endpoint needs the name of the model that it serves")
                 .with_hint("add --model NAME")
         })?;
-        let (address, model, inputs) = (address.clone(), model.clone(), args.artifacts.inputs.clone());
-        return Ok(Target::Endpoint { address, model, protocol: protocol(args.protocol.as_deref())?, inputs });
+        let endpoint = Endpoint::new(address, &args.tls.files())?;
+        let (model, inputs) = (model.clone(), args.artifacts.inputs.clone());
+        return Ok(Target::Endpoint { endpoint, model, protocol: protocol(args.protocol.as_deref())?, inputs });
     }
     named(name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty())), &args.artifacts)
 }
@@ -242,6 +243,7 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
         stop.max_duration_ms = stop.max_duration_ms.max(stop.min_duration_ms.saturating_mul(2));
     }
     set(&mut stop.timeout_ms, args.timeout);
+    stop.first_timeout_ms = args.timeout.or(stop.first_timeout_ms);
     set(&mut stop.max_in_flight, args.max_in_flight);
     request.batches = args.batches.or(request.batches);
     request.budget_ms = args.budget.or(request.budget_ms);

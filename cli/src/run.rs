@@ -29,7 +29,7 @@ use modelmeter_coordinator::{
 };
 use modelmeter_worker::{
     EngineSpec, SlotOptions,
-    inspector::{self, Custom},
+    inspector::{self, Custom, Patience},
     sample,
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -202,7 +202,7 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     // What the workers' own engines take, they alone know.
     check_settings(&job.request, &[])?;
     let client = Client::connect(&config.client.coordinators).await?;
-    Ok((client, models::local(&job.target, &config.home).await?))
+    Ok((client, models::local(&job.target, &config.home, Patience::NONE).await?))
 }
 
 /// Puts model and data into the hub; gives the request that names them.
@@ -244,7 +244,13 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     let slots = embedded::slots(&job.request.devices, &offer.specs);
     check_devices(&job.request, &offer.specs, &slots)?;
     let devices = embedded::classes(&job.request.devices);
-    let local = models::local(&job.target, &config.home).await?;
+    let stop = &job.request.stop;
+    let patience = Patience {
+        timeout: Duration::from_millis(stop.timeout_ms),
+        ready: if job.request.no_wait { Duration::ZERO } else { config.engine.ready_timeout() },
+        say: &|words| progress.say(&words),
+    };
+    let local = models::local(&job.target, &config.home, patience).await?;
     let model = meant(config, &job.target, local.as_ref()).await?;
     let mut request = Request { model: model.id.to_string(), devices, ..job.request };
     data::check(&mut request, &model)?;
@@ -289,8 +295,8 @@ async fn into_embedded(embedded: &mut Embedded, config: &Config, sketch: Sketch)
 /// What the worker in this process is given. An engine that cannot run here fails its own cells only, unless there is
 /// no other.
 fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Problem> {
-    if let Target::Endpoint { address, model, protocol, .. } = &job.target {
-        let specs = vec![engines::endpoint(address, model, *protocol)];
+    if let Target::Endpoint { endpoint, model, protocol, .. } = &job.target {
+        let specs = vec![engines::endpoint(endpoint, model, *protocol, config)];
         return Ok(Offer { specs, ..Offer::default() });
     }
     let wanted = if job.request.engines == ["auto"] { &[][..] } else { &job.request.engines };

@@ -47,7 +47,7 @@ pub(crate) async fn measure(
 ) -> Measured {
     let cell = &assignment.cell;
     let custom = inspector::find(&cell.inspector, &assignment.plan.load, &context.inspectors)?;
-    deploy(context, place, kept, cell, attempt).await?;
+    deploy(context, place, kept, cell, &assignment.plan.stop, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
     let data = test_data(context, &assignment.plan).await?;
     let mut target = target(deployment, cell, assignment.plan.seed, data, custom, place).await?;
@@ -57,7 +57,7 @@ pub(crate) async fn measure(
         let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
-        let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
+        let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
         let points = points(context, target, probes, statistics, assignment, attempt);
         Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
     };
@@ -89,6 +89,7 @@ async fn deploy(
     place: &Arc<Place>,
     kept: &mut Option<Deployment>,
     cell: &Cell,
+    stop: &Stop,
     attempt: &Attempt,
 ) -> Result<(), Problem> {
     if kept.as_ref().is_some_and(|deployment| deployment.key == cell.deployment_key() && deployment.is_alive()) {
@@ -108,7 +109,9 @@ async fn deploy(
     };
     attempt.progress(format!("deploying {}", spec.name));
     let gpu_idle = idle(&place.device).await;
-    let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place).await?);
+    let timeout = Duration::from_millis(stop.timeout_ms);
+    let say = |words: String| attempt.progress(words);
+    let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place, timeout, &say).await?);
     deployment.gpu_idle = gpu_idle;
     Ok(())
 }
@@ -170,7 +173,8 @@ pub(crate) async fn target(
 ) -> Result<Target, Problem> {
     if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
-        let metadata = inspector::metadata(deployment.protocol, &deployment.address, &deployment.model).await;
+        let (protocol, timeout) = (deployment.protocol, deployment.timeout);
+        let metadata = inspector::metadata(protocol, &deployment.endpoint, &deployment.model, timeout).await;
         deployment.metadata = Some(metadata.unwrap_or_default());
     }
     let metadata = deployment.metadata.clone().unwrap_or_default();
@@ -184,13 +188,13 @@ pub(crate) async fn target(
         seed,
         data,
     };
-    let address = deployment.address.clone();
+    let endpoint = deployment.endpoint.clone();
     let inspector: Arc<dyn Inspector> = match custom {
-        Some(custom) => custom.make(&cell.inspector, subject, &address, place).await?,
+        Some(custom) => custom.make(&cell.inspector, subject, &endpoint.to_string(), place).await?,
         None => inspector::built_in(deployment.protocol, subject)?,
     };
     let (maker, stopped) = (inspector.clone(), format!("making requests for {} failed", cell.engine));
-    let made = tokio::task::spawn_blocking(move || Target::new(address, maker)).await;
+    let made = tokio::task::spawn_blocking(move || Target::new(endpoint, maker)).await;
     let made = made.unwrap_or_else(|e| Err(Problem::new(Code::Internal, format!("{stopped}: {e}"))));
     inspector.health().await.and(made)
 }
@@ -213,15 +217,12 @@ async fn first_inference(
     stop: &Stop,
     attempt: &Attempt,
 ) -> Result<Option<f64>, Problem> {
-    attempt.progress("first inference");
-    let timeout = Duration::from_millis(stop.timeout_ms).max(FIRST_TIMEOUT);
+    let timeout = Duration::from_millis(stop.first_timeout_ms());
+    attempt.progress(format!("waiting for the first answer, at most {} s", timeout.as_secs_f64()));
     let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
     Ok(is_first.then_some(first.latency_ms))
 }
-
-/// Engines compile and allocate in their first call.
-const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long after its connections an engine's end may show.
 const LAST_NEWS: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@
 mod parse;
 mod profile;
 
-pub use profile::{Format, LoadMode, ProfileArgs};
+pub use profile::{Format, LoadMode, ProfileArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{

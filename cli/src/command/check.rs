@@ -17,7 +17,11 @@ use modelmeter_common::{
     request::Request,
     task::Cell,
 };
-use modelmeter_worker::{EngineSpec, SlotOptions, Trial, inspector::Output, sample};
+use modelmeter_worker::{
+    EngineSpec, SlotOptions, Trial,
+    inspector::{Output, Patience},
+    sample,
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -47,7 +51,7 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     }
     embedded::writable(home)?;
     let target = job::named(args.model.as_deref(), &args.artifacts)?;
-    let local = models::local(&target, home).await?.ok_or_else(|| {
+    let local = models::local(&target, home, Patience::NONE).await?.ok_or_else(|| {
         Problem::invalid("model", "only files and built-in models can be checked").with_hint("name a file")
     })?;
     let (devices, _) = sample::devices();

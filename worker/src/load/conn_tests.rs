@@ -1,7 +1,8 @@
 //! A connection against frames made by hand.
 
 use super::*;
-use std::net::TcpListener;
+use crate::load::stream::MAX_RESPONSE;
+use std::net::{TcpListener, TcpStream};
 
 const CALL: &[u8] = b"\0\0\0\0\x02hi";
 
@@ -9,7 +10,8 @@ const CALL: &[u8] = b"\0\0\0\0\x02hi";
 fn conn(settings: &[(u16, u32)]) -> Conn {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let mut conn = Conn::new(socket, Arc::new(RequestHead::new("/a.B/C", "host:1"))).unwrap();
+    let head = Arc::new(RequestHead::new("/a.B/C", "host:1", false));
+    let mut conn = Conn::new(Socket::plain(socket).unwrap(), head);
     assert!(!conn.has_room(), "nothing is sent before the server's settings are known");
     take(&mut conn, &settings_frame(settings)).unwrap();
     conn.out = Outbox::default();
