@@ -126,7 +126,13 @@ fn brokers_hubs_coordinators_and_endpoints_that_do_not_answer() {
         "RabbitMQ",
     );
     refused(home, &["profile", "mlp", "--coordinator", "http://127.0.0.1:1"], "127.0.0.1:1", "coordinator");
-    refused(home, &["profile", "--endpoint", "127.0.0.1:1", "--model", "m"], "127.0.0.1:1", "gRPC port");
+    let endpoint =
+        |address, more: &[&'static str]| [&["profile", "--model", "m", "--endpoint", address], more].concat();
+    refused(home, &endpoint("127.0.0.1:1", &["--no-wait"]), "127.0.0.1:1", "gRPC port");
+    refused(home, &endpoint("unix:/nowhere.sock", &["--no-wait"]), "unix:/nowhere.sock", "gRPC port");
+    refused(home, &endpoint("ftp://127.0.0.1:1", &[]), "ftp://", "https://host:port");
+    refused(home, &endpoint("127.0.0.1:1", &["--insecure"]), "insecure", "https://host:port");
+    refused(home, &endpoint("https://127.0.0.1:1", &["--ca", "/nowhere.pem"]), "/nowhere.pem", "CERTIFICATE");
     refused(
         home,
         &["profile", "--endpoint", "127.0.0.1:1", "--model", "m", "--coordinator", "http://127.0.0.1:1"],

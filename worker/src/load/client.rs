@@ -212,7 +212,9 @@ impl Client {
             let times = Times { scheduled_ns, sent_ns: now };
             match self.place() {
                 Ok(index) => self.send(index, times),
-                Err(Failure::Refused) if self.open && self.places.any_coming() => self.hold(times),
+                Err(Failure::Refused | Failure::StreamsLimit) if self.open && self.places.any_coming() => {
+                    self.hold(times)
+                }
                 Err(failure) if self.open => self.record(times, Err(failure), now),
                 Err(_) => return,
             }
@@ -262,7 +264,7 @@ impl Client {
         self.flights.sent(token, Sent { link: index, stream, since_ns: now });
     }
 
-    /// Has a call that is due wait for the connection that is being made. The client is on time: what it waits for is the
+    /// Has a call that is due wait for a connection that is being made. The client is on time: what it waits for is the
     /// server's.
     fn hold(&mut self, times: Times) {
         let token = self.flights.begin(times, false);

@@ -200,6 +200,7 @@ impl Conn {
     /// Reads once and handles what came. False if there was nothing to read.
     pub fn read(&mut self, buffer: &mut [u8], done: &mut Vec<Done>) -> Result<bool, Lost> {
         let n = match self.socket.read(buffer) {
+            Ok(0) if !self.settled && !self.inbox.is_empty() => return Err(Lost::to_foreign(&self.inbox)),
             Ok(0) => return Err(Lost { is_end: true, ..Failure::Reset.into() }),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),

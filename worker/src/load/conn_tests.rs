@@ -135,6 +135,34 @@ fn goaway_fails_what_the_server_did_not_take_and_lets_the_rest_end() {
 }
 
 #[test]
+fn calls_of_a_lost_connection_failed_only_where_the_server_may_have_begun_them() {
+    let lost = |conn: &mut Conn| {
+        let mut done = Vec::new();
+        conn.fail_all(Failure::Reset, &mut done);
+        done.sort_by_key(|d| d.token);
+        done.into_iter().map(|d| d.result.unwrap_err()).collect::<Vec<_>>()
+    };
+    let mut conn = conn(&[]);
+    send(&mut conn, 0);
+    conn.write().unwrap();
+    send(&mut conn, 1);
+    assert!(conn.has_begun_any());
+    assert_eq!(lost(&mut conn), [Failure::Reset, Failure::NotSent]);
+    send(&mut conn, 2);
+    assert!(!conn.has_begun_any() && Failure::NotSent.is_unbegun());
+}
+
+#[test]
+fn a_refused_stream_was_not_begun_and_another_reset_may_have_been() {
+    let mut conn = conn(&[]);
+    let ended = [7u32, 8].map(|code| {
+        let stream = send(&mut conn, 0);
+        take(&mut conn, &frame(kind::RST_STREAM, 0, stream, &code.to_be_bytes())).unwrap()[0].result.unwrap_err()
+    });
+    assert_eq!(ended, [Failure::RefusedStream, Failure::Reset]);
+}
+
+#[test]
 fn what_breaks_the_protocol_ends_the_connection() {
     let refused = |bytes: &[u8]| {
         let mut conn = conn(&[]);
