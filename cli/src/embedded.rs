@@ -122,6 +122,11 @@ impl Embedded {
         }
     }
 
+    /// Has the worker in this process ask at once what is still wanted.
+    pub fn ask_now(&self) {
+        self.worker.iter().for_each(worker::Handle::ask_now);
+    }
+
     /// A connection to its coordinator.
     pub async fn client(&self) -> Result<Client, Problem> {
         Client::connect(std::slice::from_ref(&self.address)).await
@@ -230,9 +235,12 @@ fn lock(home: &Path) -> Result<File, Problem> {
     if worker::try_flock(&file, false).map_err(failed)? {
         return Ok(file);
     }
-    Err(Problem::new(Code::Busy, format!("another modelmeter process is measuring with the same home, {}", home.display()))
-        .with_field("home")
-        .with_hint("wait until it has ended, or use another home: --home DIR"))
+    Err(Problem::new(
+        Code::Busy,
+        format!("another modelmeter process is measuring with the same home, {}", home.display()),
+    )
+    .with_field("home")
+    .with_hint("wait until it has ended, or use another home: --home DIR"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use modelmeter_common::{
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
-use modelmeter_worker::inspector::Custom;
+use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -36,8 +36,8 @@ pub enum Target {
     Name(String),
     /// A server that already runs.
     Endpoint {
-        /// `host:port`.
-        address: String,
+        /// Its gRPC port.
+        endpoint: Endpoint,
         /// What it calls the model.
         model: String,
         /// What it speaks.
@@ -136,7 +136,7 @@ fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
                 .with_hint("add --model NAME")
         })?;
         return Ok(Target::Endpoint {
-            address: address.clone(),
+            endpoint: Endpoint::new(address, &args.tls.files())?,
             model: model.clone(),
             protocol: protocol(args.protocol.as_deref())?,
             inputs: args.artifacts.inputs.clone(),
@@ -284,6 +284,7 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
         stop.max_duration_ms = stop.max_duration_ms.max(stop.min_duration_ms.saturating_mul(2));
     }
     set(&mut stop.timeout_ms, args.timeout);
+    stop.first_timeout_ms = args.timeout.or(stop.first_timeout_ms);
     set(&mut stop.max_in_flight, args.max_in_flight);
     request.batches = args.batches.or(request.batches);
     request.budget_ms = match args.budget {
@@ -325,8 +326,10 @@ fn certified(args: &ProfileArgs) -> Result<(), Problem> {
 
 /// The load that the flags say; what they leave open is the file's.
 fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
-    let conflict =
-        |what: &str| Err(Problem::invalid("load", what).with_hint("use --concurrency for calls in flight, or --rate for calls a second"));
+    let conflict = |what: &str| {
+        Err(Problem::invalid("load", what)
+            .with_hint("use --concurrency for calls in flight, or --rate for calls a second"))
+    };
     if !args.concurrency.is_empty() && !args.rate.is_empty() {
         return conflict("--concurrency and --rate cannot be used together");
     }
@@ -351,7 +354,9 @@ fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
         LoadMode::Open | LoadMode::SlaSearch if !args.concurrency.is_empty() => {
             conflict("--concurrency needs --load closed")
         }
-        LoadMode::SlaSearch if !args.rate.is_empty() => conflict("--load sla-search finds the rate itself, so --rate cannot be given"),
+        LoadMode::SlaSearch if !args.rate.is_empty() => {
+            conflict("--load sla-search finds the rate itself, so --rate cannot be given")
+        }
         LoadMode::Closed => Ok(match from_file {
             Load::Closed { concurrencies } if args.concurrency.is_empty() => {
                 Load::Closed { concurrencies: concurrencies.clone() }

@@ -282,6 +282,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
         duration_s: point.duration_s,
         requests: point.requests,
         errors: point.errors,
+        resent: point.resent,
         error_kinds: point.error_kinds.clone(),
         answers: point.answers.clone(),
         inferences,

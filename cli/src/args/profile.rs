@@ -7,6 +7,7 @@ use modelmeter_common::{
     config::{Config, Ports},
     load::{Arrivals, Sla},
 };
+use modelmeter_worker::endpoint::TlsFiles;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -77,6 +78,37 @@ fn arrivals(text: &str) -> Result<Arrivals, String> {
     }
 }
 
+/// How TLS is spoken to the server at `--endpoint`.
+#[derive(Args, Debug, Default)]
+pub struct TlsArgs {
+    /// PEM file of the CA that signed the server's certificate, or of that itself [default: the CAs of this machine]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "endpoint",
+        conflicts_with = "insecure",
+        help_heading = "What to measure"
+    )]
+    pub ca: Option<PathBuf>,
+    /// PEM file of a client certificate, where the server wants one
+    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "key"], help_heading = "What to measure")]
+    pub cert: Option<PathBuf>,
+    /// PEM file of the client certificate's private key
+    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "cert"], help_heading = "What to measure")]
+    pub key: Option<PathBuf>,
+    /// Accept whatever certificate the server has
+    #[arg(long, requires = "endpoint", help_heading = "What to measure")]
+    pub insecure: bool,
+}
+
+impl TlsArgs {
+    /// The same as the worker takes them.
+    pub fn files(&self) -> TlsFiles {
+        let [ca, cert, key] = [&self.ca, &self.cert, &self.key].map(Clone::clone);
+        TlsFiles { ca, cert, key, insecure: self.insecure }
+    }
+}
+
 #[derive(Args, Debug, Default)]
 #[command(after_help = "Examples:
   modelmeter profile resnet50
@@ -96,9 +128,11 @@ pub struct ProfileArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Measure a server that already runs, instead of launching engines
+    /// Measure a server that already runs, instead of launching engines: HOST:PORT, https://HOST:PORT for TLS, or unix:/PATH
     #[arg(long, value_name = "HOST:PORT", help_heading = "What to measure")]
     pub endpoint: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// What the server at --endpoint runs on, as nvidia-a10: results of one class are compared [default: remote]
     #[arg(long, requires = "endpoint", value_name = "NAME", help_heading = "What to measure")]
     pub device_class: Option<String>,

@@ -51,6 +51,20 @@ fn task(repeat: u32, winner: Option<u32>) -> Task {
     }
 }
 
+#[test]
+fn a_server_that_already_runs_and_does_not_answer_in_time_is_not_tried_again() {
+    let failed = |engine: &str, code: Code| {
+        let mut task = task(0, None);
+        (task.cell.engine, task.state, task.failures) = (engine.into(), TaskState::Claimed, 0);
+        task.lease = Some(crate::hub::conformance::documents::lease(0));
+        task.fail(1, Problem::new(code, "it hangs"), Timestamp(3)).unwrap().state
+    };
+    assert_eq!(failed("endpoint", Code::DeadlineExceeded), TaskState::Failed);
+    assert_eq!(failed("endpoint", Code::Unreachable), TaskState::Waiting);
+    // One that is deployed anew may fare better.
+    assert_eq!(failed("onnx", Code::DeadlineExceeded), TaskState::Waiting);
+}
+
 fn measured(repeat: u32, concurrency_and_rate: &[(u32, f64)]) -> Measured {
     let of = |(concurrency, rate): (u32, f64)| {
         let mut latency = Histogram::default();

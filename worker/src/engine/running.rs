@@ -7,7 +7,7 @@ use super::{
     template::Values,
     watched::Watched,
 };
-use crate::{lock::DeviceLock, process::Identity};
+use crate::{endpoint::Endpoint, lock::DeviceLock, process::Identity};
 use modelmeter_common::{Code, Problem, container::Container, device::DeviceKind, task::Cell};
 use std::{
     collections::BTreeMap,
@@ -188,9 +188,9 @@ pub(crate) fn note(lock: &DeviceLock, engine: Identity) {
 }
 
 impl Running {
-    /// `host:port` of its gRPC port.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.pair.grpc)
+    /// Its gRPC port.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::local(self.ports.pair.grpc)
     }
 
     /// Since it was launched, in ms.

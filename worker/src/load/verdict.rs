@@ -26,6 +26,8 @@ const MAX_STARVED: f64 = 0.05;
 /// A call that was waited for longer than any other took, by this factor, may never have been answered.
 pub(super) const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
+/// Beyond this share of calls that were sent again it is told.
+const MAX_RESENT: f64 = 0.01;
 /// Of all cores, used by neither engine nor client.
 const MAX_OTHERS: f64 = 0.2;
 
@@ -51,6 +53,7 @@ pub(super) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
         duration_s: total.duration_ns as f64 / 1e9,
         requests: total.latency.len() + total.failures,
         errors: total.failures,
+        resent: seen.resent,
         error_kinds: kinds(&seen.errors),
         answers: Answers { checked: seen.checked, wrong: wrong_kinds(&seen.bad_answers) },
         requests_per_s: seen.throughput,
@@ -202,6 +205,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_starved", message);
     }
+    if let Some(message) = resent(seen) {
+        warn(warnings, "resent", message);
+    }
     if let Some(host) = samples.host.filter(|host| host.steal_ratio > MAX_STEAL) {
         let share = host.steal_ratio * 100.0;
         let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
@@ -230,6 +236,26 @@ fn slow_changes(seen: &Observed) -> Option<String> {
         "the interval of {names} is wide: latency changed slowly during the run ({calls} calls count as {least}); measure longer \
          or on a steadier machine"
     ))
+}
+
+/// That many calls were sent again, which takes time that is in their latency.
+fn resent(seen: &Observed) -> Option<String> {
+    let requests = seen.series.requests();
+    if seen.resent as f64 <= MAX_RESENT * requests as f64 {
+        return None;
+    }
+    let share = 100.0 * seen.resent as f64 / requests as f64;
+    let why = match requests.checked_div(seen.connections_ended) {
+        Some(calls) => format!(
+            "the server, or a proxy before it, ends a connection every {calls} calls and does not begin those that are on \
+             their way; raise its limit (nginx: keepalive_requests, Envoy: max_requests_per_connection, gRPC: max connection age)"
+        ),
+        None => {
+            "the server refused to begin them (REFUSED_STREAM); raise its limit of calls at a time, or lower the load"
+                .into()
+        }
+    };
+    Some(format!("{share:.1} % of the calls were sent again, which is in their latency: {why}"))
 }
 
 /// Why the run did not come to what was asked of it.
