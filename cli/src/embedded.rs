@@ -122,6 +122,11 @@ impl Embedded {
         }
     }
 
+    /// Has the worker in this process ask at once what is still wanted.
+    pub fn ask_now(&self) {
+        self.worker.iter().for_each(worker::Handle::ask_now);
+    }
+
     /// A connection to its coordinator.
     pub async fn client(&self) -> Result<Client, Problem> {
         Client::connect(std::slice::from_ref(&self.address)).await
@@ -144,6 +149,13 @@ pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::Sl
     let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
     let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
     chosen.map(|device| worker::SlotOptions { device }).collect()
+}
+
+/// The slot from which a server is measured that was not launched here.
+pub fn remote(device_class: &str) -> Vec<worker::SlotOptions> {
+    let (devices, _) = worker::sample::devices();
+    let cores = devices.iter().find(|device| device.kind == DeviceKind::Cpu).and_then(|cpu| cpu.cores);
+    vec![worker::SlotOptions { device: Device::remote(device_class, cores) }]
 }
 
 /// What the worker of these slots will announce: the pools as its coordinator will see them.
@@ -223,9 +235,12 @@ fn lock(home: &Path) -> Result<File, Problem> {
     if worker::try_flock(&file, false).map_err(failed)? {
         return Ok(file);
     }
-    Err(Problem::new(Code::Busy, format!("another modelmeter process is measuring with the same home, {}", home.display()))
-        .with_field("home")
-        .with_hint("wait until it has ended, or use another home: --home DIR"))
+    Err(Problem::new(
+        Code::Busy,
+        format!("another modelmeter process is measuring with the same home, {}", home.display()),
+    )
+    .with_field("home")
+    .with_hint("wait until it has ended, or use another home: --home DIR"))
 }
 
 #[cfg(test)]

@@ -10,13 +10,12 @@ use modelmeter_common::{
     error::did_you_mean,
 };
 use modelmeter_serving::onnxruntime;
-use modelmeter_worker::{EngineSpec, Lacking, Launch, Layout, Ports, docker_version, sample};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Layout, Ports, docker_version, endpoint::Endpoint, sample};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::Duration,
 };
 
 /// One engine on this machine.
@@ -236,16 +235,16 @@ fn spec(found: &Found, program: &Path, config: &Config) -> EngineSpec {
 }
 
 /// A server that already runs, as an engine.
-pub fn endpoint(address: &str, model: &str, protocol: Protocol) -> EngineSpec {
+pub fn endpoint(endpoint: &Endpoint, model: &str, protocol: Protocol, config: &Config) -> EngineSpec {
     EngineSpec {
         name: ENDPOINT.into(),
         version: None,
-        launch: Launch::Attach { address: address.into(), model: model.into() },
+        launch: Launch::Attach { endpoint: endpoint.clone(), model: model.into() },
         layout: Layout::Plain,
         protocol,
         ports: Ports::default(),
         formats: Vec::new(),
-        ready_timeout: Duration::from_secs(10),
+        ready_timeout: config.engine.ready_timeout(),
     }
 }
 

@@ -19,7 +19,9 @@ pub(crate) async fn submit(id: RequestId, mut call: impl AsyncFnMut() -> Result<
         };
         failures += 1;
         if failures > RETRIES {
-            return Err(Failure::later(lost.with_hint(format!("the request may run nevertheless: modelmeter status {id}"))));
+            return Err(Failure::later(
+                lost.with_hint(format!("the request may run nevertheless: modelmeter status {id}")),
+            ));
         }
         tracing::warn!(problem = %lost, "submitting again");
         sleep(PAUSE).await;
@@ -32,7 +34,9 @@ pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) 
     loop {
         let lost = match follow(client, id, progress, &mut failures).await {
             Ok(Some(status)) => return Ok(status),
-            Ok(None) => Problem::new(Code::Unreachable, "the coordinator ended the connection").with_field("coordinator"),
+            Ok(None) => {
+                Problem::new(Code::Unreachable, "the coordinator ended the connection").with_field("coordinator")
+            }
             Err(problem) if problem.code == Code::Unreachable => problem,
             Err(problem) => return Err(problem),
         };

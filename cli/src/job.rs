@@ -1,26 +1,31 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
 use crate::{
-    args::{ArtifactArgs, Format, LoadMode, ProfileArgs},
+    args::{ArtifactArgs, Budget, Format, LoadMode, ProfileArgs},
     data,
 };
 use modelmeter_common::{
     Problem, artifact,
+    device::{REMOTE_CLASS, class_of},
     engine::Protocol,
     error::did_you_mean,
-    load::Load,
+    load::{Load, Stop},
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
-use modelmeter_worker::inspector::Custom;
+use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-/// Wall time of a quick start of a built-in model.
-const QUICK_START_BUDGET_MS: u64 = 120_000;
+/// Wall time of each repeat of a cell without a coordinator, unless the user says how long, and of all at most.
+const CELL_BUDGET_MS: u64 = 30_000;
+const MOST_BUDGET_MS: u64 = 600_000;
+/// Wall time of a cell below which its figures are hardly worth having.
+const LEAST_CELL_MS: u64 = 3_000;
 
 /// What the model argument means.
 #[derive(Clone, PartialEq, Debug)]
@@ -31,14 +36,16 @@ pub enum Target {
     Name(String),
     /// A server that already runs.
     Endpoint {
-        /// `host:port`.
-        address: String,
+        /// Its gRPC port.
+        endpoint: Endpoint,
         /// What it calls the model.
         model: String,
         /// What it speaks.
         protocol: Protocol,
         /// The model's inputs, where it does not tell them itself.
         inputs: Vec<TensorSpec>,
+        /// The class of what it runs on.
+        device_class: String,
     },
 }
 
@@ -60,6 +67,8 @@ pub struct Job {
     pub target: Target,
     /// What to ask for; `model` is filled in once the target is resolved.
     pub request: Request,
+    /// Where the request does not say how long it may take, it has the usual budget, which depends on the number of its cells.
+    pub usual_budget: bool,
     /// Show the plan alone.
     pub dry_run: bool,
     /// How to print.
@@ -79,8 +88,8 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
     let from_file = args.file.is_some();
     let target = target(args, &request.model)?;
     fill(&mut request, args)?;
-    if let Target::Endpoint { .. } = target {
-        attach(&mut request, args, embedded)?;
+    if let Target::Endpoint { device_class, .. } = &target {
+        attach(&mut request, args, device_class, embedded)?;
     } else if embedded && is_built_in(&target) && !from_file {
         quick_start(&mut request, args);
     }
@@ -89,6 +98,7 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
     Ok(Job {
         points: points_named(&request.load),
         format: args.report.format(json),
+        usual_budget: embedded && args.budget != Some(Budget::None),
         dry_run: args.dry_run,
         inspectors: BTreeMap::new(),
         target,
@@ -125,8 +135,13 @@ fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
             Problem::invalid("model", "--endpoint needs the name of a model on that server")
                 .with_hint("add --model NAME")
         })?;
-        let (address, model, inputs) = (address.clone(), model.clone(), args.artifacts.inputs.clone());
-        return Ok(Target::Endpoint { address, model, protocol: protocol(args.protocol.as_deref())?, inputs });
+        return Ok(Target::Endpoint {
+            endpoint: Endpoint::new(address, &args.tls.files())?,
+            model: model.clone(),
+            protocol: protocol(args.protocol.as_deref())?,
+            inputs: args.artifacts.inputs.clone(),
+            device_class: args.device_class.as_deref().map_or_else(|| REMOTE_CLASS.to_owned(), class_of),
+        });
     }
     named(name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty())), &args.artifacts)
 }
@@ -181,21 +196,43 @@ fn is_built_in(target: &Target) -> bool {
     matches!(target, Target::Name(name) if modelmeter_serving::reference::NAMES.contains(&name.as_str()))
 }
 
-/// Works on a bare machine, within two minutes: the engine that is always there, and a budget.
+/// The budget of a request for so many tasks, in ms: its own, or with `usual` the usual one where it does not say how long it
+/// may take, not even by how a point ends.
+pub fn budget_ms(request: &Request, usual: bool, tasks: u64) -> Option<u64> {
+    let (stop, default) = (&request.stop, Stop::default());
+    let is_paced = stop.certified
+        || request.batches.is_some()
+        || (stop.min_duration_ms, stop.max_duration_ms) != (default.min_duration_ms, default.max_duration_ms);
+    let shared = || tasks.saturating_mul(CELL_BUDGET_MS).clamp(CELL_BUDGET_MS, MOST_BUDGET_MS);
+    request.budget_ms.or_else(|| (usual && !is_paced).then(shared))
+}
+
+/// What a user is told at once of a budget that is too small for its tasks: those are measured all the same.
+pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
+    let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+    let (share, least) = (budget_ms / tasks.max(1), LEAST_CELL_MS);
+    (share < least).then(|| {
+        format!(
+            "{:.0} s for {tasks} cells is {:.1} s each, and figures take {:.0} s or more; the usual {:.0} s a cell are --budget {}m",
+            seconds(budget_ms),
+            seconds(share),
+            seconds(least),
+            seconds(CELL_BUDGET_MS),
+            (tasks * CELL_BUDGET_MS).div_ceil(60_000)
+        )
+    })
+}
+
+/// Works on a bare machine: the engine that is always there.
 fn quick_start(request: &mut Request, args: &ProfileArgs) {
     if args.engines.is_empty() {
         request.engines = vec!["rten".into()];
         // Settings of an engine that was not named still mean that engine.
         request.engines.extend(request.engine_settings.keys().filter(|e| *e != "rten").cloned());
     }
-    let paced =
-        request.stop.certified || args.batches.is_some() || args.min_duration.is_some() || args.max_duration.is_some();
-    if request.budget_ms.is_none() && !paced {
-        request.budget_ms = Some(QUICK_START_BUDGET_MS);
-    }
 }
 
-fn attach(request: &mut Request, args: &ProfileArgs, embedded: bool) -> Result<(), Problem> {
+fn attach(request: &mut Request, args: &ProfileArgs, device_class: &str, embedded: bool) -> Result<(), Problem> {
     if !embedded {
         return Err(Problem::invalid(
             "endpoint",
@@ -207,7 +244,12 @@ fn attach(request: &mut Request, args: &ProfileArgs, embedded: bool) -> Result<(
         return Err(Problem::invalid("engines", format!("--engines {named} and --endpoint cannot be used together"))
             .with_hint("leave --engines out: the server at --endpoint is the engine"));
     }
+    if let Some(word) = args.devices.first() {
+        return Err(Problem::invalid("devices", format!("'{word}': what runs at an endpoint cannot be moved"))
+            .with_hint("leave --devices out with --endpoint; --device-class NAME says what it runs on"));
+    }
     request.engines = vec!["endpoint".into()];
+    request.devices = vec![device_class.to_owned()];
     Ok(())
 }
 
@@ -242,9 +284,14 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
         stop.max_duration_ms = stop.max_duration_ms.max(stop.min_duration_ms.saturating_mul(2));
     }
     set(&mut stop.timeout_ms, args.timeout);
+    stop.first_timeout_ms = args.timeout.or(stop.first_timeout_ms);
     set(&mut stop.max_in_flight, args.max_in_flight);
     request.batches = args.batches.or(request.batches);
-    request.budget_ms = args.budget.or(request.budget_ms);
+    request.budget_ms = match args.budget {
+        Some(Budget::Time(ms)) => Some(ms),
+        Some(Budget::None) => None,
+        None => request.budget_ms,
+    };
     request.sla = args.sla.clone().or(request.sla.take());
     request.inspector = args.inspector.clone().or(request.inspector.take());
     request.data = data::source(&args.data)?.or(request.data.take());
@@ -279,8 +326,10 @@ fn certified(args: &ProfileArgs) -> Result<(), Problem> {
 
 /// The load that the flags say; what they leave open is the file's.
 fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
-    let conflict =
-        |what: &str| Err(Problem::invalid("load", what).with_hint("use --concurrency for calls in flight, or --rate for calls a second"));
+    let conflict = |what: &str| {
+        Err(Problem::invalid("load", what)
+            .with_hint("use --concurrency for calls in flight, or --rate for calls a second"))
+    };
     if !args.concurrency.is_empty() && !args.rate.is_empty() {
         return conflict("--concurrency and --rate cannot be used together");
     }
@@ -305,7 +354,9 @@ fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
         LoadMode::Open | LoadMode::SlaSearch if !args.concurrency.is_empty() => {
             conflict("--concurrency needs --load closed")
         }
-        LoadMode::SlaSearch if !args.rate.is_empty() => conflict("--load sla-search finds the rate itself, so --rate cannot be given"),
+        LoadMode::SlaSearch if !args.rate.is_empty() => {
+            conflict("--load sla-search finds the rate itself, so --rate cannot be given")
+        }
         LoadMode::Closed => Ok(match from_file {
             Load::Closed { concurrencies } if args.concurrency.is_empty() => {
                 Load::Closed { concurrencies: concurrencies.clone() }
@@ -361,12 +412,30 @@ mod tests {
     #[test]
     fn the_quick_start_runs_anywhere_within_its_budget() {
         let request = job("resnet50").request;
-        assert_eq!((request.engines, request.budget_ms), (vec!["rten".to_owned()], Some(120_000)));
+        assert_eq!((request.engines, request.budget_ms), (vec!["rten".to_owned()], None));
         let request = job("resnet50 --engines onnx --batches 5").request;
-        assert_eq!((request.engines, request.budget_ms), (vec!["onnx".to_owned()], None));
+        assert_eq!(request.engines, ["onnx"]);
         let request = job_of("resnet50", false).unwrap().request;
-        assert_eq!((request.engines, request.budget_ms), (vec!["auto".to_owned()], None));
+        assert_eq!(request.engines, ["auto"]);
         assert_eq!(job("dir/m.onnx").request.engines, ["auto"]);
+    }
+
+    #[test]
+    fn without_a_coordinator_and_a_word_on_time_a_request_has_the_usual_budget() {
+        let budget = |job: Job, tasks| budget_ms(&job.request, job.usual_budget, tasks);
+        for line in ["resnet50", "dir/m.onnx", "--endpoint h:1 --model m", "m.onnx --precision 1%"] {
+            assert_eq!(
+                [1, 4, 300].map(|tasks| budget(job(line), tasks).unwrap()),
+                [30_000, 120_000, 600_000],
+                "{line}"
+            );
+        }
+        for line in ["m.onnx --budget none", "m.onnx --batches 5", "m.onnx --max-duration 2m", "m.onnx --certified"] {
+            assert_eq!(budget(job(line), 4), None, "{line}");
+        }
+        assert_eq!(budget(job("m.onnx --budget 1m"), 4), Some(60_000));
+        assert_eq!(budget(job_of("resnet50", false).unwrap(), 4), None, "a cluster has none");
+        assert!(small_budget(20_000, 300).unwrap().contains("--budget 150m") && small_budget(120_000, 4).is_none());
     }
 
     #[test]

@@ -13,15 +13,12 @@ use modelmeter_common::{
     wire::sha256_hex,
 };
 use modelmeter_serving::reference;
-use modelmeter_worker::inspector;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
+use modelmeter_worker::{
+    endpoint::Endpoint,
+    inspector::{self, Patience},
 };
-use tokio::{net::TcpStream, time::timeout};
+use std::path::{Path, PathBuf};
 
-/// For a server to be there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Characters of an artifact's sha256 that make a version.
 const VERSION_LENGTH: usize = 12;
 
@@ -52,7 +49,8 @@ impl Local {
 
 /// What can be found without a hub, checked whole: a file, a built-in model, what an endpoint serves. None: a name
 /// that only the hub can know.
-pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Problem> {
+/// A server that is not up yet is waited for.
+pub async fn local(target: &Target, home: &Path, patience: Patience<'_>) -> Result<Option<Local>, Problem> {
     match target {
         Target::Files(named) => files(named).await.map(Some),
         Target::Name(name) if reference::NAMES.contains(&name.as_str()) => {
@@ -61,12 +59,12 @@ pub async fn local(target: &Target, home: &Path) -> Result<Option<Local>, Proble
             files(&Files { paths: vec![(Some(Format::Onnx), path)], ..Files::default() }).await.map(Some)
         }
         Target::Name(_) => Ok(None),
-        Target::Endpoint { address, model, protocol, inputs } => {
+        Target::Endpoint { endpoint, model, protocol, inputs, .. } => {
             let (inputs, outputs) = match protocol {
-                Protocol::MlmodelciPredict => (stated(address, inputs).await?, Vec::new()),
-                Protocol::KserveV2 | Protocol::Tfs => told(address, model, *protocol, inputs).await?,
+                Protocol::MlmodelciPredict => (stated(endpoint, inputs, patience).await?, Vec::new()),
+                Protocol::KserveV2 | Protocol::Tfs => told(endpoint, model, *protocol, inputs, patience).await?,
             };
-            Ok(Some(endpoint(address, model, inputs, outputs)))
+            Ok(Some(attached(endpoint, model, inputs, outputs)))
         }
     }
 }
@@ -114,8 +112,9 @@ async fn unknown(given: &str, known: &[Model], client: &mut Client) -> Result<Pr
     let names = others.iter().map(|m| m.id.name.as_str()).chain(reference::NAMES);
     let meant = did_you_mean(given, names);
     let built_in = reference::NAMES.join(", ");
-    Ok(problem
-        .with_hint(format!("{meant}give the path of a file, a model that `modelmeter model list` shows, or a built-in one: {built_in}")))
+    Ok(problem.with_hint(format!(
+        "{meant}give the path of a file, a model that `modelmeter model list` shows, or a built-in one: {built_in}"
+    )))
 }
 
 /// A model's files and directories, with the signature that they carry, or were given.
@@ -128,7 +127,8 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
         opened.push((open(*format, path.clone()).await?, path.clone()));
     }
     let (first, _) = opened.first().ok_or_else(|| {
-        Problem::invalid("model", "no file of the model was given").with_hint("for example --onnx FILE or --savedmodel DIR")
+        Problem::invalid("model", "no file of the model was given")
+            .with_hint("for example --onnx FILE or --savedmodel DIR")
     })?;
     let telling: Vec<&Opened> = opened.iter().map(|(opened, _)| opened).filter(|o| !o.inputs.is_empty()).collect();
     let inputs = match telling.first() {
@@ -139,9 +139,9 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
         }
         None if !files.inputs.is_empty() => files.inputs.clone(),
         None => {
-            let message =
-                format!("this {} file does not tell the model's inputs", first.artifact.format);
-            return Err(Problem::invalid("input", message).with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
+            let message = format!("this {} file does not tell the model's inputs", first.artifact.format);
+            return Err(Problem::invalid("input", message)
+                .with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
         }
     };
     let artifacts: Vec<ArtifactRef> = opened.iter().map(|(opened, _)| opened.artifact.clone()).collect();
@@ -232,48 +232,45 @@ fn version(artifacts: &[ArtifactRef]) -> String {
 
 /// The signature of a model at an endpoint, as its server tells it.
 async fn told(
-    address: &str,
+    endpoint: &Endpoint,
     name: &str,
     protocol: Protocol,
     stated: &[TensorSpec],
+    patience: Patience<'_>,
 ) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
     if !stated.is_empty() {
-        return Err(
-            Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated").with_hint("leave --input out")
-        );
+        return Err(Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated")
+            .with_hint("leave --input out"));
     }
-    let metadata = inspector::metadata(protocol, address, name).await.map_err(|problem| Problem {
-        field: problem.field.or_else(|| Some("endpoint".into())),
-        hint: problem
-            .hint
-            .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
-        // Whatever it was, it was found before anything started.
-        code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
-        message: problem.message,
-    })?;
+    let metadata =
+        inspector::metadata_once_up(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
+            field: problem.field.or_else(|| Some("endpoint".into())),
+            hint: problem
+                .hint
+                .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
+            // Whatever it was, it was found before anything started.
+            code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
+            message: problem.message,
+        })?;
     Ok((metadata.inputs, metadata.outputs))
 }
 
 /// The inputs as the user states them, of a server that does not; that it is there at all is seen.
-async fn stated(address: &str, inputs: &[TensorSpec]) -> Result<Vec<TensorSpec>, Problem> {
+async fn stated(
+    endpoint: &Endpoint,
+    inputs: &[TensorSpec],
+    patience: Patience<'_>,
+) -> Result<Vec<TensorSpec>, Problem> {
     if inputs.is_empty() {
         return Err(Problem::invalid("input", "servers of this protocol do not tell the model's inputs")
             .with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
     }
-    let unreachable = |why: String| {
-        Problem::new(Code::Unreachable, format!("no server at {address}: {why}"))
-            .with_field("endpoint")
-            .with_hint("give host:port of the server's gRPC port, without http://")
-    };
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(inputs.to_vec()),
-        Ok(Err(e)) => Err(unreachable(e.to_string())),
-        Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))),
-    }
+    inspector::reached_once_up(endpoint, patience).await?;
+    Ok(inputs.to_vec())
 }
 
-fn endpoint(address: &str, name: &str, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> Local {
-    let version = signature_version(address, &inputs, &outputs);
+fn attached(endpoint: &Endpoint, name: &str, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> Local {
+    let version = signature_version(&endpoint.to_string(), &inputs, &outputs);
     let id = ModelRef { name: name.to_owned(), version };
     let (schema_version, created_at) = (SCHEMA_VERSION, Timestamp::now());
     let model = Model { schema_version, id, created_at, artifacts: Vec::new(), inputs, outputs };

@@ -8,7 +8,7 @@ use crate::{
     engines::{self, Offer},
     follow::{submit, watch},
     interrupt::interrupted,
-    job::{Job, Target},
+    job::{self, Job, Target},
     models::{self, Local},
     progress::Progress,
     report::{budget, counted, time},
@@ -18,10 +18,10 @@ use modelmeter_common::{
     config::Config,
     engine,
     model::Model,
-    profile::Profile,
+    profile::{Profile, ProfileState},
     request::{Request, RequestState},
     status::{Dryrun, Status},
-    task::Cell,
+    task::{Cell, TaskState},
 };
 use modelmeter_coordinator::{
     pool::{self, Pool},
@@ -29,15 +29,16 @@ use modelmeter_coordinator::{
 };
 use modelmeter_worker::{
     EngineSpec, SlotOptions,
-    inspector::{self, Custom},
+    inspector::{self, Custom, Patience},
     sample,
 };
 use std::{collections::BTreeMap, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// After an interruption: how long cancelling and fetching what is there may take.
-const FAREWELL: Duration = Duration::from_secs(4);
+/// After an interruption: how long what running cells had finished is waited for, and how often it is asked for.
+const FAREWELL: Duration = Duration::from_secs(3);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A budget that is so many times as large gives intervals that are clearly narrower.
 const SHARPER: f64 = 2.5;
@@ -134,10 +135,19 @@ pub async fn profile(
 ) -> Result<Finished, Failure> {
     let place = within(stop, prepare(config, job, progress)).await?;
     let Place { mut client, mut embedded, request } = place;
-    let is_here = embedded.is_some();
+    let id = RequestId::random();
     let finished = tokio::select! {
-        finished = measure(&mut client, &request, progress, stop, is_here) => finished,
+        finished = measure(&mut client, id, &request, progress, stop) => finished,
         problem = lost(embedded.as_mut()) => Err(Failure::later(problem)),
+    };
+    let finished = match finished {
+        Err(failure) if failure.problem.code == Code::Cancelled && stop.is_cancelled() => {
+            progress.finish();
+            progress.say("interrupted, stopping engines (press Ctrl-C again to quit now)");
+            let profiles = give_up(&mut client, id, embedded.as_ref()).await;
+            Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
+        }
+        finished => finished,
     };
     progress.finish();
     if let Some(embedded) = embedded {
@@ -211,7 +221,7 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     // What the workers' own engines take, they alone know.
     check_settings(&job.request, &[])?;
     let client = Client::connect(&config.client.coordinators).await?;
-    Ok((client, models::local(&job.target, &config.home).await?))
+    Ok((client, models::local(&job.target, &config.home, Patience::NONE).await?))
 }
 
 /// Puts model and data into the hub; gives the request that names them.
@@ -250,16 +260,30 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
         inspector::find(name, &job.request.load, &job.inspectors)?;
     }
     // Words may name one device of this machine; its class is what a request asks for.
-    let slots = embedded::slots(&job.request.devices, &offer.specs);
+    let slots = match &job.target {
+        Target::Endpoint { device_class, .. } => embedded::remote(device_class),
+        _ => embedded::slots(&job.request.devices, &offer.specs),
+    };
     check_devices(&job.request, &offer.specs, &slots)?;
     let devices = embedded::classes(&job.request.devices);
-    let local = models::local(&job.target, &config.home).await?;
+    let stop = &job.request.stop;
+    let patience = Patience {
+        timeout: Duration::from_millis(stop.timeout_ms),
+        ready: if job.request.no_wait { Duration::ZERO } else { config.engine.ready_timeout() },
+        say: &|words| progress.say(&words),
+    };
+    let local = models::local(&job.target, &config.home, patience).await?;
     let model = meant(config, &job.target, local.as_ref()).await?;
     let mut request = Request { model: model.id.to_string(), devices, ..job.request };
     data::check(&mut request, &model)?;
     check_settings(&request, &offer.specs)?;
     let pools = embedded::pools(&slots, &offer, &job.inspectors);
     let cells = embedded::cells(&request, &model, &pools)?;
+    let tasks = cells.len() as u64 * u64::from(request.repeats);
+    request.budget_ms = job::budget_ms(&request, job.usual_budget, tasks);
+    if let Some(words) = request.budget_ms.and_then(|budget| job::small_budget(budget, tasks)) {
+        progress.say(&words);
+    }
     some_can_run(&cells, &pools)?;
     let Job { target, inspectors, .. } = job;
     Ok(Sketch { target, request, inspectors, local, model, offer, slots, pools, cells })
@@ -298,8 +322,8 @@ async fn into_embedded(embedded: &mut Embedded, config: &Config, sketch: Sketch)
 /// What the worker in this process is given. An engine that cannot run here fails its own cells only, unless there is
 /// no other.
 fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Problem> {
-    if let Target::Endpoint { address, model, protocol, .. } = &job.target {
-        let specs = vec![engines::endpoint(address, model, *protocol)];
+    if let Target::Endpoint { endpoint, model, protocol, .. } = &job.target {
+        let specs = vec![engines::endpoint(endpoint, model, *protocol, config)];
         return Ok(Offer { specs, ..Offer::default() });
     }
     let wanted = if job.request.engines == ["auto"] { &[][..] } else { &job.request.engines };
@@ -339,8 +363,13 @@ fn check_devices(request: &Request, engines: &[EngineSpec], slots: &[SlotOptions
     let is_asked = |spec: &EngineSpec| request.engines.contains(&spec.name) && engine::find(&spec.name).is_none();
     let is_stranded = |spec: &EngineSpec| !slots.iter().any(|slot| spec.runs_on(slot.device.kind));
     let Some(spec) = engines.iter().find(|spec| is_asked(spec) && is_stranded(spec)) else { return Ok(()) };
-    let message = format!("engine {} runs on GPUs only, and there is none here that --devices {} means", spec.name, request.devices.join(", "));
-    Err(Problem::invalid("devices", message).with_hint("use --devices gpu on a machine with a GPU; see `modelmeter engines`"))
+    let message = format!(
+        "engine {} runs on GPUs only, and there is none here that --devices {} means",
+        spec.name,
+        request.devices.join(", ")
+    );
+    Err(Problem::invalid("devices", message)
+        .with_hint("use --devices gpu on a machine with a GPU; see `modelmeter engines`"))
 }
 
 /// Where nothing can be measured, that is said before anything starts.
@@ -364,12 +393,11 @@ fn no_gpu_note(request: &Request, progress: &Progress) {
 /// Submits, watches to the end, fetches the profiles. `is_here`: this process measures.
 async fn measure(
     client: &mut Client,
+    id: RequestId,
     request: &Request,
     progress: &mut Progress,
     stop: &CancellationToken,
-    is_here: bool,
 ) -> Result<Finished, Failure> {
-    let id = RequestId::random();
     let watched = async {
         let tasks = submit(id, async || client.submit(id, request).await).await?;
         let plan = opening(request, tasks);
@@ -381,12 +409,6 @@ async fn measure(
         Ok(status) => {
             let profiles = client.results(Some(id), None, Some(u32::MAX)).await.map_err(Failure::later)?;
             Ok(Finished { request_id: id, state: status.state, interrupted: false, profiles })
-        }
-        Err(failure) if failure.problem.code == Code::Cancelled && stop.is_cancelled() => {
-            progress.finish();
-            progress.say("interrupted, stopping engines (press Ctrl-C again to quit now)");
-            let profiles = timeout(FAREWELL, give_up(client, id)).await.unwrap_or_default();
-            Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
         }
         Err(failure) => Err(failure),
     }
@@ -419,18 +441,27 @@ fn opening(request: &Request, tasks: u64) -> String {
     )
 }
 
-/// Cancels a request, waits until that is done, and gives what was measured.
-async fn give_up(client: &mut Client, id: RequestId) -> Vec<Profile> {
-    let cancelled = client.cancel(id, "interrupted by the user").await;
-    if let Err(problem) = &cancelled {
+/// Cancels a request, waits for the load points that its running cells had finished, and gives what was measured.
+async fn give_up(client: &mut Client, id: RequestId, embedded: Option<&Embedded>) -> Vec<Profile> {
+    let running = client
+        .status(id)
+        .await
+        .map_or(0, |status| status.cells.iter().filter(|cell| cell.state == TaskState::Claimed).count());
+    if let Err(problem) = client.cancel(id, "interrupted by the user").await {
         tracing::warn!(%problem, "the request could not be cancelled");
     }
-    let mut quiet = Progress::new(true);
-    let ended = watch(client, id, &mut quiet).await;
-    if let Err(problem) = ended {
-        tracing::debug!(%problem, "the request's end was not seen");
+    if let Some(embedded) = embedded {
+        embedded.ask_now();
     }
-    client.results(Some(id), None, Some(u32::MAX)).await.unwrap_or_default()
+    let deadline = Instant::now() + FAREWELL;
+    loop {
+        let profiles = client.results(Some(id), None, Some(u32::MAX)).await.unwrap_or_default();
+        let kept = profiles.iter().filter(|p| p.state == ProfileState::Partial).count();
+        if kept >= running || Instant::now() >= deadline {
+            return profiles;
+        }
+        sleep(ASK_AGAIN).await;
+    }
 }
 
 #[cfg(test)]

@@ -70,7 +70,12 @@ fn numbers_out_of_range_and_contradictions() {
     refused(home, &["profile", "mlp", "--batch-sizes", "0"], "batch_sizes: 0", "1 to 4096");
     refused(home, &["profile", "mlp", "--batch-sizes", "1,1000000"], "batch_sizes: 1000000", "1 to 4096");
     refused(home, &["profile", "mlp", "--precision", "90%"], "precision", "50 %");
-    refused(home, &["profile", "mlp", "--rate", "5", "--concurrency", "5"], "cannot be used together", "calls a second");
+    refused(
+        home,
+        &["profile", "mlp", "--rate", "5", "--concurrency", "5"],
+        "cannot be used together",
+        "calls a second",
+    );
     refused(home, &["profile", "mlp", "--shape", "y=1,784"], "no input 'y'", "inputs are");
     fs::write(home.join("request.toml"), "model = 'mlp'\nbatch_size = [1]\n").unwrap();
     refused(home, &["profile", "-f", "request.toml"], "batch_size", "batch_sizes");
@@ -126,7 +131,13 @@ fn brokers_hubs_coordinators_and_endpoints_that_do_not_answer() {
         "RabbitMQ",
     );
     refused(home, &["profile", "mlp", "--coordinator", "http://127.0.0.1:1"], "127.0.0.1:1", "coordinator");
-    refused(home, &["profile", "--endpoint", "127.0.0.1:1", "--model", "m"], "127.0.0.1:1", "gRPC port");
+    let endpoint =
+        |address, more: &[&'static str]| [&["profile", "--model", "m", "--endpoint", address], more].concat();
+    refused(home, &endpoint("127.0.0.1:1", &["--no-wait"]), "127.0.0.1:1", "gRPC port");
+    refused(home, &endpoint("unix:/nowhere.sock", &["--no-wait"]), "unix:/nowhere.sock", "gRPC port");
+    refused(home, &endpoint("ftp://127.0.0.1:1", &[]), "ftp://", "https://host:port");
+    refused(home, &endpoint("127.0.0.1:1", &["--insecure"]), "insecure", "https://host:port");
+    refused(home, &endpoint("https://127.0.0.1:1", &["--ca", "/nowhere.pem"]), "/nowhere.pem", "CERTIFICATE");
     refused(
         home,
         &["profile", "--endpoint", "127.0.0.1:1", "--model", "m", "--coordinator", "http://127.0.0.1:1"],

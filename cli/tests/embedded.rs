@@ -46,7 +46,8 @@ fn a_built_in_model_is_measured_and_can_be_seen_again() {
 
     let table = command(home, &["results", "--model", "mlp", "--points"]).output().unwrap();
     let table = String::from_utf8_lossy(&table.stdout);
-    for part in ["rten", "best throughput", "each load point", "2 in flight", "engine uses", "more: modelmeter results"] {
+    for part in ["rten", "best throughput", "each load point", "2 in flight", "engine uses", "more: modelmeter results"]
+    {
         assert!(table.contains(part), "{part:?} is not in\n{table}");
     }
     let classic = command(home, &["results", "--format", "classic"]).output().unwrap();

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// The class of the CPU as a device.
 pub const CPU_CLASS: &str = "cpu";
 
+/// The class of what a server that was not launched here runs on, unless the user names it.
+pub const REMOTE_CLASS: &str = "remote";
+
 /// The kind of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -13,12 +16,14 @@ pub enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU.
     Gpu,
+    /// Whatever a server that was not launched here runs on.
+    Remote,
 }
 
 /// One device of one worker.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Device {
-    /// CPU or GPU.
+    /// CPU, GPU or remote.
     pub kind: DeviceKind,
     /// `cpu`, or the normalised NVML name: the unit of comparison between workers.
     pub class: String,
@@ -60,6 +65,12 @@ impl Device {
         }
     }
 
+    /// What a server that was not launched here runs on: nothing is known of it but the class that the user gives it. The
+    /// client that measures it needs cores of this host.
+    pub fn remote(class: &str, cores: Option<u32>) -> Self {
+        Self { kind: DeviceKind::Remote, class: class.to_owned(), ..Self::cpu("", None, cores) }
+    }
+
     /// Whether a word means this device on its own machine: by kind or class as [`selects`] has it, or by its name.
     pub fn is_meant(&self, word: &str) -> bool {
         selects(word, &self.class) || self.is_named(word)
@@ -86,7 +97,7 @@ pub fn class_of(name: &str) -> String {
 pub fn selects(word: &str, class: &str) -> bool {
     match word {
         "all" => true,
-        "gpu" => class != CPU_CLASS,
+        "gpu" => class != CPU_CLASS && class != REMOTE_CLASS,
         word => word == class,
     }
 }

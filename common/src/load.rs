@@ -87,11 +87,27 @@ pub struct Stop {
     pub max_duration_ms: u64,
     /// A call that takes longer failed.
     pub timeout_ms: u64,
+    /// The same for an engine's first call, in which it may compile and allocate. Null: [`Self::timeout_ms`] where that is
+    /// not the default, else a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_timeout_ms: Option<u64>,
     /// Open loop: more calls than this in flight make the point invalid.
     pub max_in_flight: u32,
     /// Figures to publish: at least what [`Request::certified`](crate::request::Request::certified) says, and a point
     /// that anything disturbed is invalid.
     pub certified: bool,
+}
+
+const TIMEOUT_MS: u64 = 10_000;
+/// Of the first call, where nobody said how long any may take.
+const FIRST_TIMEOUT_MS: u64 = 60_000;
+
+impl Stop {
+    /// How long an engine's first call may take.
+    pub fn first_timeout_ms(&self) -> u64 {
+        let usual = if self.timeout_ms == TIMEOUT_MS { FIRST_TIMEOUT_MS } else { self.timeout_ms };
+        self.first_timeout_ms.unwrap_or(usual)
+    }
 }
 
 impl Default for Stop {
@@ -100,7 +116,8 @@ impl Default for Stop {
             precision: 0.05,
             min_duration_ms: 5_000,
             max_duration_ms: 30_000,
-            timeout_ms: 10_000,
+            timeout_ms: TIMEOUT_MS,
+            first_timeout_ms: None,
             max_in_flight: 4096,
             certified: false,
         }
@@ -120,6 +137,14 @@ pub struct Sla {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_out_that_was_asked_for_holds_for_the_first_call_too() {
+        let first = |json: &str| serde_json::from_str::<Stop>(json).unwrap().first_timeout_ms();
+        assert_eq!((first("{}"), first(r#"{"timeout_ms":2000}"#)), (60_000, 2_000));
+        assert_eq!(first(r#"{"timeout_ms":2000,"first_timeout_ms":90000}"#), 90_000);
+        assert_eq!(first(r#"{"first_timeout_ms":10000}"#), 10_000);
+    }
 
     #[test]
     fn a_load_reads_as_the_documented_json() {

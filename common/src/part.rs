@@ -119,6 +119,9 @@ pub struct Point {
     pub requests: u64,
     /// Calls that failed.
     pub errors: u64,
+    /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of their
+    /// own.
+    pub resent: u64,
     /// The failures, by kind.
     pub error_kinds: BTreeMap<String, u64>,
     /// What was found in the answers that were checked.
@@ -164,6 +167,7 @@ impl Point {
             duration_s: 1.0,
             requests: 0,
             errors: 0,
+            resent: 0,
             error_kinds: BTreeMap::new(),
             answers: Answers::default(),
             requests_per_s: None,

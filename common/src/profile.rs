@@ -174,6 +174,9 @@ pub struct ProfilePoint {
     pub duration_s: f64,
     pub requests: u64,
     pub errors: u64,
+    /// Calls that were sent again, because the server had not begun them.
+    #[serde(default)]
+    pub resent: u64,
     pub error_kinds: BTreeMap<String, u64>,
     #[serde(default)]
     pub answers: Answers,

@@ -6,6 +6,7 @@
 
 use crate::{
     Code, Problem, ProfileId, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
+    engine::ENDPOINT,
     load::{Load, Sla, Stop},
     model::{ArtifactRef, ModelRef, TensorShape},
 };
@@ -333,7 +334,10 @@ impl Task {
             error: Some(error.clone()),
             ..self.to_waiting(&format!("attempt {attempt} failed: {error}"), now)
         };
-        Ok(if failures >= MAX_FAILURES || !error.code.retryable() { next.failed(error, now) } else { next })
+        // A server that already runs is not deployed anew: where it did not answer in time, it would not the next time.
+        let would_hang = self.cell.engine == ENDPOINT && error.code == Code::DeadlineExceeded;
+        let is_final = failures >= MAX_FAILURES || !error.code.retryable() || would_hang;
+        Ok(if is_final { next.failed(error, now) } else { next })
     }
 
     /// any live state → done, or invalid where none of the attempt's load points is valid: the first complete attempt wins,

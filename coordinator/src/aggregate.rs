@@ -101,7 +101,7 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
             image_digest: deployments().next().and_then(|d| d.image_digest.clone()),
             settings: cell.engine_settings.clone(),
         },
-        device: device(&cell.device_class, measured.first().filter(|_| !is_elsewhere).map(|m| &m.last)),
+        device: device(&cell.device_class, is_elsewhere, measured.first().map(|m| &m.last)),
         batch_size: cell.batch_size,
         repeats: measured
             .iter()
@@ -194,8 +194,8 @@ fn deployment(last: &Final) -> Option<&Deployment> {
 }
 
 /// The device that it ran on; for a cell that never ran, what is known from its class.
-fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
-    match last.map(|last| &last.device) {
+fn device(class: &str, is_elsewhere: bool, last: Option<&Final>) -> ProfileDevice {
+    match last.map(|last| &last.device).filter(|_| !is_elsewhere) {
         Some(device) => ProfileDevice {
             kind: device.kind,
             class: device.class.clone(),
@@ -207,7 +207,11 @@ fn device(class: &str, last: Option<&Final>) -> ProfileDevice {
             memory_total_bytes: device.memory_total_bytes,
         },
         None => ProfileDevice {
-            kind: if class == CPU_CLASS { DeviceKind::Cpu } else { DeviceKind::Gpu },
+            kind: match class {
+                _ if is_elsewhere => DeviceKind::Remote,
+                CPU_CLASS => DeviceKind::Cpu,
+                _ => DeviceKind::Gpu,
+            },
             class: class.to_owned(),
             name: None,
             driver: None,
@@ -278,6 +282,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
         duration_s: point.duration_s,
         requests: point.requests,
         errors: point.errors,
+        resent: point.resent,
         error_kinds: point.error_kinds.clone(),
         answers: point.answers.clone(),
         inferences,

@@ -11,7 +11,7 @@ Tensor = namedtuple("Tensor", "name datatype shape")
 Tensor.__doc__ = "A tensor of the model; its shape has the batch in it, and -1 where it is open."
 
 Server = namedtuple("Server", "endpoint model version inputs outputs seed timed")
-Server.__doc__ = "What is measured: host:port of its gRPC port, the model there, its tensors, the seed, and whether `infer` is timed."
+Server.__doc__ = "What is measured: host:port of its gRPC port (or https://host:port, unix:/path), the model there, its tensors, the seed, and whether `infer` is timed."
 
 
 class BaseModelInspector:

@@ -9,6 +9,7 @@ pub mod docker;
 pub mod engines;
 pub mod modelmeter;
 pub mod mongod;
+pub mod nginx;
 pub mod ports;
 pub mod rabbitmq;
 pub mod wait;

@@ -106,7 +106,7 @@ async fn answers_that_are_no_results_fail_the_cell() -> Result<()> {
 async fn what_is_missing_is_said_before_anything_starts() -> Result<()> {
     let without_input = profile(&serve(Mock::default()).await?, &[]).await?;
     assert!(without_input.code == Some(2) && without_input.err.contains("--input x:fp32"), "{without_input:?}");
-    let nobody = profile("127.0.0.1:9", &["--input", "x:fp32:3"]).await?;
-    assert!(nobody.code == Some(2) && nobody.err.contains("no server at 127.0.0.1:9"), "{nobody:?}");
+    let nobody = profile("127.0.0.1:9", &["--input", "x:fp32:3", "--no-wait"]).await?;
+    assert!(nobody.code == Some(2) && nobody.err.contains("no gRPC server at 127.0.0.1:9"), "{nobody:?}");
     Ok(())
 }

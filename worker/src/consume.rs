@@ -193,16 +193,24 @@ impl Slot {
         let started_at = Timestamp::now();
         let (context, place) = (self.context.clone(), self.place.clone());
         let stop = context.stop.clone();
-        let session = session::measure(&context, &place, &mut self.deployment, assignment, &attempt);
+        let finished = session::Finished::default();
+        let session = session::measure(&context, &place, &mut self.deployment, assignment, &attempt, &finished);
         let measured = tokio::select! {
             biased;
             () = stop.cancelled() => None,
             () = attempt.dropped() => None,
             measured = AssertUnwindSafe(session).catch_unwind() => Some(measured.unwrap_or_else(|_| Err(defect()))),
         };
-        let Some(measured) = measured else {
-            self.stop_engine().await;
-            return self.give_up(&attempt).await;
+        let measured = match measured {
+            Some(measured) => measured,
+            None => {
+                self.stop_engine().await;
+                // What was finished before a request was cancelled is kept; a worker that stops gives its task back whole.
+                match finished.take().filter(|_| !stop.is_cancelled()) {
+                    Some(done) => Ok(done),
+                    None => return self.give_up(&attempt).await,
+                }
+            }
         };
         if let Err(problem) = &measured {
             tracing::warn!(task = %attempt.task, attempt = attempt.number, %problem, "the attempt failed");

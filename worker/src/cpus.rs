@@ -90,7 +90,7 @@ fn own_core_each<'a>(options: &Options, available: &'a [u32]) -> Option<(&'a [u3
 /// # Errors
 /// Too few to share out.
 fn share_out(slots: &[SlotOptions], available: &[u32]) -> Result<Vec<Cores>, Problem> {
-    let n = slots.iter().filter(|slot| slot.device.kind == DeviceKind::Cpu).count();
+    let n = slots.iter().filter(|slot| slot.device.kind != DeviceKind::Gpu).count();
     if n > available.len() {
         return Err(Problem::invalid("devices", format!("{n} CPU slots for {} cores", available.len()))
             .with_hint("at most one CPU slot a core"));
@@ -98,7 +98,7 @@ fn share_out(slots: &[SlotOptions], available: &[u32]) -> Result<Vec<Cores>, Pro
     let mut nth = 0;
     let cores_of = |slot: &SlotOptions| match slot.device.kind {
         DeviceKind::Gpu => Cores { locked: Vec::new(), pinned: None },
-        DeviceKind::Cpu => {
+        DeviceKind::Cpu | DeviceKind::Remote => {
             let share = available[nth * available.len() / n..(nth + 1) * available.len() / n].to_vec();
             nth += 1;
             Cores { pinned: (n > 1).then(|| share.clone()), locked: share }

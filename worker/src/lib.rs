@@ -8,6 +8,7 @@ mod cache;
 mod consume;
 mod coordinator;
 mod cpus;
+pub mod endpoint;
 pub mod engine;
 pub mod inspector;
 mod journal;

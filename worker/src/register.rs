@@ -32,7 +32,7 @@ pub fn offered<'a>(
 ) -> (Vec<String>, Abilities) {
     let (other, device) = match kind {
         DeviceKind::Cpu => ("GPUs", "gpu"),
-        DeviceKind::Gpu => ("the CPU", "cpu"),
+        DeviceKind::Gpu | DeviceKind::Remote => ("the CPU", "cpu"),
     };
     let elsewhere = || {
         Problem::new(Code::NotInstalled, format!("here it runs on {other} alone"))

@@ -95,6 +95,11 @@ impl Handle {
         let _ = timeout(FAREWELL, register::renew(&self.context)).await;
     }
 
+    /// Asks the coordinator at once what it still wants: a request that was just cancelled is dropped within moments.
+    pub fn ask_now(&self) {
+        self.context.renew_now.notify_one();
+    }
+
     /// Completes when the worker ended by itself, and gives why: another took its name, its broker was closed, or it
     /// has a defect. It is to be stopped then: the coordinator still counts on its slots.
     pub async fn wait(&mut self) -> Problem {

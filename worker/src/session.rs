@@ -20,7 +20,11 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     testdata::DataSet,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// What an attempt gave, or why it gave nothing.
 pub(crate) type Measured = Result<Done, Problem>;
@@ -34,6 +38,36 @@ pub(crate) struct Done {
     pub deployment: part::Deployment,
 }
 
+/// The load points that an attempt has finished, for when it is dropped in the middle.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Finished(Arc<Mutex<Option<Done>>>);
+
+impl Finished {
+    fn done(&self) -> MutexGuard<'_, Option<Done>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, deployment: part::Deployment) {
+        *self.done() = Some(Done { points: Vec::new(), deployment });
+    }
+
+    /// A point; one of a load that was measured before takes its place, unless it went wrong.
+    fn add(&self, point: &Point) {
+        let mut done = self.done();
+        let Some(Done { points, .. }) = done.as_mut() else { return };
+        match points.iter_mut().find(|earlier| earlier.load == point.load) {
+            Some(earlier) if point.valid => *earlier = point.clone(),
+            Some(_) => {}
+            None => points.push(point.clone()),
+        }
+    }
+
+    /// What there is; none without a point.
+    pub fn take(&self) -> Option<Done> {
+        self.done().take().filter(|done| !done.points.is_empty())
+    }
+}
+
 /// Measures a task on the deployment that `kept` holds if it fits, else on a new one, which is kept.
 ///
 /// # Errors
@@ -44,10 +78,11 @@ pub(crate) async fn measure(
     kept: &mut Option<Deployment>,
     assignment: &Assignment,
     attempt: &Attempt,
+    finished: &Finished,
 ) -> Measured {
     let cell = &assignment.cell;
     let custom = inspector::find(&cell.inspector, &assignment.plan.load, &context.inspectors)?;
-    deploy(context, place, kept, cell, attempt).await?;
+    deploy(context, place, kept, cell, &assignment.plan.stop, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
     let data = test_data(context, &assignment.plan).await?;
     let mut target = target(deployment, cell, assignment.plan.seed, data, custom, place).await?;
@@ -57,30 +92,24 @@ pub(crate) async fn measure(
         let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
-        let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
-        let points = points(context, target, probes, statistics, assignment, attempt);
-        Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
+        let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
+        let deployed = part::Deployment {
+            engine_version: deployment.engine_version.clone(),
+            launch: deployment.launch.to_owned(),
+            image_digest: deployment.image_digest.clone(),
+            deploy_ms: deployment.deploy_ms,
+            first_inference_ms,
+            client_cpus: context.client_cpus.clone(),
+            engine_cpus: place.cores.clone().filter(|_| deployment.is_local()),
+        };
+        finished.begin(deployed.clone());
+        let points = points(context, target, probes, statistics, assignment, attempt, finished);
+        Ok::<_, Problem>(Done { points: alive(deployment, points).await?, deployment: deployed })
     };
     let measured = measured.await;
     // An inspector that did not live through it explains what failed, and makes figures worthless.
     inspector.health().await?;
-    let (first_inference_ms, mut points) = measured?;
-    if context.shared_cpu {
-        points.iter_mut().for_each(|point| mark_shared(point, assignment.plan.stop.certified));
-    }
-    if inspector.caller().is_some() {
-        points.iter_mut().for_each(|point| mark_timed(point, &cell.inspector));
-    }
-    let deployment = part::Deployment {
-        engine_version: deployment.engine_version.clone(),
-        launch: deployment.launch.to_owned(),
-        image_digest: deployment.image_digest.clone(),
-        deploy_ms: deployment.deploy_ms,
-        first_inference_ms,
-        client_cpus: context.client_cpus.clone(),
-        engine_cpus: place.cores.clone().filter(|_| deployment.is_local()),
-    };
-    Ok(Done { points, deployment })
+    measured
 }
 
 /// Makes `kept` a deployment that serves this cell.
@@ -89,6 +118,7 @@ async fn deploy(
     place: &Arc<Place>,
     kept: &mut Option<Deployment>,
     cell: &Cell,
+    stop: &Stop,
     attempt: &Attempt,
 ) -> Result<(), Problem> {
     if kept.as_ref().is_some_and(|deployment| deployment.key == cell.deployment_key() && deployment.is_alive()) {
@@ -108,7 +138,9 @@ async fn deploy(
     };
     attempt.progress(format!("deploying {}", spec.name));
     let gpu_idle = idle(&place.device).await;
-    let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place).await?);
+    let timeout = Duration::from_millis(stop.timeout_ms);
+    let say = |words: String| attempt.progress(words);
+    let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place, timeout, &say).await?);
     deployment.gpu_idle = gpu_idle;
     Ok(())
 }
@@ -135,7 +167,7 @@ fn probes(deployment: &Deployment, device: &Device) -> Probes {
     if !deployment.is_local() {
         return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
     }
-    if device.kind == DeviceKind::Cpu {
+    if device.kind != DeviceKind::Gpu {
         return probes;
     }
     match (&device.uuid, Monitor::shared()) {
@@ -170,7 +202,8 @@ pub(crate) async fn target(
 ) -> Result<Target, Problem> {
     if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
-        let metadata = inspector::metadata(deployment.protocol, &deployment.address, &deployment.model).await;
+        let (protocol, timeout) = (deployment.protocol, deployment.timeout);
+        let metadata = inspector::metadata(protocol, &deployment.endpoint, &deployment.model, timeout).await;
         deployment.metadata = Some(metadata.unwrap_or_default());
     }
     let metadata = deployment.metadata.clone().unwrap_or_default();
@@ -184,13 +217,13 @@ pub(crate) async fn target(
         seed,
         data,
     };
-    let address = deployment.address.clone();
+    let endpoint = deployment.endpoint.clone();
     let inspector: Arc<dyn Inspector> = match custom {
-        Some(custom) => custom.make(&cell.inspector, subject, &address, place).await?,
+        Some(custom) => custom.make(&cell.inspector, subject, &endpoint.to_string(), place).await?,
         None => inspector::built_in(deployment.protocol, subject)?,
     };
     let (maker, stopped) = (inspector.clone(), format!("making requests for {} failed", cell.engine));
-    let made = tokio::task::spawn_blocking(move || Target::new(address, maker)).await;
+    let made = tokio::task::spawn_blocking(move || Target::new(endpoint, maker)).await;
     let made = made.unwrap_or_else(|e| Err(Problem::new(Code::Internal, format!("{stopped}: {e}"))));
     inspector.health().await.and(made)
 }
@@ -213,15 +246,12 @@ async fn first_inference(
     stop: &Stop,
     attempt: &Attempt,
 ) -> Result<Option<f64>, Problem> {
-    attempt.progress("first inference");
-    let timeout = Duration::from_millis(stop.timeout_ms).max(FIRST_TIMEOUT);
+    let timeout = Duration::from_millis(stop.first_timeout_ms());
+    attempt.progress(format!("waiting for the first answer, at most {} s", timeout.as_secs_f64()));
     let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
     Ok(is_first.then_some(first.latency_ms))
 }
-
-/// Engines compile and allocate in their first call.
-const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long after its connections an engine's end may show.
 const LAST_NEWS: Duration = Duration::from_secs(1);
@@ -268,6 +298,12 @@ fn mark_timed(point: &mut Point, inspector: &str) {
 struct Told<'a> {
     bench: Bench,
     attempt: &'a Attempt,
+    finished: &'a Finished,
+    /// Other workers may run on the same cores.
+    shared_cpu: bool,
+    /// The inspector that makes the calls itself.
+    caller: Option<&'a str>,
+    plan: &'a Plan,
     statistics: Option<Statistics>,
     /// By load: one that is gone on with holds all that was measured of it.
     server: Vec<(LoadPoint, ServerTimes)>,
@@ -299,6 +335,16 @@ impl Measure for Told<'_> {
         if let (Some(before), Some(after)) = (before, self.server_times().await) {
             point.server = Some(self.add(load, after.since(before)));
         }
+        if self.shared_cpu {
+            mark_shared(&mut point, self.plan.stop.certified);
+        }
+        if let Some(inspector) = self.caller {
+            mark_timed(&mut point, inspector);
+        }
+        let is_pilot = matches!((&self.plan.load, load), (Load::SlaSearch { .. }, LoadPoint::Closed { .. }));
+        if !is_pilot {
+            self.finished.add(&point);
+        }
         Ok(point)
     }
 
@@ -315,15 +361,18 @@ async fn points(
     statistics: Option<Statistics>,
     assignment: &Assignment,
     attempt: &Attempt,
+    finished: &Finished,
 ) -> Result<Vec<Point>, Problem> {
     let plan = &assignment.plan;
     // An SLA only steers what searches for it.
     let sla = plan.sla.clone().filter(|_| matches!(plan.load, Load::SlaSearch { .. }));
     let seed = plan.seed ^ u64::from(assignment.repeat) << 32;
     let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla, aim: Aim::default() };
+    let caller = target.inspector.caller().map(|_| assignment.cell.inspector.as_str());
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
-    let mut told = Told { bench, attempt, statistics, server: Vec::new() };
+    let shared_cpu = context.shared_cpu;
+    let mut told = Told { bench, attempt, finished, shared_cpu, caller, plan, statistics, server: Vec::new() };
     let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await?;
     if points.iter().any(|point| point.latency.is_empty()) {
         // Where the engine died of it, that is told a moment later, and is what failed.

@@ -50,7 +50,7 @@ impl Trial {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Vec<Output>, Problem>> {
         Box::pin(async move {
-            let mut deployment = Deployment::new(spec, cell, artifact, &self.place).await?;
+            let mut deployment = Deployment::new(spec, cell, artifact, &self.place, timeout, &|_| ()).await?;
             let answered = answer(&mut deployment, cell, seed, timeout, &self.place).await;
             let answered = match answered {
                 Err(problem) => Err(deployment.explain(problem).await),

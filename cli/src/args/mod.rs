@@ -4,7 +4,7 @@
 mod parse;
 mod profile;
 
-pub use profile::{Format, LoadMode, ProfileArgs, ReportArgs};
+pub use profile::{Budget, Format, LoadMode, ProfileArgs, ReportArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{

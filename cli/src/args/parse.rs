@@ -1,5 +1,6 @@
 //! The small languages of flag values: durations, shapes, settings, agreements. Pure; each error says what is allowed.
 
+use super::Budget;
 use modelmeter_common::{
     Problem, RequestId,
     config::{self, Ports},
@@ -16,6 +17,11 @@ fn wrong(text: &str, what: &str, example: &str) -> Problem {
 pub fn millis(text: &str) -> Result<u64, Problem> {
     let duration = config::duration(text).map_err(|_| wrong(text, "a duration", "2s, 500ms or 2m"))?;
     u64::try_from(duration.as_millis()).map_err(|_| wrong(text, "a duration that ends", "2m"))
+}
+
+/// A duration, or `none`.
+pub fn budget(text: &str) -> Result<Budget, Problem> {
+    if text.trim() == "none" { Ok(Budget::None) } else { millis(text).map(Budget::Time) }
 }
 
 /// A share: `5%` or `0.05`.

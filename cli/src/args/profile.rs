@@ -7,6 +7,7 @@ use modelmeter_common::{
     config::{Config, Ports},
     load::{Arrivals, Sla},
 };
+use modelmeter_worker::endpoint::TlsFiles;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -19,6 +20,15 @@ pub enum Format {
     Classic,
     /// The hub's documents, as one array
     Json,
+}
+
+/// How long a request may take in all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Budget {
+    /// As long as its stop rules take.
+    None,
+    /// So many milliseconds.
+    Time(u64),
 }
 
 /// How results are shown.
@@ -68,6 +78,37 @@ fn arrivals(text: &str) -> Result<Arrivals, String> {
     }
 }
 
+/// How TLS is spoken to the server at `--endpoint`.
+#[derive(Args, Debug, Default)]
+pub struct TlsArgs {
+    /// PEM file of the CA that signed the server's certificate, or of that itself [default: the CAs of this machine]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "endpoint",
+        conflicts_with = "insecure",
+        help_heading = "What to measure"
+    )]
+    pub ca: Option<PathBuf>,
+    /// PEM file of a client certificate, where the server wants one
+    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "key"], help_heading = "What to measure")]
+    pub cert: Option<PathBuf>,
+    /// PEM file of the client certificate's private key
+    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "cert"], help_heading = "What to measure")]
+    pub key: Option<PathBuf>,
+    /// Accept whatever certificate the server has
+    #[arg(long, requires = "endpoint", help_heading = "What to measure")]
+    pub insecure: bool,
+}
+
+impl TlsArgs {
+    /// The same as the worker takes them.
+    pub fn files(&self) -> TlsFiles {
+        let [ca, cert, key] = [&self.ca, &self.cert, &self.key].map(Clone::clone);
+        TlsFiles { ca, cert, key, insecure: self.insecure }
+    }
+}
+
 #[derive(Args, Debug, Default)]
 #[command(after_help = "Examples:
   modelmeter profile resnet50
@@ -87,9 +128,14 @@ pub struct ProfileArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Measure a server that already runs, instead of launching engines
+    /// Measure a server that already runs, instead of launching engines: HOST:PORT, https://HOST:PORT for TLS, or unix:/PATH
     #[arg(long, value_name = "HOST:PORT", help_heading = "What to measure")]
     pub endpoint: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// What the server at --endpoint runs on, as nvidia-a10: results of one class are compared [default: remote]
+    #[arg(long, requires = "endpoint", value_name = "NAME", help_heading = "What to measure")]
+    pub device_class: Option<String>,
     /// Protocol of the server at --endpoint: kserve-v2, tfs or mlmodelci-predict [default: kserve-v2]
     #[arg(long, requires = "endpoint", help_heading = "What to measure")]
     pub protocol: Option<String>,
@@ -157,7 +203,7 @@ pub struct ProfileArgs {
     /// Measure until the 95 % intervals are this narrow, as half of their width [default: 5%]
     #[arg(long, value_parser = parse::share, value_name = "SHARE", help_heading = "When to stop")]
     pub precision: Option<f64>,
-    /// Measure each load point for at least this long [default: 5s]
+    /// Measure each load point for at least this long [default: 5s; 2s where only the peak is looked for]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
     /// Measure each load point for at most this long [default: 30s, or twice a longer --min-duration]
@@ -172,10 +218,10 @@ pub struct ProfileArgs {
     /// Calls at a rate: with more than this in flight the load point is invalid [default: 4096]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub max_in_flight: Option<u32>,
-    /// Wall time for the whole request, shared out over its cells [default: 2m for a built-in model without a
-    /// coordinator, unless -f, --batches, --min-duration, --max-duration or --certified says how long]
-    #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
-    pub budget: Option<u64>,
+    /// Wall time for the whole request, shared out over its cells; none lifts it [default: without a coordinator 30s a cell,
+    /// at most 10m, unless --batches, --min-duration, --max-duration or --certified says how long]
+    #[arg(long, value_parser = parse::budget, value_name = "DURATION|none", help_heading = "When to stop")]
+    pub budget: Option<Budget>,
     /// Measure each cell this many times independently [default: 1]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub repeats: Option<u32>,

@@ -17,7 +17,11 @@ use modelmeter_common::{
     request::Request,
     task::Cell,
 };
-use modelmeter_worker::{EngineSpec, SlotOptions, Trial, inspector::Output, sample};
+use modelmeter_worker::{
+    EngineSpec, SlotOptions, Trial,
+    inspector::{Output, Patience},
+    sample,
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -43,11 +47,13 @@ struct Answer {
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Problem> {
     let home = &context.config.home;
     if !(args.tolerance >= 0.0 && args.tolerance.is_finite()) {
-        return Err(Problem::invalid("tolerance", format!("{} is out of range", args.tolerance)).with_hint("use 0 or more"));
+        return Err(
+            Problem::invalid("tolerance", format!("{} is out of range", args.tolerance)).with_hint("use 0 or more")
+        );
     }
     embedded::writable(home)?;
     let target = job::named(args.model.as_deref(), &args.artifacts)?;
-    let local = models::local(&target, home).await?.ok_or_else(|| {
+    let local = models::local(&target, home, Patience::NONE).await?.ok_or_else(|| {
         Problem::invalid("model", "only files and built-in models can be checked").with_hint("give the path of a file")
     })?;
     let (devices, _) = sample::devices();
@@ -142,9 +148,13 @@ fn deviation(first: &[Output], other: &[Output]) -> Result<f64, String> {
     let pair = |(place, one): (usize, &Output)| {
         let two = other.iter().find(|output| output.name == one.name).unwrap_or(&other[place]);
         if one.shape != two.shape {
-            return Err(format!("output {} has shape {:?}, that of the first engine {:?}", two.name, two.shape, one.shape));
+            return Err(format!(
+                "output {} has shape {:?}, that of the first engine {:?}",
+                two.name, two.shape, one.shape
+            ));
         }
-        let words = |output: &Output| format!("output {} is of type {}, which cannot be compared", output.name, output.dtype);
+        let words =
+            |output: &Output| format!("output {} is of type {}, which cannot be compared", output.name, output.dtype);
         let (a, b) = (numbers(one).ok_or_else(|| words(one))?, numbers(two).ok_or_else(|| words(two))?);
         let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         // What does not vary must be the same.

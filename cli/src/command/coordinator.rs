@@ -73,7 +73,8 @@ fn required<'a>(value: Option<&'a str>, field: &str, example: &str) -> Result<&'
 
 /// Each kind of failure knows what to do about it, such as a user for the database; what says nothing gets the usual.
 fn hub_problem(error: HubError) -> Problem {
-    const USUAL: &str = "check the address (mongodb://host:port/database), and that the server runs and is reachable from here";
+    const USUAL: &str =
+        "check the address (mongodb://host:port/database), and that the server runs and is reachable from here";
     let problem = Problem::from(error).with_field("hub");
     Problem { hint: problem.hint.or_else(|| Some(USUAL.into())), ..problem }
 }

@@ -14,7 +14,8 @@ pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
     let config = &context.config;
     let settings = &config.worker;
     let broker_url = settings.broker.as_deref().ok_or_else(|| {
-        Problem::invalid("broker", "no address was given").with_hint("for example --broker amqp://guest:guest@127.0.0.1:5672/%2f")
+        Problem::invalid("broker", "no address was given")
+            .with_hint("for example --broker amqp://guest:guest@127.0.0.1:5672/%2f")
     })?;
     let coordinators =
         if settings.coordinators.is_empty() { &config.client.coordinators } else { &settings.coordinators };
@@ -79,7 +80,10 @@ fn slots(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOptions>, 
     for device in devices.into_iter().filter(|device| chosen(device)) {
         let usable = engines.iter().any(|engine| engine.runs_on(device.kind));
         if !usable && !explicit(&device) {
-            tracing::warn!(device = device.class, "no engine here can run on this device, so nothing is measured on it");
+            tracing::warn!(
+                device = device.class,
+                "no engine here can run on this device, so nothing is measured on it"
+            );
             continue;
         }
         let count = if device.kind == DeviceKind::Cpu { settings.cpu_slots } else { 1 };
@@ -99,7 +103,8 @@ fn known(word: &str, devices: &[Device], no_gpus: Option<&str>) -> Result<(), Pr
     let names = || devices.iter().map(|device| device.class.as_str()).chain(["gpu", "all"]);
     let meant = did_you_mean(word, names());
     let all = names().collect::<Vec<_>>().join(", ");
-    Err(Problem::invalid("devices", format!("unknown device '{word}'")).with_hint(format!("{meant}the devices here are {all}")))
+    Err(Problem::invalid("devices", format!("unknown device '{word}'"))
+        .with_hint(format!("{meant}the devices here are {all}")))
 }
 
 fn describe(slots: &[SlotOptions], engines: &[EngineSpec]) -> String {

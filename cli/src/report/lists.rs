@@ -141,7 +141,11 @@ pub fn dryrun(plan: &Dryrun) -> String {
         text += &format!("{stuck} of these cells cannot run now\n");
     }
     let [low, high] = [plan.estimated_seconds.low, plan.estimated_seconds.high].map(time);
-    text + &if low == high { format!("measuring would take about {low}\n") } else { format!("measuring would take {low} to {high}\n") }
+    text + &if low == high {
+        format!("measuring would take about {low}\n")
+    } else {
+        format!("measuring would take {low} to {high}\n")
+    }
 }
 
 /// Seconds as people say them.

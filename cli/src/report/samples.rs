@@ -32,6 +32,7 @@ fn point(concurrency: u32, throughput: Figure, latency_ms: Latency) -> ProfilePo
         duration_s: 2.0,
         requests: 2000,
         errors: 0,
+        resent: 0,
         error_kinds: BTreeMap::new(),
         answers: Default::default(),
         inferences: 2000,

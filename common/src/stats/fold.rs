@@ -46,6 +46,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         warmup_s: points.iter().map(|p| p.warmup_s).sum(),
         requests,
         errors,
+        resent: total(points, |p| p.resent),
         error_kinds: kinds(points, |p| &p.error_kinds),
         answers: Answers { checked: total(points, |p| p.answers.checked), wrong: kinds(points, |p| &p.answers.wrong) },
         duration_s: points.iter().map(|p| p.duration_s).sum(),
@@ -219,6 +220,7 @@ mod tests {
             duration_s: 1000.0 / rate,
             requests: 1001,
             errors: 1,
+            resent: 2,
             error_kinds: BTreeMap::from([("timeout".into(), 1)]),
             answers: Answers { checked: 10, wrong: BTreeMap::from([("shape".into(), 2)]) },
             requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }.into()),
@@ -287,6 +289,7 @@ mod tests {
             assert_eq!(format!("{:?}", fold_points(&order).unwrap()), format!("{first:?}"));
         }
         assert_eq!((first.requests, first.errors, first.error_kinds["timeout"]), (3003, 3, 3));
+        assert_eq!(first.resent, 6);
         assert_eq!((first.answers.checked, first.answers.wrong["shape"]), (30, 6));
         assert_eq!(first.latency.len(), 3000);
         assert_eq!(first.warnings.len(), 1);

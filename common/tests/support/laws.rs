@@ -118,6 +118,65 @@ impl Stalls {
     }
 }
 
+/// One in flight at a shared machine: log-normal work, slowed by a factor that `next` draws with how long it lasts, in seconds.
+fn shared(mut rng: Rng, median_s: f64, mut next: impl FnMut(&mut Rng) -> (f64, f64) + 'static) -> Calls {
+    const SIGMA: f64 = 0.1;
+    // Begun somewhere in the middle of it.
+    let skipped_s = 1.0 + 5.0 * rng.uniform();
+    let (mut now, mut until, mut slower) = (0.0, 0.0, 1.0);
+    let mut call = move || {
+        let (begin, mut work_s) = (now, rng.log_normal(median_s, SIGMA));
+        loop {
+            while now >= until {
+                let (lasts_s, factor) = next(&mut rng);
+                (until, slower) = (until + lasts_s, factor);
+            }
+            let left_s = (until - now) / slower;
+            if work_s <= left_s {
+                now += work_s * slower;
+                return Call { end_s: now, latency_s: now - begin };
+            }
+            (work_s, now) = (work_s - left_s, until);
+        }
+    };
+    let mut begin = 0.0;
+    while begin < skipped_s {
+        begin = call().end_s;
+    }
+    Box::new(move || {
+        let one = call();
+        Call { end_s: one.end_s - begin, ..one }
+    })
+}
+
+fn phase_s(rng: &mut Rng) -> f64 {
+    0.5 + 2.5 * rng.uniform()
+}
+
+/// Phases of 0.5 to 3 s, each slower by a factor of 1 to 2.
+fn phases(rng: Rng, median_s: f64) -> Calls {
+    shared(rng, median_s, |rng| (phase_s(rng), 1.0 + rng.uniform()))
+}
+
+/// Phases of 0.5 to 3 s, fast and half as fast by turns.
+fn two_levels(mut rng: Rng) -> Calls {
+    let mut is_slow = rng.uniform() < 0.5;
+    shared(rng, 3e-3, move |rng| {
+        is_slow = !is_slow;
+        (phase_s(rng), if is_slow { 2.0 } else { 1.0 })
+    })
+}
+
+/// The logarithm of the factor walks between those of 1 and 2, and is reflected there.
+fn walk(mut rng: Rng) -> Calls {
+    let top = 2f64.ln();
+    let mut place = 2.0 * top * rng.uniform();
+    shared(rng, 3e-3, move |rng| {
+        place = (place + 0.035 * rng.normal()).rem_euclid(2.0 * top);
+        (0.01, (place - top).abs().exp())
+    })
+}
+
 /// One in flight against a server that stalls.
 fn stalling(mut rng: Rng, period_s: f64, stall_s: f64) -> Calls {
     let stalls = Stalls::new(&mut rng, period_s, stall_s);
@@ -226,6 +285,10 @@ pub const LAWS: &[Law] = &[
     Law { name: "stalls of 100 ms each second", calls: |rng| stalling(rng, 1.0, 0.1) },
     Law { name: "stalls of 100 ms each second, 100/s", calls: |rng| stalling_open(rng, 100.0, 1.0, 0.1) },
     Law { name: "stalls of 1 s each 10 s, 100/s", calls: |rng| stalling_open(rng, 100.0, 10.0, 1.0) },
+    Law { name: "shared machine, phases", calls: |rng| phases(rng, 3e-3) },
+    Law { name: "shared machine, phases, 0.1 s a call", calls: |rng| phases(rng, 0.1) },
+    Law { name: "shared machine, two levels", calls: two_levels },
+    Law { name: "shared machine, walk", calls: walk },
     Law { name: "slow: 0.3 s", calls: |rng| correlated(rng, 0.3, 0.15, 0.0) },
     Law { name: "slow: 0.3 s, rho 0.5", calls: |rng| correlated(rng, 0.3, 0.15, 0.5) },
     Law { name: "slow: 3 s", calls: |rng| correlated(rng, 3.0, 0.15, 0.0) },

@@ -46,9 +46,23 @@ fn task(repeat: u32, winner: Option<u32>) -> Task {
     let lease = crate::hub::conformance::documents::lease(0);
     let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
     match winner {
-        Some(attempt) => claimed.complete(attempt, Timestamp(2)).unwrap(),
+        Some(attempt) => claimed.complete(attempt, true, Timestamp(2)).unwrap(),
         None => claimed.fail(1, Problem::new(Code::BadResponse, "not finite"), Timestamp(2)).unwrap(),
     }
+}
+
+#[test]
+fn a_server_that_already_runs_and_does_not_answer_in_time_is_not_tried_again() {
+    let failed = |engine: &str, code: Code| {
+        let mut task = task(0, None);
+        (task.cell.engine, task.state, task.failures) = (engine.into(), TaskState::Claimed, 0);
+        task.lease = Some(crate::hub::conformance::documents::lease(0));
+        task.fail(1, Problem::new(code, "it hangs"), Timestamp(3)).unwrap().state
+    };
+    assert_eq!(failed("endpoint", Code::DeadlineExceeded), TaskState::Failed);
+    assert_eq!(failed("endpoint", Code::Unreachable), TaskState::Waiting);
+    // One that is deployed anew may fare better.
+    assert_eq!(failed("onnx", Code::DeadlineExceeded), TaskState::Waiting);
 }
 
 fn measured(repeat: u32, concurrency_and_rate: &[(u32, f64)]) -> Measured {
@@ -60,7 +74,7 @@ fn measured(repeat: u32, concurrency_and_rate: &[(u32, f64)]) -> Measured {
         Point {
             duration_s: 2000.0 / rate,
             requests: 2000,
-            requests_per_s: Some(Interval { value: rate, ci95: [rate * 0.98, rate * 1.02] }),
+            requests_per_s: Some(Figure { value: rate, ci95: Some([rate * 0.98, rate * 1.02]), lower95: None }),
             latency,
             percentiles: percentiles.to_vec(),
             valid: concurrency < 8,
@@ -153,7 +167,9 @@ fn the_headline_is_the_fastest_valid_point_and_the_sla_the_fastest_that_meets_it
     assert_eq!(sla.met, Some(true));
     assert_eq!(sla.best.unwrap().summary.throughput_inferences_per_s, Some(400.0), "only one in flight is under 12 ms");
     assert_eq!(folded.points[0].inferences, 8000);
-    assert!(folded.points[0].unavailable["latency_ms.p99_9"].message.contains("had 2000"));
+    assert!(
+        folded.points[0].unavailable["latency_ms.p99_9.ci95"].message.contains("beyond p99.9 are needed, there were 2")
+    );
 }
 
 #[test]
@@ -195,4 +211,19 @@ fn a_cell_is_partial_or_failed_with_its_last_error() {
     let failed = profile(&request(), &[task(1, None)], &[], 1);
     assert_eq!(failed.state, ProfileState::Failed);
     assert!(failed.peak.is_none() && failed.points.is_empty());
+}
+
+#[test]
+fn a_cell_without_a_valid_point_is_invalid_and_keeps_what_was_seen() {
+    let folded = profile(&request(), &[task(0, Some(1))], &[measured(0, &[(8, 100.0)])], 1);
+    assert_eq!(folded.state, ProfileState::Invalid);
+    assert!(folded.peak.is_none() && folded.reference.is_none());
+    assert!(folded.points[0].latency_ms.p95.is_some() && folded.points[0].throughput_inferences_per_s.is_some());
+}
+
+#[test]
+fn a_cancelled_cell_keeps_the_points_that_were_finished() {
+    let folded = profile(&request(), &[task(0, None)], &[measured(0, &[(1, 100.0)])], 1);
+    assert_eq!(folded.state, ProfileState::Partial);
+    assert!(folded.peak.is_some() && folded.error.is_some());
 }

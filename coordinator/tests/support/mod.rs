@@ -10,7 +10,7 @@ use modelmeter_common::{
     part::{Deployment, Final, Outcome, Part, Point},
     profile::Profile,
     request::{Request, RequestDoc},
-    stats::{Histogram, Interval},
+    stats::{Figure, Histogram},
     status::Status,
     task::Assignment,
     wire::{self, Hint, sha256_hex},
@@ -289,7 +289,7 @@ pub fn part(of: &Assignment, rate: f64) -> Part {
     (0..100).for_each(|i| latency.record(1_000_000 + i));
     let point = Point {
         requests: 100,
-        requests_per_s: Some(Interval { value: rate, ci95: [rate - 1.0, rate + 1.0] }),
+        requests_per_s: Some(Figure { value: rate, ci95: Some([rate - 1.0, rate + 1.0]), lower95: None }),
         latency,
         ..Point::blank(LoadPoint::Closed { concurrency: 1 }, of.cell.batch_size)
     };

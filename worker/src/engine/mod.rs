@@ -24,9 +24,10 @@ pub(crate) use launch::{Command, Process, start};
 pub(crate) use running::note;
 pub(crate) use watched::Census;
 
+use ready::Asked;
 use running::{Running, Setup};
 
-use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
+use crate::{endpoint::Endpoint, inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
     container::Container,
@@ -99,8 +100,8 @@ pub enum Launch {
     },
     /// A server that already runs.
     Attach {
-        /// `host:port`.
-        address: String,
+        /// Its gRPC port.
+        endpoint: Endpoint,
         /// The model's name there.
         model: String,
     },
@@ -134,9 +135,6 @@ impl EngineSpec {
             Launch::Docker { container, args, env } => {
                 let templates = args.iter().chain(env.values()).chain(&container.mount);
                 templates.into_iter().try_for_each(|text| template::check(text, &field))
-            }
-            Launch::Attach { address, .. } if ready::uri(address).is_none() => {
-                Err(Problem::invalid(field, format!("'{address}' is not an address")).with_hint("host:port"))
             }
             Launch::Attach { .. } => Ok(()),
         }
@@ -191,8 +189,10 @@ pub(crate) async fn none_left(places: &[Arc<Place>], deadline: Instant) {
 pub(crate) struct Deployment {
     /// Tasks with this key can be served by it.
     pub key: String,
-    /// `host:port` of the gRPC server.
-    pub address: String,
+    /// The server's gRPC port.
+    pub endpoint: Endpoint,
+    /// How long one call to it may take.
+    pub timeout: Duration,
     /// The model's name there.
     pub model: String,
     pub engine_version: String,
@@ -212,7 +212,8 @@ pub(crate) struct Deployment {
 }
 
 impl Deployment {
-    /// Launches (or finds) the engine and waits until it says that it is ready.
+    /// Launches (or finds) the engine and waits until it says that it is ready; `say` is told what is waited for. One call
+    /// to it may take as long as the time-out.
     ///
     /// # Errors
     /// `not_installed`, `busy` (a port), `engine_failed` with its last lines, `deadline_exceeded`.
@@ -221,17 +222,20 @@ impl Deployment {
         cell: &Cell,
         artifact: Option<&Path>,
         place: &Arc<Place>,
+        timeout: Duration,
+        say: &(dyn Fn(String) + Send + Sync),
     ) -> Result<Self, Problem> {
         let setup = Setup { spec, cell, artifact, place };
-        let launched = |running: Running| (running.address(), running.model.clone(), Some(running));
-        let (address, model, running) = match &spec.launch {
-            Launch::Attach { address, model } => (address.clone(), model.clone(), None),
+        let launched = |running: Running| (running.endpoint(), running.model.clone(), Some(running));
+        let (endpoint, model, running) = match &spec.launch {
+            Launch::Attach { endpoint, model } => (endpoint.clone(), model.clone(), None),
             Launch::Process { program, args, env } => launched(setup.process(program, args, env).await?),
             Launch::Docker { container, args, env } => launched(setup.container(container, args, env).await?),
         };
         let mut deployment = Self {
             key: cell.deployment_key(),
-            address,
+            endpoint,
+            timeout,
             model,
             engine_version: String::new(),
             launch: spec.launch.kind(),
@@ -243,7 +247,7 @@ impl Deployment {
             image_digest: running.as_ref().and_then(|running| running.image_digest.clone()),
             running,
         };
-        match deployment.until_ready(spec).await {
+        match deployment.until_ready(spec, say).await {
             Ok(version) => deployment.engine_version = spec.version.clone().unwrap_or(version),
             Err(problem) => {
                 deployment.stop().await;
@@ -254,8 +258,17 @@ impl Deployment {
         Ok(deployment)
     }
 
-    async fn until_ready(&self, spec: &EngineSpec) -> Result<String, Problem> {
-        let ready = ready::wait(self.protocol, &self.address, &self.model, spec.ready_timeout);
+    async fn until_ready(&self, spec: &EngineSpec, say: &(dyn Fn(String) + Send + Sync)) -> Result<String, Problem> {
+        // That an engine which was launched just now is not ready yet is nothing to tell.
+        let say = if self.running.is_some() { &|_| () } else { say };
+        let ready = ready::wait(Asked {
+            protocol: self.protocol,
+            endpoint: &self.endpoint,
+            model: &self.model,
+            timeout: self.timeout,
+            deadline: spec.ready_timeout,
+            say,
+        });
         let Some(running) = &self.running else { return ready.await };
         tokio::select! {
             biased;

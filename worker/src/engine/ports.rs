@@ -57,6 +57,7 @@ impl Ports {
         match kind {
             DeviceKind::Cpu => self.cpu,
             DeviceKind::Gpu => self.gpu,
+            DeviceKind::Remote => None,
         }
     }
 }

@@ -1,26 +1,40 @@
 //! Readiness, asked of the engine itself: KServe ModelReady, TensorFlow Serving GetModelStatus; of what cannot say it,
 //! that it answers.
 
+use crate::{
+    endpoint::Endpoint,
+    inspector::{kserve_v2, predict},
+    load::{self, Unanswered},
+};
 use modelmeter_common::{Code, Problem, engine::Protocol};
 use modelmeter_proto::{
-    kserve::{ModelReadyRequest, ServerMetadataRequest, grpc_inference_service_client::GrpcInferenceServiceClient},
-    mlmodelci::{InferRequest, predict_client::PredictClient},
-    tensorflow::serving::{
-        GetModelStatusRequest, ModelSpec, model_service_client::ModelServiceClient, model_version_status::State,
-    },
+    kserve::{ModelReadyRequest, ModelReadyResponse},
+    mlmodelci::{InferRequest, InferResponse},
+    tensorflow::serving::{GetModelStatusRequest, GetModelStatusResponse, ModelSpec, model_version_status::State},
 };
-use std::{error::Error, time::Duration};
-use tonic::transport::{Channel, Endpoint, Uri};
+use std::time::Duration;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// One question; a server that hangs is asked again until the deadline.
+/// One question takes at most so long; a server that hangs is asked again until the deadline.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const READY_METHOD: &str = "/inference.GRPCInferenceService/ModelReady";
+const STATUS_METHOD: &str = "/tensorflow.serving.ModelService/GetModelStatus";
+/// gRPC's status of a method that a server does not have.
+const UNIMPLEMENTED: u32 = 12;
 
-/// The address of a gRPC server as a URI; none if it is not `host:port`.
-pub(super) fn uri(address: &str) -> Option<Uri> {
-    let uri: Uri = format!("http://{address}").parse().ok()?;
-    (uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some() && uri.path() == "/").then_some(uri)
+/// Whom to ask, and how patiently.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub protocol: Protocol,
+    pub endpoint: &'a Endpoint,
+    pub model: &'a str,
+    /// For one question.
+    pub timeout: Duration,
+    /// For the model to be ready.
+    pub deadline: Duration,
+    /// Is told what is waited for, whenever that changes.
+    pub say: &'a (dyn Fn(String) + Send + Sync),
 }
 
 /// What a server answered.
@@ -29,36 +43,32 @@ enum Answer {
     Ready(String),
     /// Not yet, in words.
     NotYet(String),
-    /// Nothing listens there, or not in time.
-    Silence,
-    /// It gave the model up, with its reason.
-    GaveUp(String),
+    /// It never will be.
+    Never(Problem),
 }
 
 /// Waits until the server says that the model is ready; gives the server's version.
 ///
 /// # Errors
-/// `engine_failed` when the server says that it gave up; `deadline_exceeded` with what it last answered.
-pub(super) async fn wait(
-    protocol: Protocol,
-    address: &str,
-    model: &str,
-    deadline: Duration,
-) -> Result<String, Problem> {
-    let uri = uri(address).ok_or_else(|| Problem::invalid("address", format!("'{address}' is not host:port")))?;
-    let endpoint = Endpoint::from(uri).connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT);
-    let mut last = format!("nothing listens at {address}");
+/// `engine_failed` when the server says that it gave up; `deadline_exceeded` with what it last answered; what no waiting
+/// mends, such as a certificate that is not trusted.
+pub(super) async fn wait(asked: Asked<'_>) -> Result<String, Problem> {
+    let Asked { endpoint, model, deadline, .. } = asked;
+    let mut last = format!("nothing listens at {endpoint}");
     let poll = async {
         let mut pause = FIRST_PAUSE;
         loop {
-            match ask(protocol, &endpoint, model).await {
+            match asked.ask().await {
                 Answer::Ready(version) => return Ok(version),
-                Answer::GaveUp(reason) => {
-                    let message = format!("the server at {address} gave model '{model}' up: {reason}");
-                    return Err(Problem::new(Code::EngineFailed, message));
+                Answer::Never(problem) => return Err(problem),
+                Answer::NotYet(words) if words != last || pause == FIRST_PAUSE => {
+                    (asked.say)(format!(
+                        "waiting until {model} is ready, at most {} s: {words}",
+                        deadline.as_secs_f64()
+                    ));
+                    last = words;
                 }
-                Answer::NotYet(words) => last = format!("it answers: {words}"),
-                Answer::Silence => {}
+                Answer::NotYet(_) => {}
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -66,79 +76,99 @@ pub(super) async fn wait(
     };
     let answered = tokio::time::timeout(deadline, poll).await;
     answered.unwrap_or_else(|_| {
-        let message = format!("model '{model}' at {address} was not ready within {} s: {last}", deadline.as_secs_f64());
+        let message =
+            format!("model '{model}' at {endpoint} was not ready within {} s: {last}", deadline.as_secs_f64());
         Err(Problem::new(Code::DeadlineExceeded, message))
     })
 }
 
-async fn ask(protocol: Protocol, endpoint: &Endpoint, model: &str) -> Answer {
-    let Ok(channel) = endpoint.connect().await else { return Answer::Silence };
-    let asked = match protocol {
-        Protocol::Tfs => ask_tfs(channel, model).await,
-        Protocol::KserveV2 => ask_kserve(channel, model).await,
-        Protocol::MlmodelciPredict => ask_predict(channel, model).await,
-    };
-    asked.unwrap_or_else(|status| Answer::NotYet(status.message().to_owned()))
-}
-
-async fn ask_kserve(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
-    let mut client = GrpcInferenceServiceClient::new(channel);
-    let request = ModelReadyRequest { name: model.to_owned(), version: String::new() };
-    if !client.model_ready(request).await?.into_inner().ready {
-        return Ok(Answer::NotYet("the model is not ready".into()));
+impl Asked<'_> {
+    async fn ask(&self) -> Answer {
+        let answered = match self.protocol {
+            Protocol::Tfs => self.ask_tfs().await,
+            Protocol::KserveV2 => self.ask_kserve().await,
+            Protocol::MlmodelciPredict => self.ask_predict().await,
+        };
+        answered.unwrap_or_else(|unanswered| match unanswered {
+            unanswered if unanswered.is_final() => Answer::Never(unanswered.problem(self.endpoint, self.timeout)),
+            unanswered if unanswered.is_refused() => Answer::NotYet(format!("nothing listens at {}", self.endpoint)),
+            unanswered if unanswered.grpc_status().is_some() => {
+                Answer::NotYet(format!("it answers: {}", unanswered.words()))
+            }
+            unanswered => Answer::NotYet(unanswered.words()),
+        })
     }
-    // Metadata is optional: a server without it is simply of an unknown version.
-    let metadata = client.server_metadata(ServerMetadataRequest {}).await.ok();
-    let version = metadata.map(|m| m.into_inner().version).filter(|v| !v.is_empty());
-    Ok(Answer::Ready(version.unwrap_or_else(|| UNKNOWN.into())))
+
+    async fn question<Q: prost::Message, A: prost::Message + Default>(
+        &self,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, Unanswered> {
+        load::ask(self.endpoint, path, question, self.timeout.min(CALL_TIMEOUT)).await
+    }
+
+    async fn ask_kserve(&self) -> Result<Answer, Unanswered> {
+        let question = ModelReadyRequest { name: self.model.to_owned(), version: String::new() };
+        let answer: ModelReadyResponse = self.question(READY_METHOD, &question).await?;
+        if !answer.ready {
+            return Ok(Answer::NotYet("it answers: the model is not ready".into()));
+        }
+        // Metadata is optional: a server without it is simply of an unknown version.
+        let server = kserve_v2::server(self.endpoint, self.timeout.min(CALL_TIMEOUT)).await.ok();
+        let version = server.map(|server| server.version).filter(|version| !version.is_empty());
+        Ok(Answer::Ready(version.unwrap_or_else(|| UNKNOWN.into())))
+    }
+
+    async fn ask_tfs(&self) -> Result<Answer, Unanswered> {
+        let spec = ModelSpec { name: self.model.to_owned(), ..ModelSpec::default() };
+        let question = GetModelStatusRequest { model_spec: Some(spec) };
+        let answer: GetModelStatusResponse = self.question(STATUS_METHOD, &question).await?;
+        let versions = answer.model_version_status;
+        if versions.iter().any(|version| version.state() == State::Available) {
+            return Ok(Answer::Ready(UNKNOWN.into()));
+        }
+        let failed = versions.iter().find(|version| version.state() == State::End);
+        if let Some(status) = failed.and_then(|v| v.status.as_ref()).filter(|status| status.error_code != 0) {
+            let (endpoint, model, reason) = (self.endpoint, self.model, &status.error_message);
+            let message = format!("the server at {endpoint} gave model '{model}' up: {reason}");
+            return Ok(Answer::Never(Problem::new(Code::EngineFailed, message)));
+        }
+        let states: Vec<_> = versions.iter().map(|version| version.state().as_str_name()).collect();
+        Ok(Answer::NotYet(format!("it answers: the states of its versions are [{}]", states.join(", "))))
+    }
+
+    /// An empty request: a server that answers it, if only to refuse it, has loaded its model.
+    async fn ask_predict(&self) -> Result<Answer, Unanswered> {
+        let question = InferRequest { model_name: self.model.to_owned(), ..InferRequest::default() };
+        match self.question::<_, InferResponse>(predict::INFER_PATH, &question).await {
+            Err(unanswered) if unanswered.grpc_status().is_none_or(|status| status == UNIMPLEMENTED) => Err(unanswered),
+            _ => Ok(Answer::Ready(UNKNOWN.into())),
+        }
+    }
 }
 
 /// What a server's version is where it does not say.
 const UNKNOWN: &str = "unknown";
 
-async fn ask_tfs(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
-    let spec = ModelSpec { name: model.to_owned(), ..ModelSpec::default() };
-    let request = GetModelStatusRequest { model_spec: Some(spec) };
-    let versions = ModelServiceClient::new(channel).get_model_status(request).await?.into_inner().model_version_status;
-    if versions.iter().any(|version| version.state() == State::Available) {
-        return Ok(Answer::Ready(UNKNOWN.into()));
-    }
-    let failed = versions.iter().find(|version| version.state() == State::End);
-    if let Some(status) = failed.and_then(|version| version.status.as_ref()).filter(|status| status.error_code != 0) {
-        return Ok(Answer::GaveUp(status.error_message.clone()));
-    }
-    let states: Vec<_> = versions.iter().map(|version| version.state().as_str_name()).collect();
-    Ok(Answer::NotYet(format!("the states of its versions are [{}]", states.join(", "))))
-}
-
-/// An empty request: a server that answers it, if only to refuse it, has loaded its model.
-async fn ask_predict(channel: Channel, model: &str) -> Result<Answer, tonic::Status> {
-    let request = InferRequest { model_name: model.to_owned(), ..InferRequest::default() };
-    match PredictClient::new(channel).infer(request).await {
-        // The connection's refusal has a source, the server's has none.
-        Err(status) if status.code() == tonic::Code::Unimplemented || status.source().is_some() => Err(status),
-        _ => Ok(Answer::Ready(UNKNOWN.into())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn addresses_are_host_and_port() {
-        for good in ["127.0.0.1:8001", "host:1", "[::1]:8001"] {
-            assert!(uri(good).is_some(), "{good}");
-        }
-        for bad in ["", "host", ":8001", "host:8001/path", "http://host:8001", "host:port"] {
-            assert!(uri(bad).is_none(), "{bad}");
-        }
-    }
-
     #[tokio::test]
-    async fn a_deadline_says_what_was_seen() {
-        let problem = wait(Protocol::KserveV2, "127.0.0.1:9", "m", Duration::from_millis(50)).await.unwrap_err();
+    async fn a_deadline_says_what_was_seen_and_waiting_is_said_once() {
+        let said = std::sync::Mutex::new(Vec::new());
+        let say = |words| said.lock().unwrap().push(words);
+        let asked = Asked {
+            protocol: Protocol::KserveV2,
+            endpoint: &Endpoint::local(9),
+            model: "m",
+            timeout: Duration::from_secs(1),
+            deadline: Duration::from_millis(300),
+            say: &say,
+        };
+        let problem = wait(asked).await.unwrap_err();
         assert_eq!(problem.code, Code::DeadlineExceeded);
         assert!(problem.message.contains("nothing listens at 127.0.0.1:9"), "{problem}");
+        assert_eq!(said.lock().unwrap().len(), 1, "{said:?}");
     }
 }

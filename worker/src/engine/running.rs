@@ -7,7 +7,7 @@ use super::{
     template::Values,
     watched::Watched,
 };
-use crate::{lock::DeviceLock, process::Identity};
+use crate::{endpoint::Endpoint, lock::DeviceLock, process::Identity};
 use modelmeter_common::{Code, Problem, container::Container, device::DeviceKind, task::Cell};
 use std::{
     collections::BTreeMap,
@@ -60,7 +60,7 @@ impl Setup<'_> {
         let mut env = expand(&values, env)?;
         // By UUID: CUDA's own order of indices is not NVML's. On a CPU's slot it sees none.
         let seen = match self.place.device.kind {
-            DeviceKind::Cpu => Some(String::new()),
+            DeviceKind::Cpu | DeviceKind::Remote => Some(String::new()),
             DeviceKind::Gpu => self.place.device.uuid.clone(),
         };
         env.extend(seen.map(|uuid| ("CUDA_VISIBLE_DEVICES".into(), uuid)));
@@ -188,9 +188,9 @@ pub(crate) fn note(lock: &DeviceLock, engine: Identity) {
 }
 
 impl Running {
-    /// `host:port` of its gRPC port.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.pair.grpc)
+    /// Its gRPC port.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::local(self.ports.pair.grpc)
     }
 
     /// Since it was launched, in ms.

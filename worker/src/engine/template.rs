@@ -59,7 +59,7 @@ impl Values<'_> {
             "settings" => serde_json::to_string(self.settings).expect("JSON values are JSON"),
             // The engine sees the slot's GPU alone (CUDA_VISIBLE_DEVICES), which is then its first.
             "device" => match self.device.kind {
-                DeviceKind::Cpu => "cpu".to_owned(),
+                DeviceKind::Cpu | DeviceKind::Remote => "cpu".to_owned(),
                 DeviceKind::Gpu => "cuda:0".to_owned(),
             },
             "signature" => signature(self.inputs),

@@ -25,6 +25,15 @@ fn cell() -> Cell {
     }
 }
 
+async fn deployed(
+    spec: &EngineSpec,
+    cell: &Cell,
+    artifact: Option<&Path>,
+    place: &Arc<Place>,
+) -> Result<Deployment, Problem> {
+    Deployment::new(spec, cell, artifact, place, Duration::from_secs(5), &|_| ()).await
+}
+
 fn record(folder: &Path) -> String {
     fs::read_to_string(folder.join("locks/cpu-core-0")).unwrap()
 }
@@ -35,7 +44,7 @@ async fn an_engine_that_dies_fails_at_once_with_its_last_lines() {
     let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));
     let spec = testing::engine("sh", &["-c", "echo model {model_name} is broken; exit 3"]);
     let started = Instant::now();
-    let problem = Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+    let problem = deployed(&spec, &cell(), None, &place).await.unwrap_err();
     assert_eq!(problem.code, Code::EngineFailed);
     assert!(
         problem.message.contains("exited with code 3") && problem.message.ends_with("model m is broken"),
@@ -66,7 +75,7 @@ async fn an_engine_that_never_gets_ready_is_stopped_at_the_deadline() {
     let pid_file = folder.path().join("pid");
     let script = format!("echo $$ > {}; echo loading; sleep 1000 & sleep 1000", pid_file.display());
     let spec = EngineSpec { ready_timeout: Duration::from_millis(300), ..testing::engine("sh", &["-c", &script]) };
-    let problem = Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+    let problem = deployed(&spec, &cell(), None, &place).await.unwrap_err();
     assert_eq!(problem.code, Code::DeadlineExceeded);
     assert!(problem.message.contains("nothing listens") && problem.message.ends_with("loading"), "{problem}");
     let pid: u32 = fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
@@ -84,7 +93,7 @@ async fn placeholders_reach_a_process_as_single_arguments() {
         env.insert("SETTINGS".into(), "{settings}".into());
     }
     let cell = Cell { engine_settings: BTreeMap::from([("a".into(), "$(id) ; b".into())]), ..cell() };
-    let problem = Deployment::new(&spec, &cell, Some(Path::new("/tmp/a b.onnx")), &place).await.unwrap_err();
+    let problem = deployed(&spec, &cell, Some(Path::new("/tmp/a b.onnx")), &place).await.unwrap_err();
     let said = r#"2 [/tmp/a b.onnx] [{"a":"$(id) ; b"}] {"a":"$(id) ; b"}"#;
     assert!(problem.message.ends_with(said), "{problem}");
 }
@@ -96,7 +105,7 @@ async fn a_process_sees_its_slots_gpu_alone_by_uuid() {
     place.device = Device { kind: DeviceKind::Gpu, index: Some(1), uuid: Some("GPU-b".into()), ..testing::cpu() };
     let spec = testing::engine("sh", &["-c", "echo {device} sees $CUDA_VISIBLE_DEVICES; exit 1"]);
     let spec = EngineSpec { ports: Ports { gpu: spec.ports.cpu, cpu: None }, ..spec };
-    let problem = Deployment::new(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
+    let problem = deployed(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
     assert!(problem.message.ends_with("cuda:0 sees GPU-b"), "{problem}");
 }
 
@@ -105,7 +114,7 @@ async fn a_process_on_a_cpus_slot_sees_no_gpu() {
     let folder = tempfile::tempdir().unwrap();
     let place = testing::place(folder.path(), PortPolicy::Auto);
     let spec = testing::engine("sh", &["-c", "echo sees ${CUDA_VISIBLE_DEVICES-all}.; exit 1"]);
-    let problem = Deployment::new(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
+    let problem = deployed(&spec, &cell(), None, &Arc::new(place)).await.unwrap_err();
     assert!(problem.message.ends_with("sees ."), "{problem}");
 }
 
@@ -121,7 +130,7 @@ async fn role_of_a_worker_that_is_killed() {
         folder.display()
     );
     let spec = EngineSpec { ready_timeout: Duration::from_secs(60), ..testing::engine("sh", &["-c", &script]) };
-    let _ = Deployment::new(&spec, &cell(), None, &place).await;
+    let _ = deployed(&spec, &cell(), None, &place).await;
 }
 
 #[tokio::test]

@@ -1,14 +1,18 @@
 //! KServe v2 (Open Inference Protocol) over gRPC: TorchScript, ONNX and Triton speak it.
 
 use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
+use crate::{
+    endpoint::Endpoint,
+    load::{self, Unanswered},
+};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
     model::{Datatype, Dim, TensorShape, TensorSpec},
 };
 use modelmeter_proto::kserve::{
-    InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ServerMetadataRequest,
-    grpc_inference_service_client::GrpcInferenceServiceClient, model_infer_request::InferInputTensor,
+    InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
+    ServerMetadataRequest, ServerMetadataResponse, model_infer_request::InferInputTensor,
     model_infer_response::InferOutputTensor, model_metadata_response::TensorMetadata,
 };
 use prost::Message;
@@ -16,28 +20,29 @@ use std::time::Duration;
 
 /// The method that is profiled.
 pub const INFER_PATH: &str = "/inference.GRPCInferenceService/ModelInfer";
-const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+const METADATA_METHOD: &str = "/inference.GRPCInferenceService/ModelMetadata";
+const SERVER_METHOD: &str = "/inference.GRPCInferenceService/ServerMetadata";
 
-/// Asks a server (`host:port`) for a model's signature and for its own name.
-pub async fn metadata(endpoint: &str, model: &str) -> Result<Metadata, Problem> {
-    let mut client = GrpcInferenceServiceClient::new(super::channel(endpoint, METADATA_TIMEOUT).await?);
-    let request = ModelMetadataRequest { name: model.to_owned(), version: String::new() };
-    let found = client
-        .model_metadata(request)
-        .await
-        .map_err(|s| super::refused(endpoint, model, "KServe v2", &s))?
-        .into_inner();
+/// Asks a server for a model's signature and for its own name.
+pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration) -> Result<Metadata, Unanswered> {
+    let question = ModelMetadataRequest { name: model.to_owned(), version: String::new() };
+    let found: ModelMetadataResponse = load::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
     // Not every server answers this one; its name is not worth a failure.
-    let server = client.server_metadata(ServerMetadataRequest {}).await.map(tonic::Response::into_inner);
-    let server = server.unwrap_or_default();
+    let server = server(endpoint, timeout).await.unwrap_or_default();
+    let specs = |tensors: &[TensorMetadata]| tensors.iter().map(spec).collect::<Result<_, _>>();
     Ok(Metadata {
-        inputs: found.inputs.iter().map(spec).collect::<Result<_, _>>()?,
-        outputs: found.outputs.iter().map(spec).collect::<Result<_, _>>()?,
+        inputs: specs(&found.inputs).map_err(Unanswered::Other)?,
+        outputs: specs(&found.outputs).map_err(Unanswered::Other)?,
         signature: String::new(),
         versions: found.versions,
         server_name: server.name,
         server_version: server.version,
     })
+}
+
+/// Asks a server for its own name, version and extensions.
+pub(crate) async fn server(endpoint: &Endpoint, timeout: Duration) -> Result<ServerMetadataResponse, Unanswered> {
+    load::ask(endpoint, SERVER_METHOD, &ServerMetadataRequest {}, timeout).await
 }
 
 fn spec(tensor: &TensorMetadata) -> Result<TensorSpec, Problem> {

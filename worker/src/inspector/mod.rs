@@ -14,10 +14,13 @@ pub mod tfs;
 
 pub use registry::{Custom, Maker, Program, find};
 
-use crate::load::Caller;
+use crate::{
+    endpoint::Endpoint,
+    load::{self, Caller, Unanswered},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::{BoxFuture, ready};
+use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
     engine::Protocol,
@@ -25,7 +28,6 @@ use modelmeter_common::{
     testdata::DataSet,
 };
 use std::{sync::Arc, time::Duration};
-use tonic::transport::{Channel, Endpoint};
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
@@ -94,20 +96,110 @@ pub struct Metadata {
     pub server_version: String,
 }
 
-/// Asks a server (`host:port`) for a model's signature and for its own name.
+/// How long to wait for a server.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    /// For the answer to one question.
+    pub timeout: Duration,
+    /// For a server that is not there yet or does not take calls yet.
+    pub ready: Duration,
+    /// Is told what is waited for, whenever that changes.
+    pub say: &'a (dyn Fn(String) + Send + Sync),
+}
+
+impl Patience<'_> {
+    /// None: for what asks no server.
+    pub const NONE: Patience<'static> = Patience { timeout: Duration::ZERO, ready: Duration::ZERO, say: &|_| () };
+}
+
+/// Asks a server for a model's signature and for its own name, once.
 ///
 /// # Errors
 /// `unreachable`, `not_found` for a model that it does not have, `bad_response`; `invalid_argument` where it speaks
 /// another protocol.
-pub fn metadata<'a>(protocol: Protocol, endpoint: &'a str, model: &'a str) -> BoxFuture<'a, Result<Metadata, Problem>> {
+pub fn metadata<'a>(
+    protocol: Protocol,
+    endpoint: &'a Endpoint,
+    model: &'a str,
+    timeout: Duration,
+) -> BoxFuture<'a, Result<Metadata, Problem>> {
+    Box::pin(async move {
+        match tell(protocol, endpoint, model, timeout).await {
+            Ok(metadata) => Ok(metadata),
+            Err(unanswered) => Err(refused(unanswered.diagnosed(endpoint).await, endpoint, model, protocol, timeout)),
+        }
+    })
+}
+
+/// The same of a server that may be starting: it is waited for.
+///
+/// # Errors
+/// The same, once the patience is over.
+pub fn metadata_once_up<'a>(
+    protocol: Protocol,
+    endpoint: &'a Endpoint,
+    model: &'a str,
+    patience: Patience<'a>,
+) -> BoxFuture<'a, Result<Metadata, Problem>> {
+    let question = move || tell(protocol, endpoint, model, patience.timeout);
+    Box::pin(async move {
+        match until_up(endpoint, patience, question).await {
+            Ok(metadata) => Ok(metadata),
+            Err(unanswered) => {
+                let unanswered = unanswered.diagnosed(endpoint).await;
+                Err(refused(unanswered, endpoint, model, protocol, patience.timeout))
+            }
+        }
+    })
+}
+
+/// Waits until something takes connections at an endpoint, of which nothing else can be asked.
+///
+/// # Errors
+/// `unreachable`, once the patience is over, and whatever no waiting mends.
+pub fn reached_once_up<'a>(endpoint: &'a Endpoint, patience: Patience<'a>) -> BoxFuture<'a, Result<(), Problem>> {
+    Box::pin(async move {
+        let reached = until_up(endpoint, patience, || load::reach(endpoint)).await;
+        reached.map_err(|unanswered| unanswered.problem(endpoint, patience.timeout).with_field("endpoint"))
+    })
+}
+
+async fn until_up<T, F: Future<Output = Result<T, Unanswered>>>(
+    endpoint: &Endpoint,
+    patience: Patience<'_>,
+    question: impl Fn() -> F,
+) -> Result<T, Unanswered> {
+    let deadline = tokio::time::Instant::now() + patience.ready;
+    let mut last = String::new();
+    loop {
+        let unanswered = match question().await {
+            Err(unanswered) if unanswered.may_be_starting() => unanswered,
+            done => return done,
+        };
+        if tokio::time::Instant::now() + PAUSE >= deadline {
+            return Err(unanswered);
+        }
+        let words = unanswered.words();
+        if words != last {
+            let most = patience.ready.as_secs_f64();
+            (patience.say)(format!("waiting for a server at {endpoint}, at most {most} s: {words}"));
+            last = words;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Between two looks at a server that is not up yet.
+const PAUSE: Duration = Duration::from_millis(250);
+
+async fn tell(protocol: Protocol, endpoint: &Endpoint, model: &str, timeout: Duration) -> Result<Metadata, Unanswered> {
     match protocol {
-        Protocol::KserveV2 => Box::pin(kserve_v2::metadata(endpoint, model)),
-        Protocol::Tfs => Box::pin(tfs::metadata(endpoint, model)),
-        Protocol::MlmodelciPredict => Box::pin(ready(Err(Problem::invalid(
-            "input",
-            "a server that speaks mlmodelci-predict does not tell what a model takes",
-        )
-        .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224")))),
+        Protocol::KserveV2 => kserve_v2::metadata(endpoint, model, timeout).await,
+        Protocol::Tfs => tfs::metadata(endpoint, model, timeout).await,
+        Protocol::MlmodelciPredict => Err(Unanswered::Other(
+            Problem::invalid("input", "a server that speaks mlmodelci-predict does not tell what a model takes")
+                .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"),
+        )),
     }
 }
 
@@ -123,38 +215,30 @@ pub fn built_in(protocol: Protocol, subject: Subject) -> Result<Arc<dyn Inspecto
     }
 }
 
-/// A connection to a server of which nothing is known yet.
-async fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, Problem> {
-    let unreachable = |e: tonic::transport::Error| {
-        Problem::new(Code::Unreachable, format!("no gRPC server at {endpoint}: {}", root_cause(&e)))
-            .with_field("endpoint")
-            .with_hint("host:port of the server's gRPC port, without http://")
+/// A server did not tell of a model.
+fn refused(unanswered: Unanswered, endpoint: &Endpoint, model: &str, protocol: Protocol, timeout: Duration) -> Problem {
+    let (code, hint) = match unanswered.grpc_status() {
+        Some(NOT_FOUND | INVALID_ARGUMENT) => (Code::NotFound, "name a model that the server has".to_owned()),
+        Some(UNIMPLEMENTED) => {
+            (Code::InvalidArgument, format!("the server does not speak {} over gRPC", protocol.as_str()))
+        }
+        Some(DEADLINE_EXCEEDED | CANCELLED) => (Code::DeadlineExceeded, "is the server busy?".into()),
+        Some(_) => (Code::Unreachable, "look at the server's log".into()),
+        None => {
+            let problem = unanswered.problem(endpoint, timeout);
+            return if problem.field.is_none() { problem.with_field("endpoint") } else { problem };
+        }
     };
-    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
-        .map_err(|_| Problem::invalid("endpoint", format!("'{endpoint}' is not host:port")))?;
-    channel.connect_timeout(timeout).timeout(timeout).connect().await.map_err(unreachable)
+    let message = format!("{endpoint} gave no metadata of model '{model}': {}", unanswered.words());
+    Problem::new(code, message).with_hint(hint)
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), root_cause)
-}
-
-/// A server refused to tell of a model.
-fn refused(endpoint: &str, model: &str, protocol: &str, status: &tonic::Status) -> Problem {
-    let (code, hint) = match status.code() {
-        tonic::Code::NotFound | tonic::Code::InvalidArgument => {
-            (Code::NotFound, "name a model that the server has".to_owned())
-        }
-        tonic::Code::Unimplemented => {
-            (Code::InvalidArgument, format!("the server does not speak {protocol} over gRPC"))
-        }
-        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
-            (Code::DeadlineExceeded, "is the server busy?".into())
-        }
-        _ => (Code::Unreachable, "is this a gRPC port?".into()),
-    };
-    Problem::new(code, format!("{endpoint} gave no metadata of model '{model}': {}", status.message())).with_hint(hint)
-}
+/// Source: the gRPC documentation, "Status codes and their use in gRPC".
+const CANCELLED: u32 = 1;
+const INVALID_ARGUMENT: u32 = 3;
+const DEADLINE_EXCEEDED: u32 = 4;
+const NOT_FOUND: u32 = 5;
+const UNIMPLEMENTED: u32 = 12;
 
 /// An output of a call.
 #[derive(Clone, Debug, PartialEq)]
@@ -262,8 +346,8 @@ pub trait Inspector: Send + Sync {
         Ok(())
     }
 
-    /// One call, untimed, checked: the endpoint is `host:port`.
-    async fn infer(&self, endpoint: &str) -> Result<(), Problem> {
+    /// One call, untimed, checked.
+    async fn infer(&self, endpoint: &Endpoint) -> Result<(), Problem> {
         let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
         let answer = crate::load::call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;

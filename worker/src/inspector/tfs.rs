@@ -1,6 +1,10 @@
 //! TensorFlow Serving: Predict on a SavedModel's signature.
 
 use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
+use crate::{
+    endpoint::Endpoint,
+    load::{self, Unanswered},
+};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
@@ -10,14 +14,12 @@ use modelmeter_common::{
 use modelmeter_proto::tensorflow::{
     DataType, TensorProto, TensorShapeProto,
     serving::{
-        GetModelMetadataRequest, ModelSpec, PredictRequest, PredictResponse, SignatureDefMap,
-        prediction_service_client::PredictionServiceClient,
+        GetModelMetadataRequest, GetModelMetadataResponse, ModelSpec, PredictRequest, PredictResponse, SignatureDefMap,
     },
     tensor_shape_proto,
 };
 use prost::Message;
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// The method that is profiled.
 pub const PREDICT_PATH: &str = "/tensorflow.serving.PredictionService/Predict";
@@ -25,18 +27,16 @@ pub const PREDICT_PATH: &str = "/tensorflow.serving.PredictionService/Predict";
 const SIGNATURES: &str = "signature_def";
 /// More elements than this are in no output, however many equal ones are left out.
 const MAX_ELEMENTS: u64 = 1 << 28;
-const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+const METADATA_METHOD: &str = "/tensorflow.serving.PredictionService/GetModelMetadata";
 
-/// Asks a server (`host:port`) for the signature that Predict is to call.
-pub async fn metadata(endpoint: &str, model: &str) -> Result<Metadata, Problem> {
-    let channel: Channel = super::channel(endpoint, METADATA_TIMEOUT).await?;
-    let request = GetModelMetadataRequest {
+/// Asks a server for the signature that Predict is to call.
+pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration) -> Result<Metadata, Unanswered> {
+    let question = GetModelMetadataRequest {
         model_spec: Some(ModelSpec { name: model.to_owned(), ..ModelSpec::default() }),
         metadata_field: vec![SIGNATURES.into()],
     };
-    let refused = |status: tonic::Status| super::refused(endpoint, model, "TensorFlow Serving", &status);
-    let found = PredictionServiceClient::new(channel).get_model_metadata(request).await.map_err(refused)?.into_inner();
-    let unclear = |what: String| bad_response(format!("{endpoint} says of model '{model}': {what}"));
+    let found: GetModelMetadataResponse = load::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
+    let unclear = |what: String| Unanswered::Other(bad_response(format!("{endpoint} says of model '{model}': {what}")));
     let any = found.metadata.get(SIGNATURES).ok_or_else(|| unclear("no signatures".into()))?;
     let signatures = SignatureDefMap::decode(any.value.as_slice()).map_err(|e| unclear(e.to_string()))?;
     let signature = savedmodel::choose(&signatures.signature_def).map_err(unclear)?;

@@ -255,7 +255,7 @@ mod tests {
             data: None,
         };
         let timed = Timed { inner: KserveV2::new(subject), fails: fails.to_vec(), callers: AtomicUsize::new(0) };
-        Target::new("127.0.0.1:1", Arc::new(timed)).unwrap()
+        Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(timed)).unwrap()
     }
 
     fn rules(calls: u64, max_duration_ms: u64) -> Rules {

@@ -3,24 +3,25 @@
 
 use super::{
     awake::{AWAKE_IN_FLIGHT, AWAKE_NS, Awake},
-    conn::Conn,
     control::{Control, DRAIN, Orders, Report, STOP, Shared},
+    flights::{Flights, Sent},
     hpack::RequestHead,
-    outcome::{Done, Failure},
-    places::{Link, Places, connect},
+    outcome::{Done, Failure, Lost},
+    places::{Link, Places},
     recorder::{GAP_NS, Recorder, Times, Window},
     schedule::Pacer,
     sys::{self, Clock, Watch},
 };
-use crate::cpus::pin_this_thread;
+use crate::{cpus::pin_this_thread, endpoint::Socket};
 use std::{
-    io::{self, Read, Write},
-    net::TcpStream,
+    io::{self, Read},
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     time::Duration,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+mod links;
 
 /// Calls in flight for which one connection is enough.
 const PER_CONNECTION: usize = 32;
@@ -48,14 +49,6 @@ pub(super) fn start(orders: Orders) -> io::Result<(Control, UnboundedReceiver<Re
     Ok((control, receiver))
 }
 
-struct Flight {
-    link: usize,
-    stream: u32,
-    times: Times,
-    /// Its answer is to be checked.
-    kept: bool,
-}
-
 /// How far the loop has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -70,7 +63,7 @@ enum State {
 }
 
 /// The place that was dialled, and what came of it.
-type Dialled = (usize, io::Result<TcpStream>);
+type Dialled = (usize, io::Result<Socket>);
 
 struct Client {
     orders: Orders,
@@ -82,9 +75,7 @@ struct Client {
     head: Arc<RequestHead>,
     places: Places,
     dialled: (mpsc::Sender<Dialled>, mpsc::Receiver<Dialled>),
-    flights: Vec<Option<Flight>>,
-    free: Vec<usize>,
-    in_flight: usize,
+    flights: Flights,
     next_frame: usize,
     recorder: Recorder,
     open: bool,
@@ -113,7 +104,7 @@ impl Client {
             Pacer::Closed { concurrency } => (false, concurrency.div_ceil(PER_CONNECTION)),
             Pacer::Open(_) => (true, OPEN_CONNECTIONS),
         };
-        let head = Arc::new(RequestHead::new(&orders.call.path, &orders.authority));
+        let head = Arc::new(RequestHead::new(&orders.call.path, &orders.authority, orders.is_tls));
         Self {
             shared,
             waker,
@@ -123,9 +114,7 @@ impl Client {
             head,
             places: Places::new(connections),
             dialled: mpsc::channel(),
-            flights: Vec::new(),
-            free: Vec::new(),
-            in_flight: 0,
+            flights: Flights::default(),
             next_frame: 0,
             recorder: Recorder::new(open),
             open,
@@ -158,7 +147,7 @@ impl Client {
             self.expire();
         }
         let now = self.clock.now_ns();
-        let unanswered = self.flights.iter().flatten().map(|flight| now - flight.times.sent_ns).collect();
+        let unanswered = self.flights.ages(now);
         let reports = self.reports;
         let (window, sends) = self.recorder.end(unanswered);
         let _ = reports.send(Report::Window(Box::new(window)));
@@ -175,7 +164,7 @@ impl Client {
             (_, State::Running) => self.cut(now),
             _ => {}
         }
-        if matches!(self.state, State::Draining | State::Full) && self.in_flight == 0 {
+        if matches!(self.state, State::Draining | State::Full) && self.flights.count() == 0 {
             self.state = State::Ended;
         }
     }
@@ -201,64 +190,12 @@ impl Client {
         let _ = self.reports.send(Report::Window(Box::new(window)));
     }
 
-    /// Starts what connections are due. Connecting blocks, so each attempt has a thread for its moment.
-    fn dial(&mut self) {
-        let now = self.clock.now_ns();
-        for index in 0..self.places.len() {
-            let place = &mut self.places[index];
-            if !matches!(place.link, Link::Down { retry_ns } if retry_ns <= now) {
-                continue;
-            }
-            let (addresses, dialled) = (self.orders.addresses.clone(), self.dialled.0.clone());
-            let dialling = self.waker.try_clone().and_then(|waker| {
-                std::thread::Builder::new().spawn(move || {
-                    let _ = dialled.send((index, connect(&addresses)));
-                    let _ = (&waker).write(&[1]);
-                })
-            });
-            place.link = match dialling {
-                Ok(_) => Link::Connecting,
-                // Out of descriptors or threads for now.
-                Err(_) => Link::Down { retry_ns: now + MAX_BACKOFF_NS },
-            };
-        }
-    }
-
-    fn on_dialled(&mut self, index: usize, result: io::Result<TcpStream>) {
-        let now = self.clock.now_ns();
-        match result.and_then(|socket| Conn::new(socket, Arc::clone(&self.head))) {
-            Ok(conn) => {
-                (self.places[index].heard_ns, self.places[index].up_ns) = (now, now);
-                self.places[index].link = Link::Up(Box::new(conn));
-            }
-            Err(error) => self.hang_up(index, (&error).into(), &error.to_string()),
-        }
-    }
-
-    /// A connection is lost or did not come about: its calls fail, and it is dialled again after a while.
-    fn hang_up(&mut self, index: usize, failure: Failure, words: &str) {
-        let now = self.clock.now_ns();
-        let place = &mut self.places[index];
-        let backoff = (FIRST_BACKOFF_NS << place.failures.min(10)).min(MAX_BACKOFF_NS);
-        place.failures += 1;
-        let retry_ns = now + backoff;
-        let before = std::mem::replace(&mut place.link, Link::Down { retry_ns });
-        if let Link::Up(mut conn) = before {
-            conn.fail_all(failure, &mut self.done);
-            self.settle(now);
-        } else if self.state == State::Running && !self.open && !self.places.any_up() {
-            // In a closed loop nothing is sent without a connection: the attempt is what failed.
-            let times = Times { scheduled_ns: now, sent_ns: now };
-            self.record(times, Err(failure), now);
-        }
-        if !self.places.any_up() {
-            self.is_down = true;
-            let _ = self.reports.send(Report::Down { words: words.to_owned() });
-        }
-    }
-
     fn send_due(&mut self) {
-        if !self.is_running() {
+        let is_running = self.is_running();
+        if is_running || self.state == State::Draining {
+            self.send_waiting();
+        }
+        if !is_running {
             return;
         }
         let most = if self.open { MOST_DUE } else { usize::MAX };
@@ -267,7 +204,7 @@ impl Client {
             if self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
                 return self.drain();
             }
-            let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.in_flight) else { return };
+            let Some(scheduled_ns) = self.orders.pacer.take_due(now, self.flights.count()) else { return };
             self.recorder.due(scheduled_ns);
             if self.open {
                 now = self.clock.now_ns();
@@ -275,6 +212,9 @@ impl Client {
             let times = Times { scheduled_ns, sent_ns: now };
             match self.place() {
                 Ok(index) => self.send(index, times),
+                Err(Failure::Refused | Failure::StreamsLimit) if self.open && self.places.any_coming() => {
+                    self.hold(times)
+                }
                 Err(failure) if self.open => self.record(times, Err(failure), now),
                 Err(_) => return,
             }
@@ -295,7 +235,7 @@ impl Client {
 
     /// Where the next call goes, or why it cannot go anywhere.
     fn place(&mut self) -> Result<usize, Failure> {
-        if self.open && self.in_flight >= self.orders.max_in_flight {
+        if self.open && self.flights.count() >= self.orders.max_in_flight {
             return Err(Failure::InFlightLimit);
         }
         if !self.places.any_settled() {
@@ -305,22 +245,41 @@ impl Client {
     }
 
     fn send(&mut self, index: usize, times: Times) {
-        let token = self.free.pop().unwrap_or_else(|| {
-            self.flights.push(None);
-            self.flights.len() - 1
-        });
-        let Link::Up(conn) = &mut self.places[index].link else { return };
         let kept = times.sent_ns >= self.next_sample_ns && !self.shared.checking.swap(true, Relaxed);
         if kept {
             let gap_ns = (times.sent_ns - self.phase_begun_ns) / SAMPLE_EVERY;
             self.next_sample_ns = times.sent_ns + gap_ns.max(SAMPLE_EVERY_NS);
         }
+        let token = self.flights.begin(times, kept);
+        self.put(token, index, kept, times.sent_ns);
+        self.recorder.sent(times, self.flights.count());
+    }
+
+    /// Puts a call on a connection.
+    fn put(&mut self, token: usize, index: usize, kept: bool, now: u64) {
+        let Link::Up(conn) = &mut self.places[index].link else { return self.flights.wait(token) };
         let frame = &self.orders.call.frames[self.next_frame];
         self.next_frame = (self.next_frame + 1) % self.orders.call.frames.len();
         let stream = conn.send(token, frame, kept);
-        self.flights[token] = Some(Flight { link: index, stream, times, kept });
-        self.in_flight += 1;
-        self.recorder.sent(times, self.in_flight);
+        self.flights.sent(token, Sent { link: index, stream, since_ns: now });
+    }
+
+    /// Has a call that is due wait for a connection that is being made. The client is on time: what it waits for is the
+    /// server's.
+    fn hold(&mut self, times: Times) {
+        let token = self.flights.begin(times, false);
+        self.flights.wait(token);
+        self.recorder.sent(times, self.flights.count());
+    }
+
+    /// Sends what waited for a connection, as far as there is room.
+    fn send_waiting(&mut self) {
+        while let Some(kept) = self.flights.first_waiting().map(|(_, flight)| flight.kept) {
+            let Some(index) = self.places.roomiest() else { return };
+            let Some(token) = self.flights.take_waiting() else { return };
+            let now = self.clock.now_ns();
+            self.put(token, index, kept, now);
+        }
     }
 
     fn flush(&mut self) {
@@ -334,12 +293,13 @@ impl Client {
             && conn.wants_write()
             && let Err(error) = conn.write()
         {
-            self.hang_up(index, (&error).into(), &error.to_string());
+            self.hang_up(index, (&error).into());
         }
     }
 
     fn wait(&mut self) {
-        let is_idle = self.open && self.state == State::Running && self.in_flight == 0 && self.places.any_settled();
+        let is_idle =
+            self.open && self.state == State::Running && self.flights.count() == 0 && self.places.any_settled();
         self.shared.idle.store(is_idle, Relaxed);
         self.watches.clear();
         self.watches.push(Watch::new(self.woken.as_fd(), false));
@@ -352,7 +312,7 @@ impl Client {
                 Link::Idle | Link::Connecting => {}
             }
         }
-        if self.in_flight > 0 {
+        if self.flights.count() > 0 {
             until = until.min(self.next_sweep_ns);
         }
         if self.state == State::Running
@@ -360,7 +320,7 @@ impl Client {
         {
             until = until.min(next.saturating_sub(SPIN_NS));
         }
-        let may_pay = (1..=AWAKE_IN_FLIGHT).contains(&self.in_flight) && self.awake.pays();
+        let may_pay = (1..=AWAKE_IN_FLIGHT).contains(&self.flights.count()) && self.awake.pays();
         if may_pay && self.stay_awake(until) {
             return;
         }
@@ -418,19 +378,23 @@ impl Client {
     fn read(&mut self, index: usize) {
         loop {
             let Link::Up(conn) = &mut self.places[index].link else { return };
+            let was_going = conn.is_going_away();
             let result = conn.read(&mut self.buffer, &mut self.done);
+            if conn.is_going_away() && !was_going && !conn.is_unused() {
+                self.recorder.connection_ended();
+            }
             let now = self.clock.now_ns();
             self.places[index].heard_ns = now;
             self.settle(now);
             match result {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(failure) => return self.hang_up(index, failure, &failure.words()),
+                Err(lost) => return self.lose(index, lost, now),
             }
         }
         if let Link::Up(conn) = &self.places[index].link {
             if conn.is_spent() && conn.is_unused() {
-                self.hang_up(index, Failure::Goaway, "the server turns connections away");
+                self.hang_up(index, Lost::because(Failure::Goaway, "the server turns connections away"));
             } else if conn.is_spent() {
                 self.places.vacate(index);
             } else if conn.is_settled() && !conn.is_going_away() {
@@ -442,13 +406,14 @@ impl Client {
         }
     }
 
-    /// Writes down what ended.
+    /// Writes down what ended, and has what never began sent again.
     fn settle(&mut self, now: u64) {
         let mut done = std::mem::take(&mut self.done);
         for ended in done.drain(..) {
-            let Some(flight) = self.flights[ended.token].take() else { continue };
-            self.free.push(ended.token);
-            self.in_flight -= 1;
+            if ended.result.is_err_and(Failure::is_unbegun) && self.is_sent_again(ended.token) {
+                continue;
+            }
+            let Some(flight) = self.flights.end(ended.token) else { continue };
             match ended.message {
                 Some(message) => _ = self.reports.send(Report::Answer(message)),
                 None if flight.kept => self.shared.checking.store(false, Relaxed),
@@ -465,6 +430,17 @@ impl Client {
         self.done = done;
     }
 
+    fn is_sent_again(&mut self, token: usize) -> bool {
+        if !matches!(self.state, State::Running | State::Draining) {
+            return false;
+        }
+        let again = self.flights.again(token);
+        if again == Some(1) {
+            self.recorder.resent();
+        }
+        again.is_some()
+    }
+
     fn record(&mut self, times: Times, result: Result<(), Failure>, now: u64) {
         match self.state {
             // The last window ends before what came meanwhile.
@@ -474,34 +450,6 @@ impl Client {
         }
         if !self.open && self.recorder.is_full(self.shared.limit.load(Relaxed)) {
             self.state = State::Full;
-        }
-    }
-
-    /// Gives up calls that took too long, and connections on which nothing came since they were sent.
-    fn expire(&mut self) {
-        let now = self.clock.now_ns();
-        if now < self.next_sweep_ns {
-            return;
-        }
-        let timeout = self.orders.timeout.as_nanos() as u64;
-        self.next_sweep_ns = now + (timeout / 64).clamp(1_000_000, 100_000_000);
-        for index in self.places.unsettled(now) {
-            self.hang_up(index, Failure::Unreachable, "it accepted the connection, and said nothing of HTTP/2");
-        }
-        for token in 0..self.flights.len() {
-            let Some(flight) = &self.flights[token] else { continue };
-            if now - flight.times.sent_ns < timeout {
-                continue;
-            }
-            let (index, stream, sent_ns) = (flight.link, flight.stream, flight.times.sent_ns);
-            if let Link::Up(conn) = &mut self.places[index].link {
-                conn.cancel(stream);
-            }
-            self.done.push(Done { token, result: Err(Failure::Timeout), words: None, message: None });
-            self.settle(now);
-            if self.places[index].heard_ns <= sent_ns {
-                self.hang_up(index, Failure::Reset, "nothing was heard for the length of a time-out");
-            }
         }
     }
 }

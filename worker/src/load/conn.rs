@@ -3,25 +3,25 @@
 
 use super::{
     frame::{
-        ACK, CANCEL, END_HEADERS, END_STREAM, HEADER, IdHasher, PADDED, PRIORITY, be32, kind, put_header, unpadded,
+        ACK, CANCEL, END_HEADERS, END_STREAM, HEADER, IdHasher, PADDED, PRIORITY, REFUSED_STREAM, be32, kind,
+        put_header, unpadded,
     },
     hpack::{DEFAULT_TABLE, RequestHead, ResponseHead},
     outbox::Outbox,
-    outcome::{Done, Failure},
+    outcome::{Done, Failure, Lost},
+    stream::Stream,
 };
+use crate::endpoint::Socket;
 use bytes::Bytes;
 use std::{
     borrow::Cow,
     collections::{HashMap, VecDeque},
     hash::BuildHasherDefault,
-    io::{self, Read},
-    net::TcpStream,
+    io::{self, Read, Write},
     sync::Arc,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The most bytes of one response.
-const MAX_RESPONSE: u64 = 512 << 20;
 /// The largest frame that we accept, and announce.
 const MAX_FRAME: usize = 1 << 20;
 /// The largest header block that we accept.
@@ -32,18 +32,6 @@ const DEFAULT_WINDOW: i64 = 65_535;
 /// Ids run out at 2³¹; a connection is replaced before.
 const LAST_ID: u32 = i32::MAX as u32 - 8;
 
-/// A call that was sent and has not ended.
-struct Stream {
-    token: usize,
-    window: i64,
-    /// The rest of the request that flow control still holds back.
-    unsent: Bytes,
-    prefix: [u8; 5],
-    received: u64,
-    head: ResponseHead,
-    message: Option<Vec<u8>>,
-}
-
 /// A data frame that is only partly there.
 struct Partial {
     stream: u32,
@@ -53,7 +41,7 @@ struct Partial {
 
 /// A connection.
 pub(super) struct Conn {
-    socket: TcpStream,
+    socket: Socket,
     request: Arc<RequestHead>,
     out: Outbox,
     inbox: Vec<u8>,
@@ -79,9 +67,7 @@ pub(super) struct Conn {
 
 impl Conn {
     /// Takes over a connected socket and queues the preface.
-    pub fn new(socket: TcpStream, request: Arc<RequestHead>) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
+    pub fn new(socket: Socket, request: Arc<RequestHead>) -> Self {
         let mut out = Outbox::default();
         out.put(PREFACE);
         let settings: [(u16, u32); 4] = [(1, 0), (2, 0), (4, WINDOW), (5, MAX_FRAME as u32)];
@@ -92,7 +78,7 @@ impl Conn {
         }
         put_header(&mut out, 4, kind::WINDOW_UPDATE, 0, 0);
         out.put(&(WINDOW - DEFAULT_WINDOW as u32).to_be_bytes());
-        Ok(Self {
+        Self {
             socket,
             request,
             out,
@@ -112,11 +98,11 @@ impl Conn {
             tabled: false,
             settled: false,
             going_away: false,
-        })
+        }
     }
 
     /// The socket, to wait on.
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> &Socket {
         &self.socket
     }
 
@@ -152,7 +138,12 @@ impl Conn {
 
     /// Whether bytes wait to be written.
     pub fn wants_write(&self) -> bool {
-        !self.out.is_empty()
+        !self.out.is_empty() || self.socket.wants_write()
+    }
+
+    /// Whether the server may have begun any of the calls in flight.
+    pub fn has_begun_any(&self) -> bool {
+        self.streams.values().any(|stream| self.out.has_written(stream.begins))
     }
 
     /// Queues a call with a ready-made gRPC frame; `keep` asks for the whole answer. Returns its stream.
@@ -171,18 +162,11 @@ impl Conn {
         };
         // A table below the default must be acknowledged before the first field (RFC 7541, 4.2).
         let resize: &[u8] = if self.peer_table < DEFAULT_TABLE && id == 1 { &[0x20] } else { &[] };
+        let begins = self.out.end();
         put_header(&mut self.out, resize.len() + block.len(), kind::HEADERS, END_HEADERS, id);
         self.out.put(resize);
         self.out.put(block);
-        let stream = Stream {
-            token,
-            window: self.peer_window,
-            unsent: frame.clone(),
-            prefix: [0; 5],
-            received: 0,
-            head: ResponseHead::default(),
-            message: keep.then(Vec::new),
-        };
+        let stream = Stream::new(token, self.peer_window, frame, begins, keep);
         self.streams.insert(id, stream);
         if !self.push_data(id) {
             self.waiting.push_back(id);
@@ -197,33 +181,37 @@ impl Conn {
         }
     }
 
-    /// The calls in flight, all failed: the connection is gone.
+    /// The calls in flight, all failed: the connection is gone. Those of which nothing was written were not sent.
     pub fn fail_all(&mut self, failure: Failure, done: &mut Vec<Done>) {
-        let failed = self.streams.drain().map(|(_, s)| Done {
-            token: s.token,
-            result: Err(failure),
-            words: None,
-            message: None,
+        let out = &self.out;
+        let failed = self.streams.drain().map(|(_, s)| {
+            let failure = if out.has_written(s.begins) { failure } else { Failure::NotSent };
+            Done { token: s.token, result: Err(failure), words: None, message: None }
         });
         done.extend(failed);
     }
 
     /// Writes what the socket takes.
     pub fn write(&mut self) -> io::Result<()> {
-        self.out.write(&self.socket)
+        self.out.write(&mut self.socket)?;
+        self.socket.flush()
     }
 
     /// Reads once and handles what came. False if there was nothing to read.
-    pub fn read(&mut self, buffer: &mut [u8], done: &mut Vec<Done>) -> Result<bool, Failure> {
-        let n = match (&self.socket).read(buffer) {
-            Ok(0) => return Err(Failure::Reset),
+    pub fn read(&mut self, buffer: &mut [u8], done: &mut Vec<Done>) -> Result<bool, Lost> {
+        let n = match self.socket.read(buffer) {
+            Ok(0) if !self.settled && !self.inbox.is_empty() => return Err(Lost::to_foreign(&self.inbox)),
+            Ok(0) => return Err(Lost { is_end: true, ..Failure::Reset.into() }),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(e) => return Err((&e).into()),
         };
-        self.take(&buffer[..n], done)?;
-        Ok(n == buffer.len())
+        match self.take(&buffer[..n], done) {
+            Ok(()) => Ok(self.socket.may_have_more(n, buffer.len())),
+            Err(Failure::Protocol) if !self.settled => Err(Lost::to_foreign(&buffer[..n])),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Handles bytes as they come off the wire.
@@ -291,7 +279,10 @@ impl Conn {
                 block.extend_from_slice(p);
                 self.on_block(of, block.into(), end, flags, done)?;
             }
-            kind::RST_STREAM => self.finish(id, Some(Failure::Reset), done),
+            kind::RST_STREAM => {
+                let is_refused = p.get(..4).is_some_and(|code| be32(code) == REFUSED_STREAM);
+                self.finish(id, Some(if is_refused { Failure::RefusedStream } else { Failure::Reset }), done);
+            }
             kind::SETTINGS => self.on_settings(flags, p)?,
             kind::PING if flags & ACK == 0 && p.len() == 8 => {
                 put_header(&mut self.out, 8, kind::PING, ACK, 0);
@@ -379,19 +370,14 @@ impl Conn {
         } else {
             let head = ResponseHead::parse(block).map_err(|_| Failure::Protocol)?;
             let plain_ok = match end {
-                false => head.http_status == Some(200) && head.grpc_status.is_none(),
+                false => head.is_grpc() && head.grpc_status.is_none() && head.encoding.is_none(),
                 true => head.grpc_status == Some(0) && head.http_status.is_none(),
             };
             if plain_ok {
                 known.clear();
                 known.extend_from_slice(block);
             }
-            let before = std::mem::take(&mut stream.head);
-            stream.head = ResponseHead {
-                http_status: head.http_status.or(before.http_status),
-                grpc_status: head.grpc_status.or(before.grpc_status),
-                grpc_message: head.grpc_message.or(before.grpc_message),
-            };
+            stream.take_head(head, end);
         }
         if end {
             self.finish(id, None, done);
@@ -401,17 +387,7 @@ impl Conn {
 
     fn on_data(&mut self, id: u32, data: &[u8], end: bool, done: &mut Vec<Done>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let at = stream.received.min(5) as usize;
-        let n = data.len().min(5 - at);
-        stream.prefix[at..at + n].copy_from_slice(&data[..n]);
-        stream.received += data.len() as u64;
-        let is_grpc = stream.received >= 5 && stream.head.http_status == Some(200);
-        let announced = if is_grpc { u64::from(be32(&stream.prefix[1..])) } else { 0 };
-        if let Some(message) = &mut stream.message {
-            message.reserve_exact(announced.min(MAX_RESPONSE).saturating_sub(message.len() as u64) as usize);
-            message.extend_from_slice(&data[n..]);
-        }
-        if announced.max(stream.received) > MAX_RESPONSE {
+        if !stream.take_data(data) {
             self.reset(id);
             self.finish(id, Some(Failure::TooLarge), done);
         } else if end {
@@ -426,12 +402,7 @@ impl Conn {
         if !stream.unsent.is_empty() && failure.is_none() {
             self.reset(id);
         }
-        let result = match failure {
-            Some(failure) => Err(failure),
-            None => stream.verdict(),
-        };
-        let message = if result.is_ok() { stream.message } else { None };
-        done.push(Done { token: stream.token, result, words: stream.head.grpc_message, message });
+        done.push(stream.end(failure));
     }
 
     fn reset(&mut self, id: u32) {
@@ -479,20 +450,6 @@ impl Conn {
                 return true;
             }
         }
-    }
-}
-
-impl Stream {
-    fn verdict(&self) -> Result<(), Failure> {
-        match (self.head.http_status, self.head.grpc_status) {
-            (_, Some(0)) => {}
-            (_, Some(code)) => return Err(Failure::grpc(code)),
-            (Some(status), None) if status != 200 => return Err(Failure::Http(status)),
-            _ => return Err(Failure::BadResponse),
-        }
-        let [compressed, len @ ..] = self.prefix;
-        let whole = self.received == 5 + u64::from(u32::from_be_bytes(len));
-        if whole && compressed == 0 { Ok(()) } else { Err(Failure::BadResponse) }
     }
 }
 

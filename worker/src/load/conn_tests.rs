@@ -1,7 +1,8 @@
 //! A connection against frames made by hand.
 
 use super::*;
-use std::net::TcpListener;
+use crate::load::stream::MAX_RESPONSE;
+use std::net::{TcpListener, TcpStream};
 
 const CALL: &[u8] = b"\0\0\0\0\x02hi";
 
@@ -9,7 +10,8 @@ const CALL: &[u8] = b"\0\0\0\0\x02hi";
 fn conn(settings: &[(u16, u32)]) -> Conn {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let mut conn = Conn::new(socket, Arc::new(RequestHead::new("/a.B/C", "host:1"))).unwrap();
+    let head = Arc::new(RequestHead::new("/a.B/C", "host:1", false));
+    let mut conn = Conn::new(Socket::plain(socket).unwrap(), head);
     assert!(!conn.has_room(), "nothing is sent before the server's settings are known");
     take(&mut conn, &settings_frame(settings)).unwrap();
     conn.out = Outbox::default();
@@ -130,6 +132,34 @@ fn goaway_fails_what_the_server_did_not_take_and_lets_the_rest_end() {
     assert!(!conn.has_room() && !conn.is_spent());
     let done = take(&mut conn, &[answer(1), answer(3)].concat()).unwrap();
     assert!(done.iter().all(|d| d.result.is_ok()) && done.len() == 2 && conn.is_spent() && !conn.is_unused());
+}
+
+#[test]
+fn calls_of_a_lost_connection_failed_only_where_the_server_may_have_begun_them() {
+    let lost = |conn: &mut Conn| {
+        let mut done = Vec::new();
+        conn.fail_all(Failure::Reset, &mut done);
+        done.sort_by_key(|d| d.token);
+        done.into_iter().map(|d| d.result.unwrap_err()).collect::<Vec<_>>()
+    };
+    let mut conn = conn(&[]);
+    send(&mut conn, 0);
+    conn.write().unwrap();
+    send(&mut conn, 1);
+    assert!(conn.has_begun_any());
+    assert_eq!(lost(&mut conn), [Failure::Reset, Failure::NotSent]);
+    send(&mut conn, 2);
+    assert!(!conn.has_begun_any() && Failure::NotSent.is_unbegun());
+}
+
+#[test]
+fn a_refused_stream_was_not_begun_and_another_reset_may_have_been() {
+    let mut conn = conn(&[]);
+    let ended = [7u32, 8].map(|code| {
+        let stream = send(&mut conn, 0);
+        take(&mut conn, &frame(kind::RST_STREAM, 0, stream, &code.to_be_bytes())).unwrap()[0].result.unwrap_err()
+    });
+    assert_eq!(ended, [Failure::RefusedStream, Failure::Reset]);
 }
 
 #[test]

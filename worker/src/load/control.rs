@@ -5,10 +5,13 @@ use super::{
     recorder::{Sends, Window},
     schedule::Pacer,
 };
-use crate::inspector::Call;
+use crate::{
+    endpoint::{Endpoint, Route},
+    inspector::Call,
+};
+use modelmeter_common::{Problem, load::LoadPoint};
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     os::unix::net::UnixStream,
     sync::{
         Arc,
@@ -19,8 +22,10 @@ use std::{
 
 /// What a client shall do.
 pub(super) struct Orders {
-    pub addresses: Vec<SocketAddr>,
+    pub route: Route,
     pub authority: String,
+    /// Whether the route goes through TLS.
+    pub is_tls: bool,
     pub call: Call,
     pub pacer: Pacer,
     pub timeout: Duration,
@@ -32,6 +37,26 @@ pub(super) struct Orders {
     pub at_once: Option<u64>,
 }
 
+impl Orders {
+    /// One call after another at this endpoint, until told otherwise.
+    ///
+    /// # Errors
+    /// `unreachable` for a name that does not resolve.
+    pub async fn new(endpoint: &Endpoint, call: &Call, timeout: Duration) -> Result<Self, Problem> {
+        Ok(Self {
+            route: endpoint.route().await?,
+            authority: endpoint.authority(),
+            is_tls: endpoint.is_tls(),
+            call: call.clone(),
+            pacer: Pacer::new(LoadPoint::Closed { concurrency: 1 }, 0),
+            timeout,
+            max_in_flight: 1,
+            cpus: None,
+            at_once: None,
+        })
+    }
+}
+
 /// What a client tells.
 pub(super) enum Report {
     /// A stretch of the run.
@@ -41,7 +66,7 @@ pub(super) enum Report {
     /// A failure's own words, the first of each kind in a run.
     Words(Failure, String),
     /// No connection stands, and another attempt at one failed.
-    Down { words: String },
+    Down { failure: Failure, words: String },
     /// After that: one stands again.
     Up,
     /// The last.

@@ -21,6 +21,8 @@ pub(super) const ACK: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 pub(super) const PADDED: u8 = 8;
 pub(super) const PRIORITY: u8 = 0x20;
+/// Error codes of RST_STREAM (section 7).
+pub(super) const REFUSED_STREAM: u32 = 7;
 pub(super) const CANCEL: u32 = 8;
 
 /// Stream ids are odd and rise: spread them over the table's groups.

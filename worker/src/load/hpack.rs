@@ -20,6 +20,8 @@ const CODE_LENGTHS: [u8; 257] = [
 /// Values of `:status` in the static table, from index 8. Source: RFC 7541, appendix A.
 const STATIC_STATUS: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 const STATIC_ENTRIES: u64 = 61;
+/// Of gRPC's messages; a suffix may say how they are encoded.
+const CONTENT_TYPE: &str = "application/grpc";
 /// Characters of the server's words that are kept.
 const MAX_WORDS: usize = 300;
 /// The table that a peer has unless its settings say otherwise.
@@ -43,24 +45,25 @@ pub(super) struct RequestHead {
 }
 
 impl RequestHead {
-    /// A gRPC call of `path` at `authority`.
-    pub fn new(path: &str, authority: &str) -> Self {
-        const POST_HTTP: [u8; 2] = [0x83, 0x86];
+    /// A gRPC call of `path` at `authority`, within TLS or not.
+    pub fn new(path: &str, authority: &str, is_tls: bool) -> Self {
+        // Of the static table: `:method: POST`, and `:scheme: http` or `https`.
+        let begin: [u8; 2] = [0x83, if is_tls { 0x87 } else { 0x86 }];
         // Name (or its static index), value.
         let fields: [(u8, &str, &str); 5] = [
             (4, ":path", path),
             (1, ":authority", authority),
             (0, "te", "trailers"),
-            (31, "content-type", "application/grpc"),
+            (31, "content-type", CONTENT_TYPE),
             (58, "user-agent", concat!("modelmeter/", env!("CARGO_PKG_VERSION"))),
         ];
-        let mut first = POST_HTTP.to_vec();
-        let mut literal = POST_HTTP.to_vec();
+        let mut first = begin.to_vec();
+        let mut literal = begin.to_vec();
         for (index, name, value) in fields {
             put_field(&mut first, 0x40, 6, index, name, value);
             put_field(&mut literal, 0x00, 4, index, name, value);
         }
-        let mut again = POST_HTTP.to_vec();
+        let mut again = begin.to_vec();
         let newest = STATIC_ENTRIES as u8 + 1;
         again.extend((newest..newest + fields.len() as u8).rev().map(|index| 0x80 | index));
         let table = fields.iter().map(|(_, name, value)| (name.len() + value.len() + 32) as u32).sum();
@@ -100,6 +103,10 @@ pub(super) struct ResponseHead {
     pub grpc_status: Option<u32>,
     /// One line, without control characters, cut to [`MAX_WORDS`] characters.
     pub grpc_message: Option<String>,
+    /// The content type, where it is not gRPC's; one line as well.
+    pub foreign_type: Option<String>,
+    /// How the messages are compressed, in gRPC's or in HTTP's header.
+    pub encoding: Option<String>,
 }
 
 impl ResponseHead {
@@ -135,6 +142,8 @@ impl ResponseHead {
         let name = match take_int(block, bits)? {
             0 => take_string(block)?.decoded()?,
             8..=14 => Cow::Borrowed(&b":status"[..]),
+            26 => Cow::Borrowed(&b"content-encoding"[..]),
+            31 => Cow::Borrowed(&b"content-type"[..]),
             1..=STATIC_ENTRIES => Cow::Borrowed(&b""[..]),
             _ => return Err(Malformed),
         };
@@ -144,6 +153,16 @@ impl ResponseHead {
             b":status" => self.http_status = Some(number(value)?).filter(|status| (100..=999).contains(status)),
             b"grpc-status" => self.grpc_status = Some(number(value)?),
             b"grpc-message" => self.grpc_message = Some(in_a_line(&percent_decoded(&value.decoded()?))),
+            b"content-type" => {
+                let kind = value.decoded()?;
+                let is_ours =
+                    kind.get(..CONTENT_TYPE.len()).is_some_and(|k| k.eq_ignore_ascii_case(CONTENT_TYPE.as_bytes()));
+                self.foreign_type = (!is_ours).then(|| in_a_line(&String::from_utf8_lossy(&kind)));
+            }
+            b"grpc-encoding" | b"content-encoding" => {
+                let how = value.decoded()?;
+                self.encoding = (&*how != b"identity").then(|| in_a_line(&String::from_utf8_lossy(&how)));
+            }
             _ => {}
         }
         Ok(())
@@ -155,8 +174,26 @@ fn number<T: FromStr>(text: Text<'_>) -> Result<T, Malformed> {
     std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Malformed)
 }
 
+impl ResponseHead {
+    /// What this says besides what an earlier block said.
+    pub fn after(self, before: Self) -> Self {
+        Self {
+            http_status: self.http_status.or(before.http_status),
+            grpc_status: self.grpc_status.or(before.grpc_status),
+            grpc_message: self.grpc_message.or(before.grpc_message),
+            foreign_type: self.foreign_type.or(before.foreign_type),
+            encoding: self.encoding.or(before.encoding),
+        }
+    }
+
+    /// Whether what comes is gRPC's, as far as this says.
+    pub fn is_grpc(&self) -> bool {
+        self.grpc_status.is_some() || self.http_status == Some(200) && self.foreign_type.is_none()
+    }
+}
+
 /// What a server says goes into reports and to terminals.
-fn in_a_line(words: &str) -> String {
+pub(super) fn in_a_line(words: &str) -> String {
     let spaced = words.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
     let mut plain = spaced.filter(|c| !c.is_control());
     let mut line: String = plain.by_ref().take(MAX_WORDS).collect();
@@ -364,7 +401,7 @@ mod tests {
             put_huffman(&mut block, value.as_bytes());
         }
         // A value that nobody can decode, of a name that nobody asked for.
-        block.extend([0x0f, 31 - 15, 0x81, 0x00]);
+        block.extend([0x0f, 32 - 15, 0x81, 0x00]);
         let head = ResponseHead::parse(&block).unwrap();
         assert_eq!((head.http_status, head.grpc_status), (Some(200), Some(13)));
         assert_eq!(head.grpc_message.as_deref(), Some("not now"));

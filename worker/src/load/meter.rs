@@ -7,7 +7,7 @@ use super::{
     once,
     outcome::Failure,
     recorder::{Sends, Window},
-    resolve, revisit,
+    revisit,
     schedule::Pacer,
     search,
     verdict::{self, LOST},
@@ -103,15 +103,12 @@ pub(super) async fn observe(
     cancel: &CancellationToken,
     earlier: Option<&Kept>,
 ) -> Result<Kept, Problem> {
+    let timeout = Duration::from_millis(rules.stop.timeout_ms);
     let orders = Orders {
-        addresses: resolve(&target.endpoint).await?,
-        authority: target.endpoint.clone(),
-        call: target.call.clone(),
         pacer: Pacer::new(load, rules.seed),
-        timeout: Duration::from_millis(rules.stop.timeout_ms),
         max_in_flight: rules.stop.max_in_flight as usize,
         cpus: target.client_cpus.clone(),
-        at_once: None,
+        ..Orders::new(&target.endpoint, &target.call, timeout).await?
     };
     let started = match target.inspector.caller() {
         Some(caller) => caller::start(caller, orders),
@@ -158,6 +155,9 @@ struct Meter<'a> {
     cpu_ns: u64,
     awake_ns: u64,
     starved_ns: u64,
+    /// Of the measured phase.
+    resent: u64,
+    connections_ended: u64,
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
@@ -173,6 +173,7 @@ struct Down {
     since: Instant,
     attempts: u32,
     /// Why.
+    failure: Failure,
     words: String,
 }
 
@@ -212,6 +213,8 @@ impl<'a> Meter<'a> {
             cpu_ns: 0,
             awake_ns: 0,
             starved_ns: 0,
+            resent: 0,
+            connections_ended: 0,
             sends: None,
             converged: false,
             gone: None,
@@ -231,6 +234,7 @@ impl<'a> Meter<'a> {
         let ns = |cores: f64| (cores * self.earlier.as_nanos() as f64) as u64;
         (self.cpu_ns, self.awake_ns) = (ns(earlier.client_cpu_cores), ns(earlier.client_awake_cores));
         self.starved_ns = ns(earlier.client_starved_cores);
+        (self.resent, self.connections_ended) = (earlier.resent, earlier.connections_ended);
         self.stop = stop_rule(self.rules, self.earlier, self.begun);
     }
 
@@ -280,15 +284,16 @@ impl<'a> Meter<'a> {
             Report::Words(failure, words) => {
                 self.words.entry(failure).or_insert(words);
             }
-            Report::Down { words } => {
+            Report::Down { failure, words } => {
                 let (since, before) =
                     self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
-                let down = Down { since, attempts: before + 1, words };
-                if down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER {
-                    self.gone = Some(down.words);
+                let down = Down { since, attempts: before + 1, failure, words };
+                let is_gone = down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER;
+                self.gone = is_gone.then(|| down.words.clone());
+                self.down = Some(down);
+                if is_gone {
                     return Next::End;
                 }
-                self.down = Some(down);
             }
             Report::Up => self.down = None,
             Report::Ended(sends) => {
@@ -315,6 +320,8 @@ impl<'a> Meter<'a> {
             self.cpu_ns += window.cpu_ns;
             self.awake_ns += window.awake_ns;
             self.starved_ns += window.starved_ns;
+            self.resent += window.resent;
+            self.connections_ended += window.connections_ended;
         }
         for (failure, n) in window.errors {
             *errors.entry(failure).or_insert(0) += n;
@@ -330,7 +337,7 @@ impl<'a> Meter<'a> {
         let patience = Duration::from_millis(self.rules.stop.timeout_ms) + SILENCE;
         if self.last_seen.elapsed() > patience {
             let silent = || format!("nothing was answered for {} s", patience.as_secs_f64());
-            self.gone = Some(self.down.take().map_or_else(silent, |down| down.words));
+            self.gone = Some(self.down.as_ref().map_or_else(silent, |down| down.words.clone()));
             return Next::End;
         }
         Next::Go
@@ -425,6 +432,8 @@ impl<'a> Meter<'a> {
             percentiles,
             errors: self.errors,
             words: self.words,
+            resent: self.resent,
+            connections_ended: self.connections_ended,
             sends: self.sends.unwrap_or_default(),
             converged,
             gone: self.gone,
@@ -468,14 +477,17 @@ impl<'a> Meter<'a> {
     fn nothing_succeeded(&self) -> Problem {
         let endpoint = &self.target.endpoint;
         let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
-        match (self.gone.as_ref().or(self.down.as_ref().map(|down| &down.words)), worst) {
-            (_, Some((&failure, _))) => once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
-            (Some(words), None) => once::unreachable(endpoint, words),
-            (None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {
+        match (&self.down, &self.gone, worst) {
+            (_, _, Some((&failure, _))) => {
+                once::failed(endpoint, failure, self.words.get(&failure).map(String::as_str))
+            }
+            (Some(Down { failure, words, .. }), _, None) => once::unreachable(endpoint, *failure, words),
+            (None, Some(words), None) => once::unreachable(endpoint, Failure::Timeout, words),
+            (None, None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {
                 let message = format!("no call to {endpoint} ended in the time that the budget left for it");
                 Problem::new(Code::DeadlineExceeded, message).with_hint("raise --budget")
             }
-            (None, None) => once::silent(endpoint, Duration::from_millis(self.rules.stop.timeout_ms)),
+            (None, None, None) => once::silent(endpoint, Duration::from_millis(self.rules.stop.timeout_ms)),
         }
     }
 }

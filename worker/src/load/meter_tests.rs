@@ -14,7 +14,7 @@ fn target() -> Target {
         seed: 0,
         data: None,
     };
-    Target::new("127.0.0.1:1", Arc::new(KserveV2::new(subject))).unwrap()
+    Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(KserveV2::new(subject))).unwrap()
 }
 
 fn rules() -> Rules {
@@ -29,7 +29,7 @@ fn meter<'a>(target: &'a Target, rules: &'a Rules) -> Meter<'a> {
 }
 
 fn down() -> Report {
-    Report::Down { words: "refused".into() }
+    Report::Down { failure: Failure::Refused, words: "refused".into() }
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod client;
 mod conn;
 mod control;
 mod drift;
+mod flights;
 mod frame;
 mod hpack;
 pub mod meter;
@@ -22,12 +23,14 @@ mod observed;
 mod once;
 mod outbox;
 mod outcome;
+mod page;
 mod places;
 pub mod plan;
 mod recorder;
 mod revisit;
 pub mod schedule;
 pub mod search;
+mod stream;
 pub mod sweep;
 mod sys;
 mod verdict;
@@ -38,21 +41,25 @@ mod simulated;
 pub use caller::{Caller, Ended};
 pub use meter::measure;
 pub use once::{Answer, FirstInference, call_once, first_inference};
+pub(crate) use once::{Unanswered, ask, reach};
 pub use plan::{Measure, run_plan};
 pub use revisit::Bench;
 
-use crate::inspector::{Call, Inspector};
+use crate::{
+    endpoint::Endpoint,
+    inspector::{Call, Inspector},
+};
 use modelmeter_common::{
-    Code, Problem,
+    Problem,
     load::{Sla, Stop},
 };
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 /// What is called: one server, one kind of request.
 #[derive(Clone)]
 pub struct Target {
-    /// `host:port` of its gRPC port.
-    pub endpoint: String,
+    /// Its gRPC port.
+    pub endpoint: Endpoint,
     /// Ready-made requests.
     pub call: Call,
     /// Checks a sample of the answers.
@@ -63,8 +70,8 @@ pub struct Target {
 
 impl Target {
     /// A target with all its requests made.
-    pub fn new(endpoint: impl Into<String>, inspector: Arc<dyn Inspector>) -> Result<Self, Problem> {
-        Ok(Self { endpoint: endpoint.into(), call: inspector.prepare()?, inspector, client_cpus: None })
+    pub fn new(endpoint: Endpoint, inspector: Arc<dyn Inspector>) -> Result<Self, Problem> {
+        Ok(Self { endpoint, call: inspector.prepare()?, inspector, client_cpus: None })
     }
 }
 
@@ -104,16 +111,4 @@ pub struct Slice {
     pub share: Instant,
     /// It ends here with what it has.
     pub end: Instant,
-}
-
-async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, Problem> {
-    let hint = "host:port of the server's gRPC port, without http://";
-    let found = tokio::net::lookup_host(endpoint).await;
-    let found: Vec<SocketAddr> = found
-        .map_err(|e| Problem::new(Code::Unreachable, format!("'{endpoint}' does not resolve: {e}")).with_hint(hint))?
-        .collect();
-    if found.is_empty() {
-        return Err(Problem::new(Code::Unreachable, format!("'{endpoint}' has no address")).with_hint(hint));
-    }
-    Ok(found)
 }

@@ -31,6 +31,10 @@ pub(super) struct Observed {
     pub percentiles: Vec<Percentile>,
     pub errors: BTreeMap<Failure, u64>,
     pub words: BTreeMap<Failure, String>,
+    /// Calls that were sent again, because the server had not begun them.
+    pub resent: u64,
+    /// Connections that the server ended in peace.
+    pub connections_ended: u64,
     pub sends: Sends,
     pub client_cpu_cores: f64,
     /// Of that, what went into waiting awake.
@@ -69,6 +73,8 @@ impl Observed {
             percentiles: Vec::new(),
             errors: BTreeMap::new(),
             words: BTreeMap::new(),
+            resent: 0,
+            connections_ended: 0,
             sends: Sends::default(),
             client_cpu_cores: 0.0,
             client_awake_cores: 0.0,

@@ -4,16 +4,21 @@ use super::{
     Target, caller, client,
     control::{Orders, Report},
     outcome::Failure,
-    resolve,
-    schedule::Pacer,
 };
-use crate::inspector::Call;
-use modelmeter_common::{Code, Problem, load::LoadPoint};
+use crate::{
+    endpoint::{Endpoint, Trouble},
+    inspector::{Call, grpc_frame},
+};
+use modelmeter_common::{Code, Problem};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Attempts at a connection that one call waits for.
 const ATTEMPTS: u32 = 5;
+/// What is left to the client after a time-out, to say so itself.
+const SLACK: Duration = Duration::from_millis(250);
+/// How long a look at a port that may speak TLS takes, at most.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A successful answer.
 #[derive(Clone, Debug)]
@@ -55,80 +60,209 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> +
     tokio::task::spawn_blocking(work).await.map_err(defect)?
 }
 
-/// Makes one call with the first frame.
+/// Makes one call with the first frame. The time-out holds for its connection too.
 pub async fn call_once(
-    endpoint: &str,
+    endpoint: &Endpoint,
     call: &Call,
     timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<Answer, Problem> {
-    let orders = Orders {
-        addresses: resolve(endpoint).await?,
-        authority: endpoint.to_owned(),
-        call: Call { frames: call.frames[..1].to_vec(), ..call.clone() },
-        pacer: Pacer::new(LoadPoint::Closed { concurrency: 1 }, 0),
-        timeout,
-        max_in_flight: 1,
-        cpus: None,
-        at_once: Some(1),
+    let answered = tokio::select! {
+        answered = exchange(endpoint, call, timeout, ATTEMPTS) => answered,
+        () = cancel.cancelled() => return Err(Problem::new(Code::Cancelled, "cancelled in the first call")),
     };
-    let (_control, mut reports) =
-        client::start(orders).map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
-    let deadline = tokio::time::sleep(timeout + Duration::from_secs(6));
-    tokio::pin!(deadline);
-    let (mut message, mut words, mut attempts) = (None, None, 0);
+    match answered {
+        Ok(answer) => Ok(answer),
+        Err(unanswered) => Err(unanswered.diagnosed(endpoint).await.problem(endpoint, timeout)),
+    }
+}
+
+/// Asks a server one question and decodes its answer; tries to connect once.
+pub(crate) async fn ask<Q: prost::Message, A: prost::Message + Default>(
+    endpoint: &Endpoint,
+    path: &str,
+    question: &Q,
+    timeout: Duration,
+) -> Result<A, Unanswered> {
+    let frame = grpc_frame(question).map_err(Unanswered::Other)?;
+    let call = Call { path: path.to_owned(), frames: vec![frame], batch_size: 1 };
+    let answer = exchange(endpoint, &call, timeout, 1).await?;
+    A::decode(&*answer.message).map_err(|e| {
+        let message = format!("what {endpoint} answers to {path} cannot be decoded: {e}");
+        Unanswered::Other(Problem::new(Code::BadResponse, message))
+    })
+}
+
+/// Connects to a server, TLS included, and hangs up.
+pub(crate) async fn reach(endpoint: &Endpoint) -> Result<(), Unanswered> {
+    let reached = endpoint.reach().await.map_err(Unanswered::Other)?;
+    reached.map_err(|e| Unanswered::Unconnected { failure: (&e).into(), words: e.to_string() })
+}
+
+/// Why one call was not answered.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// There was no connection.
+    Unconnected { failure: Failure, words: String },
+    /// The call failed.
+    Failed { failure: Failure, words: Option<String> },
+    /// Nothing came in time.
+    Silent,
+    /// It could not even be tried.
+    Other(Problem),
+}
+
+impl Unanswered {
+    /// The status that the server answered with.
+    pub fn grpc_status(&self) -> Option<u32> {
+        match self {
+            Self::Failed { failure: Failure::Grpc(status), .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Whether a server that is only starting may be the reason.
+    pub fn may_be_starting(&self) -> bool {
+        match self {
+            Self::Unconnected { failure, .. } | Self::Failed { failure, .. } => failure.may_be_starting(),
+            Self::Silent | Self::Other(_) => false,
+        }
+    }
+
+    /// Whether nothing listens there.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Unconnected { failure: Failure::Refused, .. })
+    }
+
+    /// Whether the same would happen again however long one waits.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Unconnected { failure: Failure::Tls(trouble), .. } => trouble.is_about_certificates(),
+            Self::Other(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What was heard, in words.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Unconnected { words, .. } => words.clone(),
+            Self::Failed { failure, words } => words.clone().unwrap_or_else(|| failure.name()),
+            Self::Silent => "it does not answer in time".into(),
+            Self::Other(problem) => problem.message.clone(),
+        }
+    }
+
+    /// The same, after a look at whether the port speaks TLS where it seems to speak nothing that is known.
+    pub async fn diagnosed(self, endpoint: &Endpoint) -> Self {
+        let is_strange = |failure| matches!(failure, Failure::Reset | Failure::Protocol | Failure::Unreachable);
+        if !matches!(&self, Self::Unconnected { failure, .. } if is_strange(*failure)) {
+            return self;
+        }
+        let looked = tokio::time::timeout(LOOK, endpoint.would_speak_tls()).await;
+        if !looked.unwrap_or(false) {
+            return self;
+        }
+        let failure = Failure::Tls(Trouble::PlainToTls);
+        Self::Unconnected { failure, words: failure.words() }
+    }
+
+    /// What a user is told.
+    pub fn problem(self, endpoint: &Endpoint, timeout: Duration) -> Problem {
+        match self {
+            Self::Unconnected { failure, words } => unreachable(endpoint, failure, &words),
+            Self::Failed { failure, words } => failed(endpoint, failure, words.as_deref()),
+            Self::Silent => silent(endpoint, timeout),
+            Self::Other(problem) => problem,
+        }
+    }
+}
+
+/// Makes one call, with so many attempts at a connection.
+async fn exchange(endpoint: &Endpoint, call: &Call, timeout: Duration, attempts: u32) -> Result<Answer, Unanswered> {
+    let begun = tokio::time::Instant::now();
+    let orders = Orders {
+        call: Call { frames: call.frames[..1].to_vec(), ..call.clone() },
+        at_once: Some(1),
+        ..Orders::new(endpoint, call, timeout).await.map_err(Unanswered::Other)?
+    };
+    let (_control, mut reports) = client::start(orders)
+        .map_err(|e| Unanswered::Other(Problem::new(Code::Internal, format!("cannot start the client: {e}"))))?;
+    let (mut message, mut words, mut down, mut tried) = (None, None, None, 0);
     loop {
-        let report = tokio::select! {
-            report = reports.recv() => report,
-            () = cancel.cancelled() => return Err(Problem::new(Code::Cancelled, "cancelled in the first call")),
-            () = &mut deadline => return Err(silent(endpoint, timeout)),
-        };
-        match report {
-            Some(Report::Answer(answer)) => message = Some(answer),
-            Some(Report::Words(_, said)) => words = Some(said),
-            Some(Report::Down { words }) => {
-                attempts += 1;
-                if attempts == ATTEMPTS {
-                    return Err(unreachable(endpoint, &words));
+        match tokio::time::timeout_at(begun + timeout + SLACK, reports.recv()).await {
+            Err(_) => return Err(down.unwrap_or(Unanswered::Silent)),
+            Ok(Some(Report::Answer(answer))) => message = Some(answer),
+            Ok(Some(Report::Words(_, said))) => words = Some(said),
+            Ok(Some(Report::Down { failure, words })) => {
+                tried += 1;
+                let lost = Unanswered::Unconnected { failure, words };
+                if tried == attempts || matches!(failure, Failure::Tls(_)) {
+                    return Err(lost);
                 }
+                down = Some(lost);
             }
-            Some(Report::Up) => {}
-            Some(Report::Window(window)) => {
+            Ok(Some(Report::Up)) => down = None,
+            Ok(Some(Report::Window(window))) => {
                 if let Some(&failure) = window.errors.keys().next() {
-                    return Err(failed(endpoint, failure, words.as_deref()));
+                    return Err(match failure {
+                        Failure::Timeout => Unanswered::Silent,
+                        failure => Unanswered::Failed { failure, words },
+                    });
                 }
                 if let Some(message) = message.take() {
                     return Ok(Answer { latency: Duration::from_nanos(window.batch.latency.max_ns()), message });
                 }
             }
-            Some(Report::Ended(_)) | None => {
-                return Err(Problem::new(Code::Internal, "the client ended without an answer"));
+            Ok(Some(Report::Ended(_)) | None) => {
+                let message = "the client ended without an answer";
+                return Err(Unanswered::Other(Problem::new(Code::Internal, message)));
             }
         }
     }
 }
 
 /// Nothing answers at an endpoint.
-pub(super) fn unreachable(endpoint: &str, words: &str) -> Problem {
-    Problem::new(Code::Unreachable, format!("no gRPC server at {endpoint}: {words}"))
-        .with_hint("is the server running, and is this its gRPC port?")
+pub(super) fn unreachable(endpoint: &Endpoint, failure: Failure, words: &str) -> Problem {
+    let (code, hint) = match failure {
+        Failure::Tls(trouble) if trouble.is_about_certificates() => (Code::Unauthenticated, trouble.hint()),
+        Failure::Tls(trouble) => (Code::Unreachable, trouble.hint()),
+        _ => (Code::Unreachable, "is the server running, and is this its gRPC port?"),
+    };
+    let problem = Problem::new(code, format!("no gRPC server at {endpoint}: {words}"));
+    match (failure, endpoint.with_https()) {
+        (Failure::Tls(Trouble::PlainToTls), Some(https)) => problem.with_hint(format!(
+            "name it as {https}; --ca FILE names the CA of its certificate, --insecure accepts any certificate"
+        )),
+        _ => problem.with_hint(hint),
+    }
 }
 
-pub(super) fn silent(endpoint: &str, timeout: Duration) -> Problem {
+pub(super) fn silent(endpoint: &Endpoint, timeout: Duration) -> Problem {
     Problem::new(Code::DeadlineExceeded, format!("{endpoint} did not answer within {} s", timeout.as_secs_f64()))
         .with_hint("raise --timeout, or look at the server's log")
 }
 
 /// A call failed before anything was measured.
-pub(super) fn failed(endpoint: &str, failure: Failure, words: Option<&str>) -> Problem {
+pub(super) fn failed(endpoint: &Endpoint, failure: Failure, words: Option<&str>) -> Problem {
     let code = match failure {
         Failure::Refused | Failure::Unreachable => Code::Unreachable,
         Failure::Timeout => Code::DeadlineExceeded,
+        Failure::NotGrpc | Failure::Compressed | Failure::Http(..500) => Code::BadResponse,
         Failure::BadResponse | Failure::TooLarge | Failure::Protocol | Failure::Grpc(12) => Code::BadResponse,
         Failure::Grpc(3 | 5) => Code::InvalidArgument,
         _ => Code::EngineFailed,
     };
+    let hint = match failure {
+        Failure::NotGrpc | Failure::Http(_) => {
+            "a proxy or a web server answers there: name the server's own gRPC port, or have the proxy pass gRPC on"
+        }
+        Failure::Compressed => "switch compression off in the server, or in the proxy before it",
+        Failure::Tls(trouble) => trouble.hint(),
+        _ => {
+            "look at the server's log; check the model's name, its inputs' shapes, and that random values suit it (else --data)"
+        }
+    };
     let words = words.map(|w| format!(": {w}")).unwrap_or_default();
-    Problem::new(code, format!("the call to {endpoint} failed with {}{words}", failure.name()))
-        .with_hint("look at the server's log; check the model's name, its inputs' shapes, and that random values suit it (else --data)")
+    Problem::new(code, format!("the call to {endpoint} failed with {}{words}", failure.name())).with_hint(hint)
 }

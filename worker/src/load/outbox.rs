@@ -4,7 +4,6 @@ use bytes::{Buf, Bytes};
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, Write},
-    net::TcpStream,
 };
 
 /// Pieces up to this are copied: cheaper than another entry of a vectored write.
@@ -22,6 +21,9 @@ pub(super) struct Outbox {
     tail: Vec<u8>,
     /// Bytes of `tail` that are written.
     written: usize,
+    /// All bytes that were ever put here, and those of them that were written.
+    all_put: u64,
+    all_written: u64,
 }
 
 impl Outbox {
@@ -36,8 +38,19 @@ impl Outbox {
         &self.tail[self.written..]
     }
 
+    /// The place of the next byte among all that were ever put here.
+    pub fn end(&self) -> u64 {
+        self.all_put
+    }
+
+    /// Whether the byte at this place was written.
+    pub fn has_written(&self, place: u64) -> bool {
+        self.all_written > place
+    }
+
     /// Appends a copy.
     pub fn put(&mut self, bytes: &[u8]) {
+        self.all_put += bytes.len() as u64;
         self.tail.extend_from_slice(bytes);
     }
 
@@ -51,11 +64,12 @@ impl Outbox {
         if !before.is_empty() {
             self.pieces.push_back(before);
         }
+        self.all_put += bytes.len() as u64;
         self.pieces.push_back(bytes);
     }
 
     /// Writes until all is written or the socket is full.
-    pub fn write(&mut self, mut socket: &TcpStream) -> io::Result<()> {
+    pub fn write(&mut self, socket: &mut impl Write) -> io::Result<()> {
         while !self.is_empty() {
             let wrote = if self.pieces.is_empty() {
                 socket.write(&self.tail[self.written..])
@@ -79,6 +93,7 @@ impl Outbox {
     }
 
     fn advance(&mut self, mut n: usize) {
+        self.all_written += n as u64;
         while let Some(front) = self.pieces.front_mut() {
             if front.len() > n {
                 front.advance(n);

@@ -1,15 +1,9 @@
 //! The places that a client keeps for connections: which one takes the next call, and when there must be more.
 
 use super::conn::Conn;
-use std::{
-    io,
-    net::{SocketAddr, TcpStream},
-    ops::{Deref, DerefMut},
-    time::Duration,
-};
+use std::ops::{Deref, DerefMut};
 
 const MAX_CONNECTIONS: usize = 128;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server that takes connections may take to say its settings, where none of them is settled yet.
 const FIRST_SETTINGS_NS: u64 = 5_000_000_000;
 /// The same where another is.
@@ -82,6 +76,16 @@ impl Places {
         self.iter().any(|p| matches!(p.link, Link::Up(_)))
     }
 
+    /// Whether one is being made that has no failure behind it, such as the next after one that ended in peace.
+    pub fn any_coming(&self) -> bool {
+        let is_coming = |p: &Place| match &p.link {
+            Link::Down { .. } | Link::Connecting => p.failures == 0,
+            Link::Up(conn) => !conn.is_settled(),
+            Link::Idle => false,
+        };
+        self.iter().any(is_coming)
+    }
+
     /// Those that are connected but whose server has not said its settings for too long: it may keep them in a queue.
     pub fn unsettled(&self, now: u64) -> Vec<usize> {
         let most = if self.any_settled() { SETTINGS_NS } else { FIRST_SETTINGS_NS };
@@ -129,16 +133,4 @@ impl DerefMut for Places {
     fn deref_mut(&mut self) -> &mut [Place] {
         &mut self.all
     }
-}
-
-/// Connects to the first address that answers. Blocks.
-pub(super) fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }

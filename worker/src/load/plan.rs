@@ -152,13 +152,15 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
     let mut swept = budget;
     while let Some(concurrency) = sweep.propose() {
         let is_first = points.is_empty();
-        if !is_first && !swept.affords(concurrency, &points) {
+        // Whether a second call in flight helps is worth all that is left.
+        let affordable = if points.len() == 1 { budget } else { swept };
+        if !is_first && !affordable.affords(concurrency, &points) {
             break;
         }
         let (aim, slice) = if is_first {
             (Aim::Percentiles, budget.slice(REFERENCE_SHARE, REFERENCE_MOST))
         } else {
-            (Aim::Peak, swept.share(sweep.expected_left()))
+            (Aim::Peak, affordable.share(sweep.expected_left()))
         };
         let point = with.measure(LoadPoint::Closed { concurrency }, aim, slice).await?;
         if !is_first && ran_out(&point, swept) {

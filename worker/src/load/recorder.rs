@@ -32,6 +32,10 @@ pub(super) struct Window {
     pub awake_ns: u64,
     /// What the thread waited for a core, ready to run.
     pub starved_ns: u64,
+    /// Calls that were sent again, because the server had not begun them.
+    pub resent: u64,
+    /// Connections that the server ended in peace.
+    pub connections_ended: u64,
 }
 
 /// What only makes sense for the whole measured phase.
@@ -187,6 +191,16 @@ impl Recorder {
     pub fn ended_beyond(&mut self, result: Result<(), Failure>, now: u64) {
         self.last_end_ns = self.last_end_ns.max(now);
         self.window.batch.carried += u64::from(result.is_ok());
+    }
+
+    /// A call is sent again, for the first time.
+    pub fn resent(&mut self) {
+        self.window.resent += 1;
+    }
+
+    /// The server takes no more calls on a connection.
+    pub fn connection_ended(&mut self) {
+        self.window.connections_ended += 1;
     }
 
     /// The loop waited without sleeping.

@@ -10,7 +10,7 @@ use crate::sample::Samples;
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
-    part::{Answers, Point, Warning},
+    part::{Answers, Basis, Percentile, Point, Warning},
     stats::{percentile::Sample, sla, stop::judged, unsupported},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -26,6 +26,8 @@ const MAX_STARVED: f64 = 0.05;
 /// A call that was waited for longer than any other took, by this factor, may never have been answered.
 pub(super) const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
+/// Beyond this share of calls that were sent again it is told.
+const MAX_RESENT: f64 = 0.01;
 /// Of all cores, used by neither engine nor client.
 const MAX_OTHERS: f64 = 0.2;
 
@@ -51,6 +53,7 @@ pub(super) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
         duration_s: total.duration_ns as f64 / 1e9,
         requests: total.latency.len() + total.failures,
         errors: total.failures,
+        resent: seen.resent,
         error_kinds: kinds(&seen.errors),
         answers: Answers { checked: seen.checked, wrong: wrong_kinds(&seen.bad_answers) },
         requests_per_s: seen.throughput,
@@ -180,6 +183,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "drifting", message);
     }
+    if let Some(message) = slow_changes(seen) {
+        warn(warnings, "changed_slowly", message);
+    }
     // Where errors or a server that is gone ended the run, more time would not have helped.
     if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !is_hopeless(&seen.series) {
         warnings.push(not_converged(seen, rules));
@@ -199,6 +205,9 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_starved", message);
     }
+    if let Some(message) = resent(seen) {
+        warn(warnings, "resent", message);
+    }
     if let Some(host) = samples.host.filter(|host| host.steal_ratio > MAX_STEAL) {
         let share = host.steal_ratio * 100.0;
         let message = format!("other virtual machines took {share:.1} % of this host's CPU time; use a dedicated host");
@@ -214,6 +223,39 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
             warn(warnings, "noisy_host", message);
         }
     }
+}
+
+/// Why the intervals of some percentiles are wide although there were many calls.
+fn slow_changes(seen: &Observed) -> Option<String> {
+    let calls = seen.series.requests();
+    let is_wide = |p: &&Percentile| p.basis == Basis::Stretches && p.interval().is_some() && 2 * p.had < calls;
+    let wide: Vec<&Percentile> = seen.percentiles.iter().filter(is_wide).collect();
+    let least = wide.iter().map(|p| p.had).min()?;
+    let names = wide.iter().map(|p| format!("p{}", p.q)).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "the interval of {names} is wide: latency changed slowly during the run ({calls} calls count as {least}); measure longer \
+         or on a steadier machine"
+    ))
+}
+
+/// That many calls were sent again, which takes time that is in their latency.
+fn resent(seen: &Observed) -> Option<String> {
+    let requests = seen.series.requests();
+    if seen.resent as f64 <= MAX_RESENT * requests as f64 {
+        return None;
+    }
+    let share = 100.0 * seen.resent as f64 / requests as f64;
+    let why = match requests.checked_div(seen.connections_ended) {
+        Some(calls) => format!(
+            "the server, or a proxy before it, ends a connection every {calls} calls and does not begin those that are on \
+             their way; raise its limit (nginx: keepalive_requests, Envoy: max_requests_per_connection, gRPC: max connection age)"
+        ),
+        None => {
+            "the server refused to begin them (REFUSED_STREAM); raise its limit of calls at a time, or lower the load"
+                .into()
+        }
+    };
+    Some(format!("{share:.1} % of the calls were sent again, which is in their latency: {why}"))
 }
 
 /// Why the run did not come to what was asked of it.
@@ -289,8 +331,7 @@ mod tests {
     use super::*;
     use modelmeter_common::{
         load::Stop,
-        part::Percentile,
-        stats::{Interval, series::Batch},
+        stats::{Figure, series::Batch},
     };
 
     fn rules() -> Rules {
@@ -314,18 +355,25 @@ mod tests {
 
     #[test]
     fn precision_is_missed_by_what_it_is_asked_of() {
-        let interval = |low, high| Some(Interval { value: 1.0, ci95: [low, high] });
+        let interval = |low, high| Some(Figure { value: 1.0, ci95: Some([low, high]), lower95: None });
+        let percentile = |q, ms, sure| Percentile {
+            q,
+            ms,
+            basis: Basis::Ranks,
+            beyond: 9,
+            needs: 72,
+            had: 80,
+            sure,
+            sure_unjoined: sure,
+        };
         let mut seen = run(0);
         seen.throughput = interval(0.9, 1.1);
         // Of the tail only the slowest call is seen; it is no reason.
-        seen.percentiles = vec![
-            Percentile { q: 50.0, ms: interval(0.8, 1.2), needs: 6, had: 100, sure: 100 },
-            Percentile { q: 95.0, ms: interval(0.9, 3.0), needs: 72, had: 80, sure: 40 },
-        ];
+        seen.percentiles = vec![percentile(50.0, interval(0.8, 1.2), 100), percentile(95.0, interval(0.9, 3.0), 40)];
         let [only] = warned(&seen, &rules()).try_into().unwrap();
         assert!(only.code == "not_converged" && only.message.contains("p50 is ±20.0 %"), "{only:?}");
         // A tail's end counts as it was seen, not as it was moved outward.
-        seen.percentiles[1] = Percentile { q: 95.0, ms: interval(0.9, 1.25), needs: 72, had: 80, sure: 80 };
+        seen.percentiles[1] = percentile(95.0, interval(0.9, 1.25), 80);
         let [only] = warned(&seen, &rules()).try_into().unwrap();
         assert!(only.message.contains("±20.0 %"), "{only:?}");
     }

@@ -49,7 +49,7 @@ async fn failures_are_counted_by_kind() {
         3 => Reply::Status(13, Duration::ZERO),
         5 => Reply::TrailersOnly(8),
         // Compressed, cut off, and not gRPC at all.
-        7 => Reply::Body([b"\x01", &ok[1..]].concat().into()),
+        7 => Reply::Compressed,
         9 => Reply::Body(ok.slice(..ok.len() - 1)),
         11 => Reply::Reset,
         13 => Reply::Http(503),
@@ -57,7 +57,7 @@ async fn failures_are_counted_by_kind() {
     });
     let point = run(&mock, closed(4), &rules(600)).await.unwrap();
     let kinds: Vec<_> = point.error_kinds.keys().map(String::as_str).collect();
-    assert_eq!(kinds, ["bad_response", "grpc_internal", "grpc_resource_exhausted", "http_503", "reset"]);
+    assert_eq!(kinds, ["bad_response", "compressed", "grpc_internal", "grpc_resource_exhausted", "http_503", "reset"]);
     all_counted(&point);
     assert!(!point.valid && point.warnings.iter().any(|w| w.code == "errors" && w.message.contains("told so")));
     // Three in ten failed: p90 and up fall among them.
@@ -174,31 +174,6 @@ async fn a_server_that_leaves_gracefully_costs_no_call() {
 }
 
 #[tokio::test]
-async fn calls_that_a_goaway_refuses_are_counted_and_the_rest_goes_on() {
-    let _turn = turn().await;
-    let connections = Arc::new(AtomicUsize::new(0));
-    let count = connections.clone();
-    let server = Raw::start(move |nth, mut socket| {
-        count.fetch_max(nth + 1, SeqCst);
-        raw::greet(&mut socket)?;
-        for _ in 0..100 {
-            let stream = raw::next_call(&mut socket)?;
-            std::thread::sleep(ms(1));
-            socket.write_all(&raw::answer(stream))?;
-        }
-        // The next call is taken, those after it are not.
-        let last = raw::next_call(&mut socket)?;
-        let farewell = [last.to_be_bytes(), 0u32.to_be_bytes()].concat();
-        socket.write_all(&[raw::frame(raw::GOAWAY, 0, 0, &farewell), raw::answer(last)].concat())?;
-        raw::stay_silent(socket)
-    });
-    let point = run_target(&target_at(server.endpoint.clone(), 1), closed(4), &rules(1000)).await.unwrap();
-    assert!(point.error_kinds["goaway"] > 0 && point.error_kinds.len() == 1, "{:?}", point.error_kinds);
-    assert!(connections.load(SeqCst) > 3 && point.latency.len() > 200, "{}", point.latency.len());
-    all_counted(&point);
-}
-
-#[tokio::test]
 async fn a_response_that_is_too_large_is_refused_by_what_it_announces() {
     let _turn = turn().await;
     let server = Raw::start(|_, mut socket| {
@@ -274,7 +249,7 @@ async fn what_is_no_grpc_server_is_named() {
         (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", "not HTTP/2"),
         (&[0xa5; 4096], "not HTTP/2"),
         // A TLS server's alert.
-        (&[0x15, 3, 1, 0, 2, 2, 0x46], "closed"),
+        (&[0x15, 3, 1, 0, 2, 2, 0x46], "speaks TLS"),
         (b"", "closed"),
     ];
     for (bytes, named) in says {
@@ -295,6 +270,31 @@ async fn what_is_no_grpc_server_is_named() {
     });
     let (problem, took) = nothing_said(server).await;
     assert!(problem.message.contains("nothing was answered") && took < Duration::from_secs(6), "{took:?}: {problem}");
+}
+
+#[tokio::test]
+async fn pages_and_compressed_answers_are_called_what_they_are() {
+    let _turn = turn().await;
+    let page = "<html><head><style>p { x: y }</style></head><body><h1>502 Bad Gateway</h1>try later</body></html>";
+    let said = async |reply: Reply| {
+        let mock = Mock::start(move |_, _| reply.clone());
+        let first = first_inference(&target(&mock), Duration::from_secs(5), &CancellationToken::new()).await;
+        let (first, point) = (first.unwrap_err(), run(&mock, closed(1), &rules(300)).await.unwrap_err());
+        assert_eq!(first.message, point.message);
+        first
+    };
+    let gateway = said(Reply::Page(502, page)).await;
+    assert!(
+        gateway.message.contains("http_502") && gateway.message.contains("'502 Bad Gateway try later'"),
+        "{gateway}"
+    );
+    let login = said(Reply::Page(200, "<p>Sign in</p>")).await;
+    for word in ["HTTP status 200", "text/html", "'Sign in'", "not gRPC"] {
+        assert!(login.message.contains(word), "{word}: {login}");
+    }
+    assert_eq!((login.code, gateway.hint.is_some_and(|h| h.contains("proxy"))), (Code::BadResponse, true));
+    let gzip = said(Reply::Compressed).await;
+    assert!(gzip.message.contains("compressed with gzip") && gzip.code == Code::BadResponse, "{gzip}");
 }
 
 #[tokio::test]

@@ -5,14 +5,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod basics;
-mod coverage;
 mod ends;
+mod goaway;
 mod laws;
 mod mock;
 mod prompt;
 mod quiet;
 mod rates;
 mod raw;
+mod tls;
 mod truth;
 
 use mock::Mock;
@@ -23,6 +24,7 @@ use modelmeter_common::{
     part::Point,
 };
 use modelmeter_worker::{
+    endpoint::Endpoint,
     inspector::{Subject, kserve_v2::KserveV2},
     load::{Rules, Target, measure},
     sample::Probes,
@@ -40,6 +42,11 @@ async fn turn() -> MutexGuard<'static, ()> {
 
 /// A client of the mock's model at an address, whose requests carry so many floats.
 fn target_at(endpoint: String, floats: u64) -> Target {
+    target_of(endpoint.parse().unwrap(), floats)
+}
+
+/// The same over TLS or a Unix socket.
+fn target_of(endpoint: Endpoint, floats: u64) -> Target {
     let subject = Subject {
         model: "m".into(),
         version: String::new(),

@@ -7,13 +7,18 @@ use prost::Message;
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// What the server does with one request.
@@ -31,6 +36,12 @@ pub enum Reply {
     Never,
     /// Answers with these bytes as the body.
     Body(Bytes),
+    /// Answers with a page.
+    Page(u16, &'static str),
+    /// Answers with a message that is compressed, as it says.
+    Compressed,
+    /// Resets the stream before it is begun.
+    Refuse,
     /// Resets the stream.
     Reset,
     /// Drops the connection.
@@ -79,6 +90,12 @@ impl Default for Settings {
     }
 }
 
+/// Where it listens, and whether within TLS.
+enum Listener {
+    Tcp(TcpListener, Option<TlsAcceptor>),
+    Unix(UnixListener),
+}
+
 struct Server {
     record: Arc<Record>,
     settings: Settings,
@@ -98,18 +115,53 @@ impl Mock {
     }
 
     pub fn with(settings: Settings, behaviour: impl FnMut(usize, Instant) -> Reply + Send + 'static) -> Self {
-        let record = Arc::<Record>::default();
-        let kill = CancellationToken::new();
+        Self::of(settings, None, behaviour)
+    }
+
+    /// Within TLS.
+    pub fn tls(acceptor: TlsAcceptor, behaviour: impl FnMut(usize, Instant) -> Reply + Send + 'static) -> Self {
+        Self::of(Settings::default(), Some(acceptor), behaviour)
+    }
+
+    /// On a Unix socket at this path.
+    pub fn unix(path: &Path, behaviour: impl FnMut(usize, Instant) -> Reply + Send + 'static) -> Self {
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self::run(
+            address,
+            move || Listener::Unix(UnixListener::from_std(listener).unwrap()),
+            Settings::default(),
+            behaviour,
+        )
+    }
+
+    fn of(
+        settings: Settings,
+        acceptor: Option<TlsAcceptor>,
+        behaviour: impl FnMut(usize, Instant) -> Reply + Send + 'static,
+    ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
+        let listen = move || Listener::Tcp(TcpListener::from_std(listener).unwrap(), acceptor);
+        Self::run(address, listen, settings, behaviour)
+    }
+
+    fn run(
+        address: SocketAddr,
+        listen: impl FnOnce() -> Listener + Send + 'static,
+        settings: Settings,
+        behaviour: impl FnMut(usize, Instant) -> Reply + Send + 'static,
+    ) -> Self {
+        let record = Arc::<Record>::default();
+        let kill = CancellationToken::new();
         let server = Server { record: record.clone(), settings, behaviour: Mutex::new(Box::new(behaviour)) };
         let token = kill.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let listener = TcpListener::from_std(listener).unwrap();
-                token.run_until_cancelled(accept(listener, Arc::new(server))).await;
+                token.run_until_cancelled(accept(listen(), Arc::new(server))).await;
             });
         });
         Self { address, record, kill, thread: Some(thread) }
@@ -169,15 +221,31 @@ pub fn response(shape: &[i64], values: &[f32]) -> Bytes {
     .unwrap()
 }
 
-async fn accept(listener: TcpListener, server: Arc<Server>) {
+async fn accept(listener: Listener, server: Arc<Server>) {
     loop {
-        let (socket, _) = listener.accept().await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        tokio::spawn(serve(socket, server.clone()));
+        let server = server.clone();
+        match &listener {
+            Listener::Unix(listener) => _ = tokio::spawn(serve(listener.accept().await.unwrap().0, server)),
+            Listener::Tcp(listener, acceptor) => {
+                let (socket, _) = listener.accept().await.unwrap();
+                socket.set_nodelay(true).unwrap();
+                match acceptor.clone() {
+                    None => _ = tokio::spawn(serve(socket, server)),
+                    // A client that the handshake ends has no connection.
+                    Some(acceptor) => {
+                        tokio::spawn(async move {
+                            if let Ok(socket) = acceptor.accept(socket).await {
+                                serve(socket, server).await;
+                            }
+                        });
+                    }
+                }
+            }
+        }
     }
 }
 
-async fn serve(socket: TcpStream, server: Arc<Server>) {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, server: Arc<Server>) {
     let mut builder = h2::server::Builder::new();
     builder.initial_window_size(1 << 20).max_concurrent_streams(server.settings.max_streams);
     builder.header_table_size(server.settings.header_table);
@@ -228,6 +296,8 @@ async fn answer(
     let request = message.get(5..).map(ModelInferRequest::decode);
     let id = request.and_then(Result::ok).and_then(|r| r.id.parse().ok()).unwrap_or(0);
     let mut http = 200;
+    let mut kind = "application/grpc";
+    let mut encoding = "identity";
     let (body, status) = match reply {
         Reply::After(delay) => {
             precisely(start + delay).await;
@@ -244,6 +314,14 @@ async fn answer(
             let _ = respond.send_response(head.body(()).unwrap(), true);
             return;
         }
+        Reply::Page(status, page) => {
+            (http, kind) = (status, "text/html; charset=utf-8");
+            (Bytes::from_static(page.as_bytes()), None)
+        }
+        Reply::Compressed => {
+            encoding = "gzip";
+            ([b"\x01", &response(&[1], &[1.0])[1..]].concat().into(), Some(0))
+        }
         Reply::Http(status) => {
             http = status;
             (Bytes::from_static(b"<html>"), None)
@@ -251,10 +329,15 @@ async fn answer(
         Reply::Body(body) => (body, Some(0)),
         Reply::Leave => (response(&[1], &[1.0]), Some(0)),
         Reply::Never => std::future::pending().await,
+        Reply::Refuse => {
+            record.in_flight.fetch_sub(1, SeqCst);
+            return respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
         Reply::Reset => return respond.send_reset(h2::Reason::INTERNAL_ERROR),
         Reply::Drop => return drop.cancel(),
     };
-    let head = http::Response::builder().status(http).header("content-type", "application/grpc").body(()).unwrap();
+    let head = http::Response::builder().status(http).header("content-type", kind).header("grpc-encoding", encoding);
+    let head = head.body(()).unwrap();
     let _pen = record.pen.lock().await;
     record.in_flight.fetch_sub(1, SeqCst);
     record.seen.lock().unwrap().push(Seen { id, start, end: Instant::now(), ok: status == Some(0) });

@@ -58,7 +58,10 @@ impl Bench {
             coordinators: vec![self.coordinator.address.clone()],
             slots: vec![SlotOptions { device: cpu() }],
             engines: vec![
-                engine("endpoint", Launch::Attach { address: self.server.address.clone(), model: MODEL.into() }),
+                engine(
+                    "endpoint",
+                    Launch::Attach { endpoint: self.server.address.parse().unwrap(), model: MODEL.into() },
+                ),
                 engine("broken", shell("echo cannot load $0; exit 3", "{model}")),
                 engine("stuck", shell("trap '' TERM; echo $$ > $0; sleep 1000 & wait; sleep 1000", &self.pid_file())),
             ],

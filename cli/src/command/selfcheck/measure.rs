@@ -130,7 +130,7 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         seed: 0,
         data: None,
     };
-    Target::new(address, Arc::new(KserveV2::new(subject)))
+    Target::new(address.parse()?, Arc::new(KserveV2::new(subject)))
 }
 
 struct Bench<'a> {

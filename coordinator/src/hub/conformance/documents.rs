@@ -9,7 +9,7 @@ use modelmeter_common::{
     part::*,
     profile::*,
     request::{Request, RequestDoc, RequestState},
-    stats::{Histogram, Interval},
+    stats::{Figure, Histogram},
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, Lease, Task},
 };
@@ -129,8 +129,8 @@ fn histogram() -> Histogram {
     histogram
 }
 
-fn interval(value: f64) -> Interval {
-    Interval { value, ci95: [value * 0.9, value * 1.1] }
+fn figure(value: f64) -> Figure {
+    Figure { value, ci95: Some([value * 0.9, value * 1.1]), lower95: None }
 }
 
 fn gpu() -> GpuUse {
@@ -157,13 +157,32 @@ fn point() -> Point {
         duration_s: 2.0,
         requests: 1_000_000,
         errors: 3,
+        resent: 7,
         error_kinds: [("UNAVAILABLE: a.b $c".to_owned(), 3)].into(),
         answers: Default::default(),
-        requests_per_s: Some(interval(199.999_999_999_999_97)),
+        requests_per_s: Some(figure(199.999_999_999_999_97)),
         latency: histogram(),
         percentiles: vec![
-            Percentile { q: 99.9, ms: Some(interval(1.0 / 3.0)), needs: 20_000, had: 30_000, sure: 25_000 },
-            Percentile { q: 50.0, ms: None, needs: 100, had: 3, sure: 2 },
+            Percentile {
+                q: 99.9,
+                ms: Some(figure(1.0 / 3.0)),
+                basis: Basis::Ranks,
+                beyond: 30,
+                needs: 20_000,
+                had: 30_000,
+                sure: 25_000,
+                sure_unjoined: 26_000,
+            },
+            Percentile {
+                q: 50.0,
+                ms: Some(Figure { lower95: Some(0.1), ..Figure::observed(2.0 / 7.0) }),
+                basis: Basis::None,
+                beyond: 1,
+                needs: 100,
+                had: 3,
+                sure: 2,
+                sure_unjoined: 2,
+            },
         ],
         service: Some(Histogram::default()),
         send_lateness: None,
@@ -216,9 +235,13 @@ pub fn profile(request: RequestId, model: ModelRef, batch_size: u32, created: i6
     let summary = Summary {
         load,
         throughput_inferences_per_s: Some(17.0),
+        throughput_ci95_inferences_per_s: Some([16.0, 18.0]),
         p50_latency_ms: Some(58.3),
-        p95_latency_ms: None,
+        p50_latency_ci95_ms: Some([58.0, 58.6]),
+        p95_latency_ms: Some(61.0),
+        p95_latency_ci95_ms: None,
         p99_latency_ms: None,
+        p99_latency_ci95_ms: None,
     };
     let peak = PeakSummary {
         summary: summary.clone(),
@@ -278,17 +301,18 @@ pub fn profile(request: RequestId, model: ModelRef, batch_size: u32, created: i6
 }
 
 fn profile_point(load: ProfileLoad) -> ProfilePoint {
-    let latency = Latency { mean: Some(1.0), p50: Some(interval(0.1)), max: Some(9.0), ..Latency::default() };
+    let latency = Latency { mean: Some(1.0), p50: Some(figure(0.1)), max: Some(9.0), ..Latency::default() };
     ProfilePoint {
         load,
         duration_s: 30.0,
         requests: 3,
         errors: 0,
+        resent: 0,
         error_kinds: BTreeMap::new(),
         answers: Default::default(),
         inferences: 24,
         requests_per_s: Some(2.0 / 3.0),
-        throughput_inferences_per_s: Some(interval(17.1)),
+        throughput_inferences_per_s: Some(figure(17.1)),
         latency_ms: latency.clone(),
         service_ms: Some(latency),
         send_lateness_ms: Some(Lateness { p50: 0.0, p99: 1.5, max: 2.0 }),

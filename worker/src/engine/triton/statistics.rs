@@ -1,51 +1,37 @@
 //! What a server that has Triton's statistics extension says of its own time.
 
+use crate::{endpoint::Endpoint, inspector::kserve_v2, load};
 use modelmeter_common::{engine::Protocol, part::ServerTimes};
-use modelmeter_proto::kserve::{
-    ModelStatisticsRequest, ModelStatisticsResponse, ServerMetadataRequest, StatisticDuration,
-    grpc_inference_service_client::GrpcInferenceServiceClient,
-};
+use modelmeter_proto::kserve::{ModelStatisticsRequest, ModelStatisticsResponse, StatisticDuration};
 use std::time::Duration;
-use tonic::{
-    client::Grpc,
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
-};
-use tonic_prost::ProstCodec;
 
 const METHOD: &str = "/inference.GRPCInferenceService/ModelStatistics";
 const EXTENSION: &str = "statistics";
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection to a server that keeps statistics.
+/// A server that keeps statistics.
 #[derive(Clone, Debug)]
 pub(crate) struct Statistics {
-    channel: Channel,
+    endpoint: Endpoint,
     model: String,
 }
 
 impl Statistics {
     /// None where the server keeps none, or speaks a protocol that has none.
-    pub async fn of(protocol: Protocol, address: &str, model: &str) -> Option<Self> {
+    pub async fn of(protocol: Protocol, endpoint: &Endpoint, model: &str) -> Option<Self> {
         if protocol != Protocol::KserveV2 {
             return None;
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
-        let channel = endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).connect().await.ok()?;
-        let mut client = GrpcInferenceServiceClient::new(channel.clone());
-        let metadata = client.server_metadata(ServerMetadataRequest {}).await.ok()?.into_inner();
-        metadata.extensions.iter().any(|name| name == EXTENSION).then(|| Self { channel, model: model.to_owned() })
+        let server = kserve_v2::server(endpoint, CALL_TIMEOUT).await.ok()?;
+        let keeps = server.extensions.iter().any(|name| name == EXTENSION);
+        keeps.then(|| Self { endpoint: endpoint.clone(), model: model.to_owned() })
     }
 
     /// The totals since the model was loaded, over its versions; none where the server does not answer.
     pub async fn read(&self) -> Option<ServerTimes> {
-        let mut client = Grpc::new(self.channel.clone());
-        client.ready().await.ok()?;
-        let request = ModelStatisticsRequest { name: self.model.clone(), version: String::new() };
-        let path = PathAndQuery::from_static(METHOD);
-        let codec = ProstCodec::<ModelStatisticsRequest, ModelStatisticsResponse>::default();
-        let reply = client.unary(tonic::Request::new(request), path, codec).await.ok()?.into_inner();
-        Some(total(&reply))
+        let question = ModelStatisticsRequest { name: self.model.clone(), version: String::new() };
+        let answer = load::ask(&self.endpoint, METHOD, &question, CALL_TIMEOUT).await;
+        answer.ok().map(|reply: ModelStatisticsResponse| total(&reply))
     }
 }
 

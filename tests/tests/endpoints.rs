@@ -1,0 +1,192 @@
+//! Servers that already run, as they are met: behind a real nginx, over TLS, on a Unix socket, still starting, or not there.
+
+use anyhow::{Context, Result};
+use modelmeter_proto::kserve::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
+    ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
+    ServerReadyRequest, ServerReadyResponse,
+    grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
+    model_metadata_response::TensorMetadata,
+};
+use modelmeter_tests::{Child, eventually, modelmeter, nginx, nginx::Nginx, ports};
+use serde_json::Value;
+use std::{
+    net::TcpStream,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const MODEL: &str = "m";
+
+/// Our own server with the engine that answers at once.
+fn start_server(home: &Path, port: u16) -> Result<Child> {
+    let (model, port) = (home.join("m.onnx").display().to_string(), port.to_string());
+    let args = ["serve", "--engine", "null", "--model", &model, "--model-name", MODEL];
+    modelmeter::spawn("server", home, &[&args[..], &["--grpc-port", &port, "--http-port", "0"]].concat())
+}
+
+async fn serve(home: &Path, port: u16) -> Result<Child> {
+    let server = start_server(home, port)?;
+    let listens = || std::future::ready(TcpStream::connect(("127.0.0.1", port)).ok().map(drop));
+    eventually("the server listens", LIMIT, listens).await?;
+    Ok(server)
+}
+
+/// A home with locks of its own, and the model's file.
+async fn prepare(home: &Path) -> Result<()> {
+    std::fs::create_dir_all(home)?;
+    std::fs::write(home.join("modelmeter.toml"), format!("[worker]\nlock_dir = '{}'\n", home.join("locks").display()))?;
+    let path = home.join("m.onnx").display().to_string();
+    let written = modelmeter::run(home, &["model", "write", "mlp", &path], LIMIT).await?;
+    anyhow::ensure!(written.code == Some(0), "{written:?}");
+    Ok(())
+}
+
+async fn profile(home: &Path, endpoint: &str, more: &[&str]) -> Result<modelmeter::Output> {
+    let args = ["profile", "--endpoint", endpoint, "--model", MODEL, "--batch-sizes", "1", "--max-duration", "20s"];
+    modelmeter::run(home, &[&args[..], more].concat(), LIMIT).await
+}
+
+/// The only point of the only cell.
+fn point(output: &modelmeter::Output) -> Result<Value> {
+    let profiles = output.json()?;
+    let cell = profiles.as_array().and_then(|cells| cells.first()).context("no cell")?;
+    anyhow::ensure!(cell["state"] == "done", "{cell:#}");
+    Ok(cell["points"][0].clone())
+}
+
+#[tokio::test]
+async fn a_real_nginx_fails_no_call_plain_or_in_tls() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let home = folder.path();
+    prepare(home).await?;
+    let upstream = ports::free()?;
+    let _server = serve(home, upstream).await?;
+    let nginx = Nginx::start(upstream).await?;
+    let ca = nginx::ca().display().to_string();
+    let plain = (format!("http://127.0.0.1:{}", nginx.plain), &[][..]);
+    let tls = (format!("https://localhost:{}", nginx.tls), &["--ca", &ca][..]);
+    for (endpoint, flags) in [plain, tls] {
+        let load = ["--concurrency", "32", "--batches", "5000", "--json"];
+        let point = point(&profile(home, &endpoint, &[&load[..], flags].concat()).await?)?;
+        assert_eq!((&point["requests"], &point["errors"]), (&5000.into(), &0.into()), "{endpoint}: {point:#}");
+        assert_eq!(point["valid"], true, "{endpoint}: {point:#}");
+        // Five connections or more ended, with up to 31 calls on their way.
+        assert!(point["resent"].as_u64().is_some_and(|n| n > 0), "{endpoint}: {point:#}");
+    }
+    let open = ["--rate", "400", "--batches", "2000", "--json"];
+    let point = point(&profile(home, &format!("127.0.0.1:{}", nginx.plain), &open).await?)?;
+    assert_eq!(point["errors"], 0, "{point:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_instead_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let home = folder.path();
+    prepare(home).await?;
+    let nobody = ports::free()?;
+    let nginx = Nginx::start(nobody).await?;
+    let told = async |endpoint: &str, flags: &[&str], words: &[&str]| -> Result<()> {
+        let output = profile(home, endpoint, flags).await?;
+        anyhow::ensure!(output.code == Some(2), "{output:?}");
+        for word in words {
+            assert!(output.err.contains(word), "{word} in {}", output.err);
+        }
+        Ok(())
+    };
+    let (plain, tls) = (format!("127.0.0.1:{}", nginx.plain), format!("localhost:{}", nginx.tls));
+    told(&plain, &["--no-wait"], &["502", "'502 Bad Gateway", "proxy"]).await?;
+    told(&tls, &[], &["speaks TLS", &format!("https://{tls}")]).await?;
+    told(&format!("https://{tls}"), &[], &["TLS certificate", "--ca FILE", "--insecure"]).await?;
+    told(&format!("https://{plain}"), &["--insecure"], &["TLS", "host:port"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_still_starting_is_waited_for_and_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let home = folder.path();
+    prepare(home).await?;
+    let port = ports::free()?;
+    let endpoint = format!("127.0.0.1:{port}");
+    let load = ["--concurrency", "1", "--batches", "50", "--json"];
+    let refused = profile(home, &endpoint, &[&load[..], &["--no-wait"]].concat()).await?;
+    assert!(refused.code == Some(2) && refused.err.contains("refused"), "{refused:?}");
+    // A log that fills as it goes shows when it waits.
+    let words = ["profile", "--endpoint", &endpoint, "--model", MODEL, "--batch-sizes", "1"];
+    let mut waiting = modelmeter::spawn("profile", home, &[&words[..], &load].concat())?;
+    let said = || std::future::ready(waiting.log().contains("waiting for a server at").then_some(()));
+    eventually("the profile says that it waits", LIMIT, said).await?;
+    let _server = serve(home, port).await?;
+    let ended = eventually("the profile ends", LIMIT, || std::future::ready(waiting.ended())).await?;
+    assert!(ended.success(), "{}", waiting.log());
+    Ok(())
+}
+
+/// Answers everything but an inference.
+struct Silent(Arc<AtomicU64>);
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Silent {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Ok(Response::new(ServerReadyResponse { ready: true }))
+    }
+
+    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        Ok(Response::new(ModelReadyResponse { ready: true }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(ServerMetadataResponse::default()))
+    }
+
+    async fn model_metadata(
+        &self,
+        _: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let tensor = |name: &str| TensorMetadata { name: name.into(), datatype: "FP32".into(), shape: vec![-1, 4] };
+        let (inputs, outputs) = (vec![tensor("x")], vec![tensor("y")]);
+        Ok(Response::new(ModelMetadataResponse { name: MODEL.into(), inputs, outputs, ..Default::default() }))
+    }
+
+    async fn model_infer(&self, _: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        self.0.fetch_add(1, SeqCst);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_time_out_holds_for_the_first_call_which_is_not_made_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let home = folder.path();
+    prepare(home).await?;
+    let calls = Arc::new(AtomicU64::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = listener.local_addr()?.to_string();
+    let service = GrpcInferenceServiceServer::new(Silent(calls.clone()));
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    let begun = std::time::Instant::now();
+    let load = ["--concurrency", "1", "--batches", "5", "--timeout", "1s"];
+    let output = profile(home, &endpoint, &load).await?;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(output.out.matches("did not answer within 1 s").count(), 1, "{output:?}");
+    assert_eq!(calls.load(SeqCst), 1, "one call, once");
+    Ok(())
+}
