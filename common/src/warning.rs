@@ -33,18 +33,23 @@ pub enum WarningCode {
     Unanswered,
     ForeignProcess,
     Throttled,
+    EngineStarved,
+    CpuQuota,
     ClientStarved,
     ClientBound,
+    SpeedVaried,
     SharedHost,
     NoisyHost,
     Steal,
     TimedInChild,
     Drifting,
     WarmupDrifting,
+    ChangedSlowly,
     SlaOpen,
     CutShort,
     NotConverged,
     MemoryPreallocated,
+    Resent,
     /// One that this version does not know.
     #[serde(other)]
     Unknown,
@@ -72,17 +77,23 @@ impl WarningCode {
             | Self::Unanswered
             | Self::ForeignProcess
             | Self::Throttled
+            | Self::EngineStarved
+            | Self::CpuQuota
             | Self::ClientStarved
             | Self::ClientBound
+            | Self::SpeedVaried
             | Self::SharedHost
             | Self::NoisyHost
             | Self::Steal
             | Self::TimedInChild
             | Self::Unknown => Severity::Disturbed,
-            Self::Drifting | Self::WarmupDrifting | Self::SlaOpen | Self::CutShort | Self::NotConverged => {
-                Severity::Imprecise
-            }
-            Self::MemoryPreallocated => Severity::Note,
+            Self::Drifting
+            | Self::WarmupDrifting
+            | Self::ChangedSlowly
+            | Self::SlaOpen
+            | Self::CutShort
+            | Self::NotConverged => Severity::Imprecise,
+            Self::MemoryPreallocated | Self::Resent => Severity::Note,
         }
     }
 }
