@@ -293,7 +293,7 @@ mod tests {
         let median = &all[0];
         assert!(median.had < median.needs && median.basis == Basis::Stretches, "{median:?}");
         let [low, high] = median.interval().expect("four stretches give one").ci95;
-        assert!(low <= 1.0 && high >= 2.0, "{median:?}");
+        assert!(low <= 1.01 && high >= 2.0, "{median:?}");
         for p in &all {
             assert!(p.ms.is_some() && !p.is_bounded(), "observed, and no precision is asked of it: {p:?}");
         }

@@ -174,7 +174,7 @@ mod tests {
         let phases = [1000, 1000, 1000, 2000, 2000, 1000, 1000, 1000, 2000, 2000, 1000, 1000];
         for q in [50.0, 90.0, 95.0] {
             let [low, high] = ends(q, &phases, |_| 0).unwrap();
-            assert!(low >= 1.0 && low <= 1.1 && high >= 2.0 && high <= REACH * 2.1, "p{q}: {low} {high}");
+            assert!((1.0..1.2).contains(&low) && (1.9..REACH * 2.1).contains(&high), "p{q}: {low} {high}");
         }
         let [low, high] = ends(95.0, &[1000; 12], |_| 0).unwrap();
         assert!(high - low < 0.02, "a steady run's is narrow: {low} {high}");

@@ -167,16 +167,18 @@ pub fn cover_repeats(
     all
 }
 
-/// In how many runs of this law an SLA is claimed to be met.
+/// In how many runs of this law each of these SLAs is claimed to be met.
 #[allow(dead_code, reason = "the benchmark asks")]
-pub fn claims(law: &Law, sla: &Sla, rule: StopRule, first_seed: u64, runs: u64) -> u64 {
-    let claimed = AtomicU64::new(0);
+pub fn claims(law: &Law, slas: &[Sla], rule: StopRule, first_seed: u64, runs: u64) -> Vec<u64> {
+    let claimed: Vec<AtomicU64> = slas.iter().map(|_| AtomicU64::new(0)).collect();
     each(runs, |i| {
         let series = run((law.calls)(Rng::new(first_seed + i)), rule).series;
-        let total = Sample { latency: &series.total().latency, failures: 0 };
-        claimed.fetch_add(u64::from(sla::is_met(sla, total, &series.percentiles())), Relaxed);
+        let (total, percentiles) = (Sample { latency: &series.total().latency, failures: 0 }, series.percentiles());
+        for (claimed, sla) in claimed.iter().zip(slas) {
+            claimed.fetch_add(u64::from(sla::is_met(sla, total, &percentiles)), Relaxed);
+        }
     });
-    claimed.into_inner()
+    claimed.into_iter().map(AtomicU64::into_inner).collect()
 }
 
 /// Does this for each run, on every core.

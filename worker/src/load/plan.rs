@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(fast[..3], [1, 2, 4]);
         assert!(fast[3..].contains(&1) && fast.len() > 4, "{fast:?}");
         // Four more in flight and eight calls: what is not affordable is not begun.
-        assert_eq!(asked(0.5, 5.5).await, [1, 2, 1, 2]);
+        assert_eq!(asked(0.5, 5.5).await, [1, 2, 2, 1]);
         assert_eq!(asked(5.0, 10.0).await, [1]);
     }
 }
