@@ -163,6 +163,7 @@ fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
         let what = match cell.state {
             TaskState::Claimed => "measuring".to_owned(),
             TaskState::Done => "done".to_owned(),
+            TaskState::Invalid => "invalid: no load point is valid".to_owned(),
             TaskState::Cancelled => "cancelled".to_owned(),
             TaskState::Failed => format!("failed: {reason}"),
             TaskState::Waiting | TaskState::Queued => continue,

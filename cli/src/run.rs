@@ -135,9 +135,9 @@ pub async fn profile(
 ) -> Result<Finished, Failure> {
     let place = within(stop, prepare(config, job, progress)).await?;
     let Place { mut client, mut embedded, request } = place;
-    let id = RequestId::random();
+    let (id, is_here) = (RequestId::random(), embedded.is_some());
     let finished = tokio::select! {
-        finished = measure(&mut client, id, &request, progress, stop) => finished,
+        finished = measure(&mut client, id, &request, is_here, progress, stop) => finished,
         problem = lost(embedded.as_mut()) => Err(Failure::later(problem)),
     };
     let finished = match finished {
@@ -395,6 +395,7 @@ async fn measure(
     client: &mut Client,
     id: RequestId,
     request: &Request,
+    is_here: bool,
     progress: &mut Progress,
     stop: &CancellationToken,
 ) -> Result<Finished, Failure> {

@@ -50,7 +50,11 @@ fn screen(group: &Group, view: View) -> String {
             text += &format!("\n{}\n", part.join("\n"));
         }
     }
-    let below = if view.detail { detail::lines(group, view) } else { footer::lines(group, view, usize::from(legend.is_some())) };
+    let below = if view.detail {
+        detail::lines(group, view)
+    } else {
+        footer::lines(group, view, usize::from(legend.is_some()))
+    };
     text + &format!("\n{}\n", below.join("\n"))
 }
 

@@ -7,6 +7,7 @@ use modelmeter_common::{
     request::{Request, RequestState},
     stats::percentile::{Effective, PERCENTILES, percentile_of},
     task::Cell,
+    task::TaskState,
 };
 use uuid::Uuid;
 
