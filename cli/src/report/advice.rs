@@ -41,7 +41,7 @@ pub fn better(group: &Group) -> Option<String> {
         let call = if call_s < 1.0 { format!("{} ms", number(call_s * 1e3)) } else { format!("{} s", number(call_s)) };
         let wants = format!("{} of {} takes {} calls of {call}", aim.what, slowest.name, aim.calls);
         (all_s <= LONGEST_S)
-            .then(|| format!("for more: {wants}: --budget {} ({} a cell)", budget(all_s), budget(cell_s)))
+            .then(|| format!("sharper: {wants}: --budget {} ({} a cell)", budget(all_s), budget(cell_s)))
     })
 }
 
@@ -70,7 +70,7 @@ mod tests {
     fn the_figure_that_lacks_most_is_told_with_the_time_that_it_takes() {
         let slow = samples::observed(8);
         let said = better(&Group::new(vec![&slow])).unwrap();
-        assert_eq!(said, "for more: p95 of rten batch 8 takes 20 calls of 1.40 s: --budget 60s (60s a cell)");
+        assert_eq!(said, "sharper: p95 of rten batch 8 takes 20 calls of 1.40 s: --budget 60s (60s a cell)");
         let fine = samples::cpu(1);
         assert_eq!(better(&Group::new(vec![&fine])), None);
     }

@@ -143,9 +143,9 @@ fn cells(group: &Group) -> Table {
         .column("cores", Align::Right)
         .rank(25)
         .group("GPU", "memory", Align::Right)
-        .rank(34)
+        .rank(62)
         .column("busy", Align::Right)
-        .rank(33)
+        .rank(61)
         .column("mJ/inf", Align::Right)
         .rank(22)
         .group("", "state", Align::Left);
