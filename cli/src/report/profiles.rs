@@ -143,9 +143,9 @@ fn cells(group: &Group) -> Table {
         .column("cores", Align::Right)
         .rank(25)
         .group("GPU", "memory", Align::Right)
-        .rank(62)
+        .rank(34)
         .column("busy", Align::Right)
-        .rank(61)
+        .rank(33)
         .column("mJ/inf", Align::Right)
         .rank(22)
         .group("", "state", Align::Left);
