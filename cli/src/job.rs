@@ -213,7 +213,7 @@ pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
     let (share, least) = (budget_ms / tasks.max(1), LEAST_CELL_MS);
     (share < least).then(|| {
         format!(
-            "{:.0} s for {tasks} cells is {:.1} s each, and figures take {:.0} s or more; the usual {:.0} s a cell are --budget {}m",
+            "the budget of {:.0} s leaves {:.1} s for each of {tasks} cells, and figures take {:.0} s or more; --budget {4}m gives each {3:.0} s",
             seconds(budget_ms),
             seconds(share),
             seconds(least),
@@ -245,8 +245,8 @@ fn attach(request: &mut Request, args: &ProfileArgs, device_class: &str, embedde
             .with_hint("leave --engines out: the server at --endpoint is the engine"));
     }
     if let Some(word) = args.devices.first() {
-        return Err(Problem::invalid("devices", format!("'{word}': what runs at an endpoint cannot be moved"))
-            .with_hint("leave --devices out with --endpoint; --device-class NAME says what it runs on"));
+        return Err(Problem::invalid("devices", format!("--devices {word} and --endpoint cannot be used together"))
+            .with_hint("leave --devices out; --device-class NAME says what the server runs on"));
     }
     request.engines = vec!["endpoint".into()];
     request.devices = vec![device_class.to_owned()];

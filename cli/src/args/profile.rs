@@ -81,7 +81,7 @@ fn arrivals(text: &str) -> Result<Arrivals, String> {
 /// How TLS is spoken to the server at `--endpoint`.
 #[derive(Args, Debug, Default)]
 pub struct TlsArgs {
-    /// PEM file of the CA that signed the server's certificate, or of that itself [default: the CAs of this machine]
+    /// PEM file with the CA that signed the server's certificate, or with that certificate [default: this machine's CAs]
     #[arg(
         long,
         value_name = "FILE",
@@ -90,13 +90,13 @@ pub struct TlsArgs {
         help_heading = "What to measure"
     )]
     pub ca: Option<PathBuf>,
-    /// PEM file of a client certificate, where the server wants one
+    /// PEM file with the client certificate, for a server that asks for one
     #[arg(long, value_name = "FILE", requires_all = ["endpoint", "key"], help_heading = "What to measure")]
     pub cert: Option<PathBuf>,
-    /// PEM file of the client certificate's private key
+    /// PEM file with the private key of --cert
     #[arg(long, value_name = "FILE", requires_all = ["endpoint", "cert"], help_heading = "What to measure")]
     pub key: Option<PathBuf>,
-    /// Accept whatever certificate the server has
+    /// Accept any certificate of the server, without checking it
     #[arg(long, requires = "endpoint", help_heading = "What to measure")]
     pub insecure: bool,
 }
@@ -120,12 +120,12 @@ pub struct ProfileArgs {
     /// with --onnx, --torchscript, --savedmodel or --triton, its name
     pub model: Option<String>,
     /// Name of the model on the server at --endpoint
-    #[arg(long = "model", value_name = "NAME", conflicts_with = "model")]
+    #[arg(long = "model", value_name = "NAME", conflicts_with = "model", help_heading = "What to measure")]
     pub model_name: Option<String>,
     #[command(flatten)]
     pub artifacts: ArtifactArgs,
     /// Request in TOML, such as model = "resnet50", batch_sizes = [1, 8]; flags override it
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "What to measure")]
     pub file: Option<PathBuf>,
 
     /// Measure a server that already runs, instead of launching engines: HOST:PORT, https://HOST:PORT for TLS, or unix:/PATH
@@ -133,7 +133,7 @@ pub struct ProfileArgs {
     pub endpoint: Option<String>,
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// What the server at --endpoint runs on, as nvidia-a10: results of one class are compared [default: remote]
+    /// Device of the server at --endpoint, as nvidia-a10; only results of equal devices are compared [default: remote]
     #[arg(long, requires = "endpoint", value_name = "NAME", help_heading = "What to measure")]
     pub device_class: Option<String>,
     /// Protocol of the server at --endpoint: kserve-v2, tfs or mlmodelci-predict [default: kserve-v2]
@@ -203,7 +203,7 @@ pub struct ProfileArgs {
     /// Measure until the 95 % intervals are this narrow, as half of their width [default: 5%]
     #[arg(long, value_parser = parse::share, value_name = "SHARE", help_heading = "When to stop")]
     pub precision: Option<f64>,
-    /// Measure each load point for at least this long [default: 5s; 2s where only the peak is looked for]
+    /// Measure each load point for at least this long [default: 5s; 2s while looking for the peak]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
     /// Measure each load point for at most this long [default: 30s, or twice a longer --min-duration]
@@ -218,7 +218,7 @@ pub struct ProfileArgs {
     /// Calls at a rate: with more than this in flight the load point is invalid [default: 4096]
     #[arg(long, value_name = "N", help_heading = "When to stop")]
     pub max_in_flight: Option<u32>,
-    /// Wall time for the whole request, shared out over its cells; none lifts it [default: without a coordinator 30s a cell,
+    /// Wall time for the whole request, shared out over its cells; none: no limit [default: without a coordinator 30s a cell,
     /// at most 10m, unless --batches, --min-duration, --max-duration or --certified says how long]
     #[arg(long, value_parser = parse::budget, value_name = "DURATION|none", help_heading = "When to stop")]
     pub budget: Option<Budget>,

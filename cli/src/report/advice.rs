@@ -30,8 +30,16 @@ const AIMS: [Aim; 4] = [
     Aim { what: "an interval for p99", of: |ms| ms.p99, calls: 500, interval: true },
 ];
 
-/// One sentence; none where every figure has an interval or more calls would not give one.
+/// Intervals narrow with the root of the time: so many times as long gives half of their width.
+const LONGER: f64 = 4.0;
+
+/// One sentence; none where every figure is supported, or more time would not support it.
 pub fn better(group: &Group) -> Option<String> {
+    more_calls(group).or_else(|| more_time(group))
+}
+
+/// Where too few calls were made.
+fn more_calls(group: &Group) -> Option<String> {
     AIMS.iter().find_map(|aim| {
         let lacking = group.cells.iter().filter_map(|cell| Some((cell, seconds_a_call(cell, aim)?)));
         let (slowest, call_s) = lacking.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
@@ -41,7 +49,23 @@ pub fn better(group: &Group) -> Option<String> {
         let call = if call_s < 1.0 { format!("{} ms", number(call_s * 1e3)) } else { format!("{} s", number(call_s)) };
         let wants = format!("{} of {} takes {} calls of {call}", aim.what, slowest.name, aim.calls);
         (all_s <= LONGEST_S)
-            .then(|| format!("for more: {wants}: --budget {} ({} a cell)", budget(all_s), budget(cell_s)))
+            .then(|| format!("sharper: {wants}: --budget {} ({} a cell)", budget(all_s), budget(cell_s)))
+    })
+}
+
+/// Where calls were enough and latency varied so much that the interval is wider than the figure.
+fn more_time(group: &Group) -> Option<String> {
+    let figures: [(&str, fn(&Latency) -> Option<Figure>); 2] = [("p50", |ms| ms.p50), ("p95", |ms| ms.p95)];
+    let is_wide = |cell: &Cell, of| {
+        let shown = cell.latency(of).filter(|shown| shown.is_valid());
+        shown.is_some_and(|shown| shown.has_interval() && shown.support().is_none())
+    };
+    figures.into_iter().find_map(|(what, of)| {
+        let cell = group.cells.iter().find(|cell| is_wide(cell, of))?;
+        let points = group.cells.iter().flat_map(|cell| &cell.profile.points);
+        let all_s = LONGER * points.map(|point| point.duration_s).sum::<f64>();
+        let wants = format!("latency varied too much for {what} of {}", cell.name);
+        (all_s <= LONGEST_S).then(|| format!("sharper: {wants}: a steadier machine, or --budget {}", budget(all_s)))
     })
 }
 
@@ -70,9 +94,19 @@ mod tests {
     fn the_figure_that_lacks_most_is_told_with_the_time_that_it_takes() {
         let slow = samples::observed(8);
         let said = better(&Group::new(vec![&slow])).unwrap();
-        assert_eq!(said, "for more: p95 of rten batch 8 takes 20 calls of 1.40 s: --budget 60s (60s a cell)");
+        assert_eq!(said, "sharper: p95 of rten batch 8 takes 20 calls of 1.40 s: --budget 60s (60s a cell)");
         let fine = samples::cpu(1);
         assert_eq!(better(&Group::new(vec![&fine])), None);
+    }
+
+    #[test]
+    fn where_calls_were_enough_and_latency_varied_time_or_a_steadier_machine_is_the_remedy() {
+        let mut unsteady = samples::cpu(1);
+        let p95 = &mut unsteady.points[0].latency_ms.p95;
+        *p95 = p95.map(|figure| Figure { ci95: Some([figure.value, 5.0 * figure.value]), ..figure });
+        let said = better(&Group::new(vec![&unsteady])).unwrap();
+        let expected = "sharper: latency varied too much for p95 of rten batch 1: a steadier machine, or --budget 20s";
+        assert_eq!(said, expected);
     }
 
     #[test]

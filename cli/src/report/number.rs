@@ -39,6 +39,11 @@ impl Shown {
         self.valid
     }
 
+    /// Whether it has an interval, however wide.
+    pub fn has_interval(self) -> bool {
+        self.figure.ci95.is_some()
+    }
+
     /// The ends of its interval, where that supports the figure.
     pub fn support(self) -> Option<[f64; 2]> {
         let [low, high] = self.figure.ci95?;

@@ -40,7 +40,7 @@ impl Paint {
         let (first, rest) = text.split_at(end);
         let first = match first {
             "warning" => self.with(first, Style::new().yellow()),
-            "fastest" | "quickest" => self.with(first, Style::new().bold()),
+            "fastest" | "quickest" | "sharper" => self.with(first, Style::new().bold()),
             _ => self.cell(first),
         };
         first + rest
