@@ -241,16 +241,15 @@ async fn told(
             Problem::invalid("input", "the server tells the model's inputs itself").with_hint("leave --input out")
         );
     }
-    let metadata =
-        inspector::metadata_once_up(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
-            field: problem.field.or_else(|| Some("endpoint".into())),
-            hint: problem
-                .hint
-                .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
-            // Whatever it was, it was found before anything started.
-            code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
-            message: problem.message,
-        })?;
+    let metadata = inspector::metadata(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
+        field: problem.field.or_else(|| Some("endpoint".into())),
+        hint: problem
+            .hint
+            .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
+        // Whatever it was, it was found before anything started.
+        code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
+        message: problem.message,
+    })?;
     Ok((metadata.inputs, metadata.outputs))
 }
 
@@ -264,7 +263,7 @@ async fn stated(
         return Err(Problem::invalid("input", "the server does not tell the model's input")
             .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"));
     }
-    inspector::reached_once_up(endpoint, patience).await?;
+    inspector::reach(endpoint, patience).await?;
     Ok(inputs.to_vec())
 }
 
