@@ -242,16 +242,15 @@ async fn told(
         return Err(Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated")
             .with_hint("leave --input out"));
     }
-    let metadata =
-        inspector::metadata_once_up(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
-            field: problem.field.or_else(|| Some("endpoint".into())),
-            hint: problem
-                .hint
-                .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
-            // Whatever it was, it was found before anything started.
-            code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
-            message: problem.message,
-        })?;
+    let metadata = inspector::metadata(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
+        field: problem.field.or_else(|| Some("endpoint".into())),
+        hint: problem
+            .hint
+            .or_else(|| Some("check the address (the gRPC port, not the HTTP one), --protocol and --model".into())),
+        // Whatever it was, it was found before anything started.
+        code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
+        message: problem.message,
+    })?;
     Ok((metadata.inputs, metadata.outputs))
 }
 
@@ -265,7 +264,7 @@ async fn stated(
         return Err(Problem::invalid("input", "servers of this protocol do not tell the model's inputs")
             .with_hint("state them without the batch axis, for example --input x:fp32:3,224,224"));
     }
-    inspector::reached_once_up(endpoint, patience).await?;
+    inspector::reach(endpoint, patience).await?;
     Ok(inputs.to_vec())
 }
 

@@ -7,7 +7,7 @@ use crate::{
     attempts::Attempt,
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
-    inspector::{self, Custom, Inspector, Subject},
+    inspector::{self, Custom, Inspector, Patience, Subject},
     load::{self, Aim, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
 };
@@ -202,8 +202,9 @@ pub(crate) async fn target(
 ) -> Result<Target, Problem> {
     if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
-        let (protocol, timeout) = (deployment.protocol, deployment.timeout);
-        let metadata = inspector::metadata(protocol, &deployment.endpoint, &deployment.model, timeout).await;
+        let patience = Patience { timeout: deployment.timeout, ..Patience::NONE };
+        let (protocol, endpoint) = (deployment.protocol, &deployment.endpoint);
+        let metadata = inspector::metadata(protocol, endpoint, &deployment.model, patience).await;
         deployment.metadata = Some(metadata.unwrap_or_default());
     }
     let metadata = deployment.metadata.clone().unwrap_or_default();

@@ -25,6 +25,22 @@ use support::{Bench, QUEUE, State, assignment, until, with_artifact};
 const ENDLESS: u64 = 1_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_attached_server_that_still_loads_its_model_is_waited_for_and_told() {
+    let bench = Bench::new().await;
+    bench.server.counts.loading.store(true, SeqCst);
+    let worker = start(bench.options()).await.unwrap();
+    bench.hint(bench.coordinator.add(assignment(1, "endpoint", 5))).await;
+    let told = |words: &str| bench.coordinator.book().progress.iter().any(|progress| progress.contains(words));
+    until("it is told", || told("waiting until zeros is ready, at most 60 s: it answers: the model is not ready"))
+        .await;
+    assert_eq!(bench.server.calls(), 0);
+    bench.server.counts.loading.store(false, SeqCst);
+    let results = bench.results(1).await;
+    assert!(matches!(results.finals[0].outcome, Outcome::Done { .. }), "{:?}", results.finals[0]);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_measured_journaled_published_and_forgotten_once_the_coordinator_has_it() {
     let bench = Bench::new().await;
     let worker = start(bench.options()).await.unwrap();

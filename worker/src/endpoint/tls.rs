@@ -135,8 +135,8 @@ fn unreadable(field: &str, path: &Path, what: &str, error: &rustls::pki_types::p
     Problem::invalid(field, message).with_hint(format!("a PEM file with -----BEGIN {}-----", what.to_uppercase()))
 }
 
-/// The usual verification; besides, a certificate that the user gave himself is trusted as a server's own, CA or not, which
-/// is what a self-signed one is.
+/// The usual verification. Besides, a server may have the very certificate that the user gave, which is how a self-signed one
+/// is trusted: then its name is checked, and its dates are not.
 #[derive(Debug)]
 struct Trust {
     usual: Arc<WebPkiServerVerifier>,

@@ -108,11 +108,11 @@ pub struct Patience<'a> {
 }
 
 impl Patience<'_> {
-    /// None: for what asks no server.
+    /// None: a server is asked once, or not at all.
     pub const NONE: Patience<'static> = Patience { timeout: Duration::ZERO, ready: Duration::ZERO, say: &|_| () };
 }
 
-/// Asks a server for a model's signature and for its own name, once.
+/// Asks a server for a model's signature and for its own name; one that may be starting is waited for.
 ///
 /// # Errors
 /// `unreachable`, `not_found` for a model that it does not have, `bad_response`; `invalid_argument` where it speaks
@@ -121,29 +121,10 @@ pub fn metadata<'a>(
     protocol: Protocol,
     endpoint: &'a Endpoint,
     model: &'a str,
-    timeout: Duration,
-) -> BoxFuture<'a, Result<Metadata, Problem>> {
-    Box::pin(async move {
-        match tell(protocol, endpoint, model, timeout).await {
-            Ok(metadata) => Ok(metadata),
-            Err(unanswered) => Err(refused(unanswered.diagnosed(endpoint).await, endpoint, model, protocol, timeout)),
-        }
-    })
-}
-
-/// The same of a server that may be starting: it is waited for.
-///
-/// # Errors
-/// The same, once the patience is over.
-pub fn metadata_once_up<'a>(
-    protocol: Protocol,
-    endpoint: &'a Endpoint,
-    model: &'a str,
     patience: Patience<'a>,
 ) -> BoxFuture<'a, Result<Metadata, Problem>> {
-    let question = move || tell(protocol, endpoint, model, patience.timeout);
     Box::pin(async move {
-        match until_up(endpoint, patience, question).await {
+        match until_up(endpoint, patience, || tell(protocol, endpoint, model, patience.timeout)).await {
             Ok(metadata) => Ok(metadata),
             Err(unanswered) => {
                 let unanswered = unanswered.diagnosed(endpoint).await;
@@ -157,7 +138,7 @@ pub fn metadata_once_up<'a>(
 ///
 /// # Errors
 /// `unreachable`, once the patience is over, and whatever no waiting mends.
-pub fn reached_once_up<'a>(endpoint: &'a Endpoint, patience: Patience<'a>) -> BoxFuture<'a, Result<(), Problem>> {
+pub fn reach<'a>(endpoint: &'a Endpoint, patience: Patience<'a>) -> BoxFuture<'a, Result<(), Problem>> {
     Box::pin(async move {
         let reached = until_up(endpoint, patience, || load::reach(endpoint)).await;
         reached.map_err(|unanswered| unanswered.problem(endpoint, patience.timeout).with_field("endpoint"))

@@ -111,9 +111,9 @@ impl Flights {
         self.all[token].as_ref()
     }
 
-    /// How long each has been waited for.
+    /// How long each of those that the server may have begun has been waited for.
     pub fn ages(&self, now: u64) -> Vec<u64> {
-        self.all.iter().flatten().map(|flight| now - flight.times.sent_ns).collect()
+        self.all.iter().flatten().filter_map(|flight| Some(now - flight.at?.since_ns)).collect()
     }
 }
 
@@ -140,6 +140,8 @@ mod tests {
         let again: Vec<_> = (0..MAX_RESENDS).map(|_| flights.again(other)).collect();
         assert_eq!(again.last(), Some(&Some(MAX_RESENDS)));
         assert_eq!(flights.again(other), None);
-        assert_eq!(flights.older_than(8, 10), tokens);
+        assert_eq!((flights.older_than(8, 10), flights.ages(10)), (tokens.to_vec(), Vec::new()));
+        flights.sent(other, Sent { link: 0, stream: 5, since_ns: 9 });
+        assert_eq!(flights.ages(10), [1]);
     }
 }

@@ -51,8 +51,13 @@ pub(super) fn foreign(bytes: &[u8]) -> Foreign {
     Foreign::Other(format!("it answers in HTTP/1, not HTTP/2: {status}{said}"))
 }
 
-/// The first words of a page, without its markup.
+/// The first words of a page, without its markup; its title only where there are no others.
 fn text(page: &[u8]) -> String {
+    let body = text_without(page, &["script", "style", "title"]);
+    if body.is_empty() { text_without(page, &["script", "style"]) } else { body }
+}
+
+fn text_without(page: &[u8], elements: &[&str]) -> String {
     let page = String::from_utf8_lossy(page);
     let mut words = String::new();
     let mut rest = &*page;
@@ -60,9 +65,9 @@ fn text(page: &[u8]) -> String {
         words.push_str(before);
         words.push(' ');
         let name = tag.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default().to_ascii_lowercase();
-        let end = match name.as_str() {
-            "script" | "style" => tag.find(&format!("</{name}")).map(|at| at + 2 + name.len()),
-            _ => Some(0),
+        let end = match elements.contains(&name.as_str()) {
+            true => tag.find(&format!("</{name}")).map(|at| at + 2 + name.len()),
+            false => Some(0),
         };
         rest = end.and_then(|end| tag[end..].split_once('>')).map_or("", |(_, after)| after);
     }
@@ -81,7 +86,8 @@ mod tests {
 
     #[test]
     fn a_page_is_told_by_its_first_words() {
-        let page = b"<!DOCTYPE html><html><head><style>h1 { x: y }</style></head>\n<body><h1>502 Bad\nGateway</h1><hr>nginx</body>";
+        let page = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title><style>h1 { x: y }</style></head>\n\
+            <body><h1>502 Bad\nGateway</h1><hr>nginx</body>";
         let head =
             ResponseHead { http_status: Some(502), foreign_type: Some("text/html".into()), ..ResponseHead::default() };
         let said = of_page(&head, page);

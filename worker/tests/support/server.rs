@@ -11,7 +11,7 @@ use modelmeter_proto::kserve::{
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -24,6 +24,8 @@ pub const MODEL: &str = "zeros";
 pub struct Counts {
     pub calls: AtomicU64,
     pub delay_ms: AtomicU64,
+    /// It says that its model is not ready.
+    pub loading: AtomicBool,
 }
 
 pub struct FakeServer {
@@ -60,7 +62,8 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_ready(&self, r: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
-        Ok(Response::new(ModelReadyResponse { ready: r.into_inner().name == MODEL }))
+        let ready = r.into_inner().name == MODEL && !self.0.loading.load(SeqCst);
+        Ok(Response::new(ModelReadyResponse { ready }))
     }
 
     async fn server_metadata(
