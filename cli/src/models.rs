@@ -37,16 +37,8 @@ pub struct Local {
 impl Local {
     /// Adds it to what the hub has of this very version: a format that is named again is replaced.
     pub async fn add(&self, client: &mut Client) -> Result<Model, Problem> {
-        let mut model = self.model.clone();
-        let known = client.models(Some(&model.id.name)).await?;
-        if let Some(before) = known.into_iter().find(|known| known.id == model.id) {
-            let new: Vec<Format> = model.artifacts.iter().map(|artifact| artifact.format).collect();
-            model.artifacts.extend(before.artifacts.into_iter().filter(|artifact| !new.contains(&artifact.format)));
-            model.created_at = before.created_at;
-        }
         let files: Vec<(ArtifactRef, &Path)> = self.files.iter().map(|(a, path)| (a.clone(), path.as_path())).collect();
-        client.add_model(&model, &files).await?;
-        Ok(model)
+        client.add_model(&self.model, &files).await
     }
 }
 

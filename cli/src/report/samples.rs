@@ -21,6 +21,7 @@ fn around(value: f64, half: f64) -> Interval {
 fn point(concurrency: u32, throughput: Interval, latency_ms: Latency) -> ProfilePoint {
     ProfilePoint {
         load: ProfileLoad::Closed { concurrency },
+        repeats: 1,
         duration_s: 2.0,
         requests: 2000,
         errors: 0,
