@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 /// The first bytes of every message.
 pub const MAGIC: [u8; 4] = *b"MMTR";
 /// The version that this build writes and reads.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 20;
 /// The largest body: a part with all its histograms is under 200 kB.
@@ -165,7 +165,7 @@ mod tests {
         let hex: String = encode(&hint()).unwrap().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "4d4d5452000200010000002c831892e82a6278fb000000000000002430303030303030302d303030302d303030302d303030302d303030303030303030303037"
+            "4d4d5452000300010000002c831892e82a6278fb000000000000002430303030303030302d303030302d303030302d303030302d303030303030303030303037"
         );
     }
 

@@ -10,6 +10,7 @@ use crate::{
     inspector::{self, Custom, Inspector, Subject},
     load::{self, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
+    threads::available_cores,
 };
 use async_trait::async_trait;
 use modelmeter_common::{
@@ -56,7 +57,7 @@ pub(crate) async fn measure(
     let measured = async {
         let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
-        let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
+        let probes = probes(deployment, place).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
         let points = points(context, target, probes, statistics, assignment, attempt);
         Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
@@ -129,12 +130,14 @@ async fn idle(device: &Device) -> Option<Idle> {
 }
 
 /// What to sample while this deployment is measured: its processes, and the slot's GPU if it was launched there.
-fn probes(deployment: &Deployment, device: &Device) -> Probes {
+fn probes(deployment: &Deployment, place: &Place) -> Probes {
     let pid = deployment.pid();
     let probes = Probes::new(pid);
     if !deployment.is_local() {
         return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
     }
+    let probes = probes.with_cores(place.cores.clone().unwrap_or_else(available_cores));
+    let device = &place.device;
     if device.kind == DeviceKind::Cpu {
         return probes;
     }
