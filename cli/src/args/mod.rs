@@ -4,6 +4,7 @@
 mod parse;
 mod profile;
 
+pub use parse::{RequestWord, Steps};
 pub use profile::{Format, LoadMode, ProfileArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -98,6 +99,7 @@ pub enum ModelCommand {
         path: PathBuf,
     },
     /// List the models
+    #[command(visible_alias = "ls")]
     List {
         /// Those of this name
         name: Option<String>,
@@ -192,6 +194,9 @@ pub struct CoordinatorArgs {
     /// Listen beyond loopback although nothing authenticates the callers
     #[arg(long)]
     pub insecure_listen: bool,
+    /// End at once where broker or hub cannot be reached, instead of waiting
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 impl CoordinatorArgs {
@@ -242,6 +247,9 @@ pub struct WorkerArgs {
     /// Let other workers of this host measure on the CPU at the same time
     #[arg(long)]
     pub shared_cpu: bool,
+    /// End at once where another process holds a device, or broker or coordinator cannot be reached, instead of waiting
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 impl WorkerArgs {
@@ -271,9 +279,9 @@ pub struct ListArgs {
 
 #[derive(Args, Debug)]
 pub struct IdArgs {
-    /// The request's id
-    #[arg(value_name = "ID", value_parser = parse::request_id)]
-    pub id: modelmeter_common::RequestId,
+    /// The request's id, the start of it, or latest
+    #[arg(value_name = "ID", value_parser = parse::request, default_value = "latest")]
+    pub id: RequestWord,
 }
 
 #[derive(Args, Debug)]
@@ -287,12 +295,18 @@ pub struct WatchArgs {
 
 #[derive(Args, Debug)]
 pub struct ResultsArgs {
-    /// Of this model, NAME or NAME:VERSION
+    /// Profiles of this model, NAME or NAME:VERSION
     #[arg(long)]
     pub model: Option<String>,
-    /// Of this request
-    #[arg(long, value_name = "ID", value_parser = parse::request_id)]
-    pub request: Option<modelmeter_common::RequestId>,
+    /// Profiles of this request: its id, the start of it, or latest [default: latest, unless --model or --all is given]
+    #[arg(value_name = "ID", value_parser = parse::request, conflicts_with = "request")]
+    pub id: Option<RequestWord>,
+    /// The same as ID
+    #[arg(long, value_name = "ID", value_parser = parse::request)]
+    pub request: Option<RequestWord>,
+    /// Profiles of all requests
+    #[arg(long, conflicts_with_all = ["id", "request"])]
+    pub all: bool,
     /// At most this many, newest first [default: the coordinator's]
     #[arg(long)]
     pub limit: Option<u32>,

@@ -1,6 +1,9 @@
 //! The flags of `profile`: each field of a request, and what is particular to this command.
 
-use super::{ArtifactArgs, parse};
+use super::{
+    ArtifactArgs,
+    parse::{self, Steps},
+};
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
     config::{Config, Ports},
@@ -77,9 +80,16 @@ pub struct ProfileArgs {
     /// cpu, gpu, all, device classes, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
-    /// Items in a call [default: 1,2,4,8]
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "What to measure")]
-    pub batch_sizes: Vec<u32>,
+    /// Items in a call, as 1,2,4 or a range, 2:8:2 [default: 1,2,4,8]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_parser = parse::counts,
+        value_name = "N",
+        help_heading = "What to measure"
+    )]
+    pub batch_sizes: Vec<Steps<u32>>,
     /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
     pub ports: Option<Ports>,
@@ -103,18 +113,26 @@ pub struct ProfileArgs {
     /// How load is put on [default: closed, a sweep that finds the peak]
     #[arg(long, value_enum, help_heading = "Load")]
     pub load: Option<LoadMode>,
-    /// Calls in flight, each a load point
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
-    pub concurrency: Vec<u32>,
-    /// Calls a second, each a load point
+    /// Calls in flight, each a load point: 1,4,16 or a range, 1:8:2
     #[arg(
         long,
         value_delimiter = ',',
         allow_negative_numbers = true,
+        value_parser = parse::counts,
+        value_name = "N",
+        help_heading = "Load"
+    )]
+    pub concurrency: Vec<Steps<u32>>,
+    /// Calls a second, each a load point: 100,200 or a range, 100:500:100
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_parser = parse::rates,
         value_name = "PER_SECOND",
         help_heading = "Load"
     )]
-    pub rate: Vec<f64>,
+    pub rate: Vec<Steps<f64>>,
     /// How an open loop spaces its calls: poisson or constant [default: poisson]
     #[arg(long, value_parser = arrivals, help_heading = "Load")]
     pub arrivals: Option<Arrivals>,
@@ -160,7 +178,7 @@ pub struct ProfileArgs {
     /// After this, cells that no slot can run fail [default: 24h]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "The request")]
     pub deadline: Option<u64>,
-    /// Fail such cells at once
+    /// Fail cells that no worker can run, instead of queueing them, and end at once where another process holds a device
     #[arg(long, help_heading = "The request")]
     pub no_wait: bool,
     /// Words to find it by
