@@ -1,12 +1,14 @@
 //! The control API as the commands use it: typed, with errors as problems. A coordinator that is gone is noticed by
 //! keep-alive, also while a call has been waiting for long.
 
+use crate::args::RequestWord;
 use modelmeter_common::{
     Code, Problem, RequestId,
     artifact::archive,
     grpc,
     model::{ArtifactRef, Model},
     profile::Profile,
+    redact::redact,
     request::{Request, RequestDoc},
     status::{Status, WorkerDoc},
 };
@@ -50,7 +52,7 @@ impl Client {
             let full = if address.contains("://") { address.clone() } else { format!("http://{address}") };
             let endpoint = Endpoint::from_shared(full)
                 .map_err(|e| {
-                    Problem::invalid("coordinator", format!("'{address}' is not an address: {e}"))
+                    Problem::invalid("coordinator", format!("'{}' is not an address: {e}", redact(address)))
                         .with_hint("for example http://127.0.0.1:7600")
                 })?
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -62,7 +64,7 @@ impl Client {
                     let control = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
                     return Ok(Self { control });
                 }
-                Err(e) => tried.push(format!("{address}: {}", grpc::root(&e))),
+                Err(e) => tried.push(format!("{}: {}", redact(address), grpc::root(&e))),
             }
         }
         Err(Problem::new(Code::Unreachable, format!("no coordinator answers ({})", tried.join("; ")))
@@ -80,6 +82,23 @@ impl Client {
     pub async fn requests(&mut self, limit: u32) -> Result<Vec<RequestDoc>, Problem> {
         let reply = self.control.list_requests(ListRequestsRequest { limit }).await.map_err(problem)?;
         read_all(&reply.into_inner().documents)
+    }
+
+    /// The request that a word means.
+    ///
+    /// # Errors
+    /// `not_found`; `invalid_argument` for the start of several ids.
+    pub async fn meant(&mut self, word: &RequestWord) -> Result<RequestId, Problem> {
+        match word {
+            RequestWord::Id(start) => match start.parse() {
+                Ok(id) => Ok(id),
+                Err(_) => only(start, &self.requests(u32::MAX).await?),
+            },
+            RequestWord::Latest => self.requests(1).await?.first().map(|latest| latest.id).ok_or_else(|| {
+                Problem::new(Code::NotFound, "there is no request yet")
+                    .with_hint("`modelmeter profile MODEL` makes one")
+            }),
+        }
     }
 
     /// Where a request stands.
@@ -133,12 +152,13 @@ impl Client {
         read_all(&reply.into_inner().documents)
     }
 
-    /// Adds a model whose artifacts, if it has any, lie in these files; what the hub has already is not sent.
-    pub async fn add_model(&mut self, model: &Model, files: &[(ArtifactRef, &Path)]) -> Result<(), Problem> {
+    /// Adds a model whose artifacts, if it has any, lie in these files, beside the other formats of its name and version; what
+    /// the hub has already is not sent. Gives the model as the hub has it then.
+    pub async fn add_model(&mut self, model: &Model, files: &[(ArtifactRef, &Path)]) -> Result<Model, Problem> {
         self.add_artifacts(files).await?;
         let model_json = json(model);
-        self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
-        Ok(())
+        let reply = self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
+        read(&reply.into_inner().model_json)
     }
 
     /// Sends the artifacts that the hub lacks.
@@ -178,6 +198,23 @@ impl Client {
         sent.map_err(|e| Problem::new(Code::Internal, format!("reading the artifact failed: {e}")))??;
         stored.map_err(problem)?;
         Ok(())
+    }
+}
+
+/// The one request whose id begins so.
+fn only(start: &str, requests: &[RequestDoc]) -> Result<RequestId, Problem> {
+    let plain = |id: &str| id.replace('-', "");
+    let begins = |id: &RequestId| plain(&id.to_string()).starts_with(&plain(start));
+    let found: Vec<RequestId> = requests.iter().map(|request| request.id).filter(begins).collect();
+    match found[..] {
+        [only] => Ok(only),
+        [] => Err(Problem::new(Code::NotFound, format!("no request's id begins with '{start}'"))
+            .with_field("request")
+            .with_hint("`modelmeter requests` lists those that are there")),
+        [first, second, ..] => {
+            let message = format!("'{start}' begins the ids of {} requests, such as {first} and {second}", found.len());
+            Err(Problem::invalid("request", message).with_hint("give more of it, or latest for the newest"))
+        }
     }
 }
 
@@ -236,6 +273,33 @@ fn read_all<T: DeserializeOwned>(documents: &[Document]) -> Result<Vec<T>, Probl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use modelmeter_common::request::RequestState;
+
+    #[test]
+    fn the_start_of_an_id_is_enough_where_it_is_the_only_one() {
+        let of = |id: &str| RequestDoc {
+            id: id.parse().unwrap(),
+            ..modelmeter_coordinator::hub::conformance::documents::request(id, RequestState::Done, 0)
+        };
+        let ids = ["4b1f2c6e-0d3f-4a8e-9a57-2f1f6f0f6f11", "4b9f2c6e-0d3f-4a8e-9a57-2f1f6f0f6f11"];
+        let requests = ids.map(of);
+        for start in ["4b1", "4b1f2c6e-0d", "4b1f2c6e0d", ids[0]] {
+            assert_eq!(only(start, &requests).unwrap(), requests[0].id, "{start}");
+        }
+        let several = only("4b", &requests).unwrap_err();
+        assert!(several.code == Code::InvalidArgument && several.message.contains(ids[1]), "{several}");
+        assert_eq!(only("5", &requests).unwrap_err().code, Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn no_password_in_an_address_is_shown() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for address in [format!("http://joe:hunter2@{closed}"), "http://joe:hunter2@ho st:1".to_owned()] {
+            let Err(error) = Client::connect(&[address]).await else { panic!("connected") };
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("***@") && !text.contains("hunter2") && !text.contains("joe"), "{text}");
+        }
+    }
 
     #[tokio::test]
     async fn what_was_tried_is_told() {

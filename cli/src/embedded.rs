@@ -14,7 +14,7 @@ use modelmeter_coordinator::{
     self as coordinator, expand,
     pool::{self, Pool},
 };
-use modelmeter_worker::{self as worker, inspector::Custom};
+use modelmeter_worker::{self as worker, Patience, inspector::Custom};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -44,9 +44,10 @@ impl Embedded {
     /// stopped first: nobody waits for them any more.
     ///
     /// # Errors
-    /// `storage` when the home cannot be written to; `busy` when another process measures with the same home.
-    pub async fn start(home: &Path) -> Result<Self, Problem> {
-        let lock = lock(home)?;
+    /// `storage` when the home cannot be written to; `busy` when another process measures with the same home and is not waited
+    /// for.
+    pub async fn start(home: &Path, patience: &Patience) -> Result<Self, Problem> {
+        let lock = patience.while_busy(|| async { lock(home) }).await?;
         let embedded = Self { _lock: Some(lock), ..Self::coordinator(home, false).await? };
         embedded.stop_leftovers().await?;
         Ok(embedded)
@@ -86,13 +87,14 @@ impl Embedded {
     /// Adds the worker: it registers, and takes what is submitted from then on.
     ///
     /// # Errors
-    /// `busy` when another worker measures on the same device; what [`worker::start`] says.
+    /// `busy` when another worker measures on the same device and is not waited for; what [`worker::start`] says.
     pub async fn add_worker(
         &mut self,
         config: &Config,
         slots: Vec<worker::SlotOptions>,
         offer: Offer,
         inspectors: BTreeMap<String, Custom>,
+        patience: Patience,
     ) -> Result<(), Problem> {
         let options = worker::Options {
             name: WORKER.into(),
@@ -108,6 +110,7 @@ impl Embedded {
             client_cpus: cpus("client_cpus", config.worker.client_cpus.as_deref())?,
             engine_cpus: cpus("engine_cpus", config.worker.engine_cpus.as_deref())?,
             shared_cpu: config.worker.shared_cpu,
+            patience,
             labels: config.worker.labels.clone(),
         };
         self.worker = Some(worker::start(options).await?);
@@ -235,12 +238,10 @@ fn lock(home: &Path) -> Result<File, Problem> {
     if worker::try_flock(&file, false).map_err(failed)? {
         return Ok(file);
     }
-    Err(Problem::new(
-        Code::Busy,
-        format!("another modelmeter process is measuring with the same home, {}", home.display()),
-    )
-    .with_field("home")
-    .with_hint("wait until it has ended, or use another home: --home DIR"))
+    let holder = worker::holder(&path).unwrap_or_else(|| "another modelmeter".into());
+    Err(Problem::new(Code::Busy, format!("{holder} measures with the same home, {}", home.display()))
+        .with_field("home")
+        .with_hint("wait until it has ended, or use another home: --home DIR"))
 }
 
 #[cfg(test)]

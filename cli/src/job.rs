@@ -1,7 +1,7 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
 use crate::{
-    args::{ArtifactArgs, Budget, Format, LoadMode, ProfileArgs},
+    args::{ArtifactArgs, Budget, Format, LoadMode, ProfileArgs, Steps},
     data,
 };
 use modelmeter_common::{
@@ -257,7 +257,7 @@ fn attach(request: &mut Request, args: &ProfileArgs, device_class: &str, embedde
 fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     list(&mut request.engines, &args.engines);
     list(&mut request.devices, &args.devices);
-    list(&mut request.batch_sizes, &args.batch_sizes);
+    list(&mut request.batch_sizes, &all(&args.batch_sizes));
     for (engine, setting, value) in &args.engine_settings {
         request.engine_settings.entry(engine.clone()).or_default().insert(setting.clone(), value.clone());
     }
@@ -361,11 +361,11 @@ fn load(args: &ProfileArgs, from_file: &Load) -> Result<Load, Problem> {
             Load::Closed { concurrencies } if args.concurrency.is_empty() => {
                 Load::Closed { concurrencies: concurrencies.clone() }
             }
-            _ => Load::Closed { concurrencies: args.concurrency.clone() },
+            _ => Load::Closed { concurrencies: all(&args.concurrency) },
         }),
         LoadMode::Open => Ok(match from_file {
             Load::Open { rates, .. } if args.rate.is_empty() => Load::Open { rates: rates.clone(), arrivals },
-            _ => Load::Open { rates: args.rate.clone(), arrivals },
+            _ => Load::Open { rates: all(&args.rate), arrivals },
         }),
         LoadMode::SlaSearch => Ok(Load::SlaSearch { arrivals }),
     }
@@ -375,6 +375,11 @@ fn list<T: Clone>(to: &mut Vec<T>, given: &[T]) {
     if !given.is_empty() {
         *to = given.to_vec();
     }
+}
+
+/// The numbers that were named, ranges as their steps.
+fn all<T: Clone>(named: &[Steps<T>]) -> Vec<T> {
+    named.iter().flat_map(|steps| steps.0.clone()).collect()
 }
 
 fn set<T>(to: &mut T, given: Option<T>) {

@@ -15,7 +15,7 @@ use modelmeter_common::{
 use modelmeter_serving::reference;
 use modelmeter_worker::{
     endpoint::Endpoint,
-    inspector::{self, Patience},
+    inspector::{self, ServerWait},
 };
 use std::path::{Path, PathBuf};
 
@@ -34,23 +34,15 @@ pub struct Local {
 impl Local {
     /// Adds it to what the hub has of this very version: a format that is named again is replaced.
     pub async fn add(&self, client: &mut Client) -> Result<Model, Problem> {
-        let mut model = self.model.clone();
-        let known = client.models(Some(&model.id.name)).await?;
-        if let Some(before) = known.into_iter().find(|known| known.id == model.id) {
-            let new: Vec<Format> = model.artifacts.iter().map(|artifact| artifact.format).collect();
-            model.artifacts.extend(before.artifacts.into_iter().filter(|artifact| !new.contains(&artifact.format)));
-            model.created_at = before.created_at;
-        }
         let files: Vec<(ArtifactRef, &Path)> = self.files.iter().map(|(a, path)| (a.clone(), path.as_path())).collect();
-        client.add_model(&model, &files).await?;
-        Ok(model)
+        client.add_model(&self.model, &files).await
     }
 }
 
 /// What can be found without a hub, checked whole: a file, a built-in model, what an endpoint serves. None: a name
 /// that only the hub can know.
 /// A server that is not up yet is waited for.
-pub async fn local(target: &Target, home: &Path, patience: Patience<'_>) -> Result<Option<Local>, Problem> {
+pub async fn local(target: &Target, home: &Path, patience: ServerWait<'_>) -> Result<Option<Local>, Problem> {
     match target {
         Target::Files(named) => files(named).await.map(Some),
         Target::Name(name) if reference::NAMES.contains(&name.as_str()) => {
@@ -236,7 +228,7 @@ async fn told(
     name: &str,
     protocol: Protocol,
     stated: &[TensorSpec],
-    patience: Patience<'_>,
+    patience: ServerWait<'_>,
 ) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
     if !stated.is_empty() {
         return Err(Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated")
@@ -258,7 +250,7 @@ async fn told(
 async fn stated(
     endpoint: &Endpoint,
     inputs: &[TensorSpec],
-    patience: Patience<'_>,
+    patience: ServerWait<'_>,
 ) -> Result<Vec<TensorSpec>, Problem> {
     if inputs.is_empty() {
         return Err(Problem::invalid("input", "servers of this protocol do not tell the model's inputs")

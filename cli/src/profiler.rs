@@ -1,7 +1,7 @@
 //! The library: profile a model from a Rust program, in the shape that users of MLModelCI know.
 
 use crate::{
-    args::{Format, ProfileArgs},
+    args::{Format, ProfileArgs, Steps},
     job,
     progress::Progress,
     report::{self, View},
@@ -142,7 +142,7 @@ impl Profiler {
             model: self.args.model.clone(),
             engines: self.args.engines.clone(),
             inspector: self.args.inspector.clone(),
-            batch_sizes: batch_sizes.to_vec(),
+            batch_sizes: vec![Steps(batch_sizes.to_vec())],
             devices: devices.iter().map(ToString::to_string).collect(),
             ..ProfileArgs::default()
         };

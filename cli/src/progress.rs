@@ -20,10 +20,21 @@ pub struct Progress {
     last: Option<Status>,
 }
 
+#[derive(Clone)]
 enum Shown {
     Bar(ProgressBar),
     Lines,
     Nothing,
+}
+
+impl Shown {
+    fn say(&self, line: &str) {
+        match self {
+            Self::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
+            Self::Lines => print_line(line),
+            Self::Nothing => {}
+        }
+    }
 }
 
 impl Progress {
@@ -49,11 +60,13 @@ impl Progress {
 
     /// Says something once, above what is shown.
     pub fn say(&self, line: &str) {
-        match &self.shown {
-            Shown::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
-            Shown::Lines => print_line(line),
-            Shown::Nothing => {}
-        }
+        self.shown.say(line);
+    }
+
+    /// The same for whoever outlives this borrow.
+    pub fn sayer(&self) -> impl Fn(&str) + Send + Sync + 'static {
+        let shown = self.shown.clone();
+        move |line: &str| shown.say(line)
     }
 
     /// The request's newest status.

@@ -28,11 +28,11 @@ use modelmeter_coordinator::{
     status,
 };
 use modelmeter_worker::{
-    EngineSpec, SlotOptions,
-    inspector::{self, Custom, Patience},
+    EngineSpec, Patience, SlotOptions,
+    inspector::{self, Custom, ServerWait},
     sample,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -221,7 +221,7 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     // What the workers' own engines take, they alone know.
     check_settings(&job.request, &[])?;
     let client = Client::connect(&config.client.coordinators).await?;
-    Ok((client, models::local(&job.target, &config.home, Patience::NONE).await?))
+    Ok((client, models::local(&job.target, &config.home, ServerWait::NONE).await?))
 }
 
 /// Puts model and data into the hub; gives the request that names them.
@@ -241,8 +241,9 @@ async fn store(
 async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
     let sketch = sketch(config, job, progress).await?;
     no_gpu_note(&sketch.request, progress);
-    let mut embedded = Embedded::start(&config.home).await?;
-    match into_embedded(&mut embedded, config, sketch).await {
+    let patience = patience(sketch.request.no_wait, progress);
+    let mut embedded = Embedded::start(&config.home, &patience).await?;
+    match into_embedded(&mut embedded, config, sketch, patience).await {
         Ok((client, request)) => Ok(Place { client, embedded: Some(embedded), request }),
         Err(problem) => {
             embedded.stop().await;
@@ -267,7 +268,7 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     check_devices(&job.request, &offer.specs, &slots)?;
     let devices = embedded::classes(&job.request.devices);
     let stop = &job.request.stop;
-    let patience = Patience {
+    let patience = ServerWait {
         timeout: Duration::from_millis(stop.timeout_ms),
         ready: if job.request.no_wait { Duration::ZERO } else { config.engine.ready_timeout() },
         say: &|words| progress.say(&words),
@@ -309,12 +310,31 @@ fn leave_unused(specs: &mut Vec<EngineSpec>, cells: &[Cell], slots: &[SlotOption
     }
 }
 
-async fn into_embedded(embedded: &mut Embedded, config: &Config, sketch: Sketch) -> Result<(Client, Request), Problem> {
+/// Waits for whoever measures on the same devices or in the same home, unless it is to be refused.
+fn patience(no_wait: bool, progress: &Progress) -> Patience {
+    if no_wait {
+        return Patience::Refuse;
+    }
+    let say = progress.sayer();
+    Patience::Wait(Arc::new(move |problem| say(&waiting(problem))))
+}
+
+/// What is said while something is waited for.
+pub fn waiting(problem: &Problem) -> String {
+    format!("waiting: {} (Ctrl-C ends the wait; with --no-wait there is none)", problem.message)
+}
+
+async fn into_embedded(
+    embedded: &mut Embedded,
+    config: &Config,
+    sketch: Sketch,
+    patience: Patience,
+) -> Result<(Client, Request), Problem> {
     let mut client = embedded.client().await?;
     let Sketch { target, request, inspectors, local, mut offer, slots, cells, .. } = sketch;
     leave_unused(&mut offer.specs, &cells, &slots);
     let request = store(&target, request, local.as_ref(), config, &mut client).await?;
-    embedded.add_worker(config, slots, offer, inspectors).await?;
+    embedded.add_worker(config, slots, offer, inspectors, patience).await?;
     // There is no other worker to wait for.
     Ok((client, Request { no_wait: true, ..request }))
 }

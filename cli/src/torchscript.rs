@@ -1,7 +1,7 @@
 //! The TorchScript engine as the worker is to launch it: our server, run by the user's own Python.
 
 use crate::engines::Found;
-use modelmeter_common::{Problem, config::Config, engine};
+use modelmeter_common::{Problem, cgroup::CpuGroups, config::Config, engine};
 use modelmeter_serving::torchscript;
 use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
 use std::{collections::BTreeMap, path::PathBuf};
@@ -51,7 +51,7 @@ pub fn spec(found: &Found, config: &Config) -> Result<EngineSpec, Problem> {
         launch: Launch::Process {
             program: found.location.clone().unwrap_or_else(|| PathBuf::from("python3")),
             args,
-            env: BTreeMap::new(),
+            env: max_threads(&CpuGroups::own()),
         },
         layout: Layout::Plain,
         protocol: info.protocol,
@@ -60,6 +60,12 @@ pub fn spec(found: &Found, config: &Config) -> Result<EngineSpec, Problem> {
         formats: info.formats.to_vec(),
         ready_timeout: config.engine.ready_timeout(),
     })
+}
+
+/// What a CPU quota leaves to the threads of the Python server, which looks at the cores alone.
+fn max_threads(groups: &CpuGroups) -> BTreeMap<String, String> {
+    let most = groups.cores().map(|_| groups.cap(usize::MAX).to_string());
+    most.map(|most| ("MODELMETER_MAX_THREADS".to_owned(), most)).into_iter().collect()
 }
 
 #[cfg(test)]

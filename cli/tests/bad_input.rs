@@ -37,6 +37,8 @@ fn unknown_engine_device_and_model() {
     let home = home();
     let home = home.path();
     refused(home, &["profile", "mlp", "--engines", "rtn"], "unknown engine 'rtn'", "did you mean 'rten'");
+    refused(home, &["profile", "mlp", "--engines", "onnxruntime"], "'onnxruntime'", "did you mean 'onnx'");
+    refused(home, &["profile", "mlp", "--devices", "cuda"], "device 'cuda'", "did you mean 'gpu'");
     refused(home, &["profile", "mlp", "--devices", "cup"], "unknown device 'cup'", "did you mean 'cpu'");
     refused(home, &["profile", "resnet5"], "no model 'resnet5'", "did you mean 'resnet50'");
     refused(home, &["profile", "nowhere/m.onnx"], "nowhere/m.onnx", "path");
@@ -84,7 +86,7 @@ fn numbers_out_of_range_and_contradictions() {
 #[test]
 fn usage_errors_exit_with_2_too() {
     let home = home();
-    for args in [&["profil"][..], &["profile", "mlp", "--budget", "long"], &["status", "7"]] {
+    for args in [&["profil"][..], &["profile", "mlp", "--budget", "long"], &["status", "7"], &["status", "x"]] {
         let output = modelmeter(home.path(), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -119,14 +121,15 @@ fn brokers_hubs_coordinators_and_endpoints_that_do_not_answer() {
     // Port 1 answers nobody.
     let ends = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let coordinator = |args: &[&'static str]| [&["coordinator"], &ends[..], args].concat();
-    refused(home, &coordinator(&["--broker", "amqp://127.0.0.1:1", "--hub", "x.sqlite"]), "127.0.0.1:1", "RabbitMQ");
+    let silent = ["--broker", "amqp://127.0.0.1:1", "--hub", "x.sqlite", "--no-wait"];
+    refused(home, &coordinator(&silent), "127.0.0.1:1", "RabbitMQ");
     refused(home, &coordinator(&["--broker", "http://127.0.0.1:1", "--hub", "x.sqlite"]), "http", "amqp://");
     refused(home, &coordinator(&["--hub", "x.sqlite"]), "broker", "--broker");
     let briefly = ["--broker", "amqp://127.0.0.1:1", "--hub", "x.sqlite", "--lease", "0s"];
     refused(home, &coordinator(&briefly), "lease", "1s");
     refused(
         home,
-        &["worker", "--broker", "amqp://127.0.0.1:1", "--coordinator", "http://127.0.0.1:1"],
+        &["worker", "--broker", "amqp://127.0.0.1:1", "--coordinator", "http://127.0.0.1:1", "--no-wait"],
         "127.0.0.1:1",
         "RabbitMQ",
     );

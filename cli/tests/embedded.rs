@@ -54,10 +54,18 @@ fn a_built_in_model_is_measured_and_can_be_seen_again() {
     assert!(String::from_utf8_lossy(&classic.stdout).contains("all_batch_throughput"));
     let requests = json(&command(home, &["requests", "--json"]).output().unwrap());
     assert_eq!((requests[0]["_id"].as_str(), requests[0]["state"].as_str()), (Some(id), Some("done")));
-    let status = json(&command(home, &["status", id, "--json"]).output().unwrap());
-    assert_eq!(status["cells"].as_array().unwrap().len(), 2);
-    let models = json(&command(home, &["model", "list", "--json"]).output().unwrap());
-    assert_eq!(models[0]["name"], "mlp");
+    for word in [&[id][..], &[&id[..6]], &["latest"], &[]] {
+        let status = json(&command(home, &[&["status", "--json"], word].concat()).output().unwrap());
+        assert_eq!((&status["request_id"], status["cells"].as_array().unwrap().len()), (&id.into(), 2), "{word:?}");
+        let results = json(&command(home, &[&["results", "--json"], word].concat()).output().unwrap());
+        assert_eq!(results.as_array().unwrap().len(), 2, "{word:?}");
+    }
+    let wrong = command(home, &["results", "0000"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
+    for list in ["list", "ls"] {
+        let models = json(&command(home, &["model", list, "--json"]).output().unwrap());
+        assert_eq!(models[0]["name"], "mlp");
+    }
 }
 
 #[test]
@@ -94,7 +102,7 @@ fn a_dry_run_needs_nothing_that_another_process_holds() {
     // SAFETY: the descriptor is open.
     assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
     let args = ["profile", "mlp", "--json", "--batch-sizes", "1"];
-    let busy = command(home.path(), &args).output().unwrap();
+    let busy = command(home.path(), &[&args[..], &["--no-wait"]].concat()).output().unwrap();
     assert_eq!(busy.status.code(), Some(2), "{}", String::from_utf8_lossy(&busy.stderr));
     let plan = json(&command(home.path(), &[&args[..], &["--dry-run"]].concat()).output().unwrap());
     assert_eq!((&plan["cells"][0]["engine"], &plan["cells"][0]["slots"]), (&"rten".into(), &1.into()));

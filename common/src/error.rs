@@ -147,9 +147,35 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// How a hint begins where one of `known` is close to `given`: "did you mean 'onnx'? "; else nothing.
+/// What others call engines, devices, protocols and element types: our word, and theirs.
+const OTHER_WORDS: [(&str, &[&str]); 12] = [
+    ("onnx", &["onnxruntime", "onnx-runtime", "ort"]),
+    ("torchscript", &["pytorch", "torch", "libtorch", "jit"]),
+    ("tfs", &["tensorflow-serving", "tensorflow_serving", "tensorflow", "tf-serving", "tfserving", "tf", "savedmodel"]),
+    ("triton", &["tritonserver", "triton-server", "nvidia-triton"]),
+    ("kserve-v2", &["kserve", "v2", "oip", "open-inference-protocol", "grpc", "triton"]),
+    ("gpu", &["cuda", "nvidia"]),
+    ("FP16", &["float16", "half", "f16"]),
+    ("FP32", &["float32", "float", "single", "f32"]),
+    ("FP64", &["float64", "double", "f64"]),
+    ("INT32", &["int", "i32"]),
+    ("INT64", &["long", "i64"]),
+    ("BYTES", &["string", "str"]),
+];
+
+/// How a hint begins where one of `known` is close to `given`, or is what others call it: "did you mean 'onnx'? "; else nothing.
 pub fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    closest(given, known).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default()
+    let known: Vec<&str> = known.into_iter().collect();
+    let same = known.iter().find(|word| word.eq_ignore_ascii_case(given));
+    let means = |word: &str| {
+        let theirs = given.to_ascii_lowercase();
+        OTHER_WORDS.iter().any(|(ours, others)| *ours == word && others.contains(&theirs.as_str()))
+    };
+    same.or_else(|| known.iter().find(|word| means(word)))
+        .copied()
+        .or_else(|| closest(given, known.iter().copied()))
+        .map(|near| format!("did you mean '{near}'? "))
+        .unwrap_or_default()
 }
 
 /// The closest of `known` to `given`: at most half of it away in edits.
@@ -175,6 +201,25 @@ fn edits(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_call_it_is_known() {
+        let engines = ["auto", "endpoint", "null", "onnx", "rten", "tfs", "torchscript", "triton"];
+        let meant = |given| did_you_mean(given, engines);
+        for (theirs, ours) in [
+            ("onnxruntime", "onnx"),
+            ("ONNX", "onnx"),
+            ("PyTorch", "torchscript"),
+            ("tensorflow-serving", "tfs"),
+            ("tritonserver", "triton"),
+            ("tritn", "triton"),
+        ] {
+            assert_eq!(meant(theirs), format!("did you mean '{ours}'? "));
+        }
+        assert_eq!(did_you_mean("cuda", ["cpu", "gpu", "all"]), "did you mean 'gpu'? ");
+        assert_eq!(did_you_mean("cuda", ["cpu", "all"]), "", "only what there is");
+        assert_eq!(meant("vllm"), "");
+    }
 
     #[test]
     fn suggests_only_what_is_close() {

@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod broker;
+pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod device;

@@ -1,6 +1,6 @@
 //! A model and its artifacts, and the tensors that go in and come out.
 
-use crate::{Problem, Timestamp};
+use crate::{Problem, Timestamp, error::did_you_mean};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -245,10 +245,13 @@ impl FromStr for Datatype {
 
     /// Accepts the KServe v2 name in either case.
     fn from_str(text: &str) -> Result<Self, Problem> {
-        let upper = text.to_ascii_uppercase();
+        let (upper, names) = (text.to_ascii_uppercase(), Self::ALL.map(Self::as_str));
         Self::ALL.into_iter().find(|dtype| dtype.as_str() == upper).ok_or_else(|| {
-            Problem::invalid("dtype", format!("unknown element type '{text}'"))
-                .with_hint(format!("one of {}", Self::ALL.map(Self::as_str).join(", ")))
+            Problem::invalid("dtype", format!("unknown element type '{text}'")).with_hint(format!(
+                "{}one of {}",
+                did_you_mean(text, names),
+                names.join(", ")
+            ))
         })
     }
 }

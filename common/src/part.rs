@@ -321,6 +321,13 @@ impl ServerTimes {
 pub struct HostUse {
     pub cpu_busy_ratio: f64,
     pub steal_ratio: f64,
+    /// Share of the time in which a CPU quota stopped client or engine, the greater of the two; none without a quota.
+    #[serde(default)]
+    pub throttled_ratio: Option<f64>,
+    /// How slow and how fast the engine's cores were: the 5th and the 95th percentile of fixed work's speed over its median.
+    /// None where the engine was not launched here, the point was too short, or its cores were never idle.
+    #[serde(default)]
+    pub speed_range: Option<[f64; 2]>,
 }
 
 /// Something that makes a point less sound, with what to do about it.

@@ -144,7 +144,8 @@ pub struct Summary {
     pub p99_latency_ci95_ms: Option<[f64; 2]>,
 }
 
-/// The headline of the valid point with the most inferences a second, with its device.
+/// The headline of the valid point with the most inferences a second among those that every repeat measured, where there
+/// is one, with its device.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct PeakSummary {
@@ -171,6 +172,9 @@ pub struct SlaResult {
 #[allow(missing_docs)]
 pub struct ProfilePoint {
     pub load: ProfileLoad,
+    /// Repeats that measured this load; 0 in documents that do not say.
+    #[serde(default)]
+    pub repeats: u32,
     pub duration_s: f64,
     pub requests: u64,
     pub errors: u64,

@@ -44,17 +44,23 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
     let folded = fold(&measured);
     let sla = request.request.sla.as_ref().map(|sla| match request.request.load {
         Load::SlaSearch { .. } => judge_searches(sla, &measured),
-        _ => judge(sla, &measured, &folded),
+        _ => judge(sla, &measured, &folded, needed(request, tasks.len())),
     });
     let reference = folded.first().filter(|point| point.valid).map(summary);
-    let peak = best(folded.iter().filter(|point| point.valid)).map(peak);
+    let peak = headline(folded.iter().filter(|point| point.valid), &measured, needed(request, tasks.len())).map(peak);
     let mut unavailable = BTreeMap::new();
     if reference.is_none() && !measured.is_empty() {
         let message = "the reference's point is not valid; it says why";
         unavailable.insert("reference".to_owned(), reason("no_valid_point", message));
     }
     if peak.is_none() && !measured.is_empty() {
-        let why = if folded.iter().any(|point| point.valid) {
+        let is_fit = |point: &Point| point.valid && point.requests_per_s.is_some();
+        let why = if folded.iter().any(is_fit) {
+            reason(
+                "not_every_repeat",
+                "certified figures rest on every repeat, and no valid load point was measured in each",
+            )
+        } else if folded.iter().any(|point| point.valid) {
             reason("no_throughput", "no valid load point has a throughput; each point says why")
         } else {
             reason("no_valid_point", "no load point was valid; each point says why")
@@ -118,7 +124,7 @@ pub fn profile(request: &RequestDoc, tasks: &[Task], measured: &[Measured], revi
         reference,
         peak,
         sla,
-        points: folded.iter().map(profile_point).collect(),
+        points: folded.iter().map(|point| profile_point(point, repeats_of(point.load, &measured))).collect(),
         unavailable,
     }
 }
@@ -151,6 +157,27 @@ fn best<'a>(points: impl Iterator<Item = &'a Point>) -> Option<&'a Point> {
     points.filter(|p| p.requests_per_s.is_some()).max_by(by_support)
 }
 
+/// How many repeats measured this load.
+fn repeats_of(load: LoadPoint, measured: &[&Measured]) -> u32 {
+    measured.iter().filter(|m| m.parts.iter().any(|part| part.point.load == load)).count() as u32
+}
+
+/// How many repeats a certified headline must rest on: all that were asked for. Others may rest on one.
+fn needed(request: &RequestDoc, repeats: usize) -> u32 {
+    if request.request.stop.certified { repeats as u32 } else { 1 }
+}
+
+/// The fastest of these points that every repeat measured, since a sweep refines other loads in each repeat; where there is
+/// none, the fastest that at least `needed` repeats measured.
+fn headline<'a>(
+    points: impl Iterator<Item = &'a Point> + Clone,
+    measured: &[&Measured],
+    needed: u32,
+) -> Option<&'a Point> {
+    let by = |least: u32| best(points.clone().filter(|point| repeats_of(point.load, measured) >= least));
+    by(needed.max(measured.len() as u32)).or_else(|| by(needed))
+}
+
 fn rate(point: &Point) -> f64 {
     point.requests_per_s.map_or(0.0, |rate| rate.value)
 }
@@ -161,14 +188,14 @@ fn sample(point: &Point) -> Sample<'_> {
 
 /// Whether the SLA holds at 99 % confidence at some valid point of all repeats and is missed in none of them, and the
 /// fastest such point.
-fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point]) -> SlaResult {
+fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point], needed: u32) -> SlaResult {
     let repeats = |load| measured.iter().flat_map(|m| &m.parts).map(|p| &p.point).filter(move |p| p.load == load);
     let meets = |point: &Point| {
         point.valid
             && is_met(sla, sample(point), &point.percentiles)
             && repeats(point.load).all(|repeat| holds(sla, sample(repeat)))
     };
-    let best = best(folded.iter().filter(|point| meets(point)));
+    let best = headline(folded.iter().filter(|point| meets(point)), measured, needed);
     // What is neither shown to be met nor missed at each valid point is open.
     let mut valid = folded.iter().filter(|point| point.valid).peekable();
     let misses = |point: &Point| !holds(sla, sample(point));
@@ -179,11 +206,11 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point]) -> SlaResult {
 
 /// Each repeat of a search has rates of its own: what they all found is the lowest that one of them did.
 fn judge_searches(sla: &Sla, measured: &[&Measured]) -> SlaResult {
-    let found = measured.iter().map(|m| judge(sla, &[*m], &fold(&[*m])));
+    let found = measured.iter().map(|m| judge(sla, &[*m], &fold(&[*m]), 1));
     let rate = |found: &SlaResult| found.best.as_ref().and_then(|best| best.summary.throughput_inferences_per_s);
     found
         .min_by(|a, b| rate(a).unwrap_or(0.0).total_cmp(&rate(b).unwrap_or(0.0)))
-        .unwrap_or_else(|| judge(sla, &[], &[]))
+        .unwrap_or_else(|| judge(sla, &[], &[], 1))
 }
 
 fn deployment(last: &Final) -> Option<&Deployment> {
@@ -258,7 +285,7 @@ fn percentile(percentiles: &[Percentile], q: f64) -> Option<Figure> {
     percentiles.iter().find(|p| p.q == q).and_then(|p| p.ms)
 }
 
-fn profile_point(point: &Point) -> ProfilePoint {
+fn profile_point(point: &Point, repeats: u32) -> ProfilePoint {
     let successes = point.requests.saturating_sub(point.errors);
     let mut unavailable = point.unavailable.clone();
     if matches!(point.load, LoadPoint::Closed { .. }) {
@@ -279,6 +306,7 @@ fn profile_point(point: &Point) -> ProfilePoint {
     }
     ProfilePoint {
         load: point.load.into(),
+        repeats,
         duration_s: point.duration_s,
         requests: point.requests,
         errors: point.errors,

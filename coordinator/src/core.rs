@@ -23,8 +23,8 @@ use tokio::sync::{Notify, broadcast};
 
 /// Requests that may run at a time: the loops look at each of them in every round.
 pub const MAX_REQUESTS: u32 = 1000;
-/// Tries of one compare-and-swap before it is left to the sweep.
-const SWAP_TRIES: u32 = 16;
+/// Tries of one compare-and-swap before it is left to the sweep, or to the caller.
+pub const SWAP_TRIES: u32 = 16;
 /// Each claim asks who is registered: another coordinator's news may be this late.
 const WORKERS_AGE: Duration = Duration::from_millis(500);
 /// A worker that was silent for this many leases is not counted on.

@@ -1,7 +1,7 @@
 //! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
 //! machine and at every repetition.
 
-use crate::pool::{self, Pool};
+use crate::pool::{self, Kind, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     device::{self, CPU_CLASS},
@@ -136,10 +136,36 @@ pub fn tasks(id: RequestId, request: &Request, cells: &[Cell], now: Timestamp) -
     tasks.into_iter().enumerate().map(number).collect()
 }
 
-/// What each task measures; a budget is shared out over the tasks that the slots run one after another.
-pub fn plan(request: &Request, tasks: u64, slots: u32) -> Plan {
-    let rounds = tasks.div_ceil(u64::from(slots.max(1))).max(1);
-    let share = |budget: u64| ((budget as f64 * BUDGET_SHARE) as u64 / rounds).max(MIN_TASK_BUDGET_MS);
+/// The tasks of a stored request by the slots that they need, without the model that they are of.
+pub fn kinds(doc: &RequestDoc) -> Vec<Kind<'_>> {
+    let request = &doc.request;
+    let of_settings = |engine: &str| -> u64 {
+        let settings = request.engine_settings.get(engine);
+        settings
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .map(|value| value.as_array().map_or(1, Vec::len) as u64)
+            .product()
+    };
+    let of_shapes: u64 = request.shapes.values().map(|shapes| shapes.len() as u64).product();
+    let alike = of_shapes * unique(&request.batch_sizes).len() as u64 * u64::from(request.repeats);
+    let mut kinds = Vec::new();
+    for engine in &request.engines {
+        let runs = |class: &&String| doc.devices_of.get(engine).is_none_or(|classes| classes.contains(*class));
+        kinds.extend(request.devices.iter().filter(runs).map(|device_class| Kind {
+            engine,
+            format: doc.formats.get(engine).copied(),
+            device_class,
+            inspector: request.inspector.as_deref().unwrap_or(DEFAULT_INSPECTOR),
+            tasks: of_settings(engine) * alike,
+        }));
+    }
+    kinds
+}
+
+/// What each task measures; a budget is shared out over the [`pool::rounds`] that its cells need.
+pub fn plan(request: &Request, rounds: u64) -> Plan {
+    let share = |budget: u64| ((budget as f64 * BUDGET_SHARE) as u64 / rounds.max(1)).max(MIN_TASK_BUDGET_MS);
     Plan {
         load: request.load.clone(),
         batches: request.batches,

@@ -4,16 +4,19 @@
 use modelmeter_common::{
     Code, Problem,
     device::{self, CPU_CLASS},
-    model::ArtifactRef,
+    model::{ArtifactRef, Format},
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, DEFAULT_INSPECTOR},
     wire::sha256_hex,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to do where a slot is missing and nobody said why.
 const HINT: &str =
     "`modelmeter engines` says what a machine can run; `modelmeter workers` lists a coordinator's workers";
+
+/// Sets of pools that are looked at to share out a budget: more than mixed clusters have.
+const MAX_UNIONS: usize = 1024;
 
 /// Slots with equal abilities.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +33,34 @@ pub struct Pool {
     pub slots: u32,
 }
 
+/// Tasks that the same slots can run.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind<'a> {
+    /// The engine.
+    pub engine: &'a str,
+    /// The format of what it loads, if it loads something.
+    pub format: Option<Format>,
+    /// The device class.
+    pub device_class: &'a str,
+    /// The inspector.
+    pub inspector: &'a str,
+    /// How many tasks.
+    pub tasks: u64,
+}
+
+impl<'a> Kind<'a> {
+    /// So many tasks of this cell.
+    pub fn of(cell: &'a Cell, tasks: u64) -> Self {
+        Self {
+            engine: &cell.engine,
+            format: cell.artifact.as_ref().map(|artifact| artifact.format),
+            device_class: &cell.device_class,
+            inspector: &cell.inspector,
+            tasks,
+        }
+    }
+}
+
 impl Pool {
     /// The pool of one slot.
     pub fn of(class: &str, mut engines: Vec<String>, abilities: Abilities) -> Self {
@@ -40,14 +71,18 @@ impl Pool {
 
     /// Whether a slot of it can run the cell.
     pub fn fits(&self, cell: &Cell) -> bool {
-        self.loads(&cell.engine, cell.artifact.as_ref(), &cell.device_class) && self.has_inspector(&cell.inspector)
+        self.runs(&Kind::of(cell, 1))
     }
 
-    /// Whether it has the engine on such a device, and that loads the artifact.
-    fn loads(&self, engine: &str, artifact: Option<&ArtifactRef>, device_class: &str) -> bool {
+    /// Whether a slot of it can run such tasks.
+    fn runs(&self, kind: &Kind<'_>) -> bool {
+        self.loads(kind.engine, kind.format, kind.device_class) && self.has_inspector(kind.inspector)
+    }
+
+    /// Whether it has the engine on such a device, and that loads the format.
+    fn loads(&self, engine: &str, format: Option<Format>, device_class: &str) -> bool {
         let formats = self.abilities.formats.get(engine).filter(|formats| !formats.is_empty());
-        self.offers(engine, device_class)
-            && artifact.is_none_or(|artifact| formats.is_none_or(|all| all.contains(&artifact.format)))
+        self.offers(engine, device_class) && format.is_none_or(|format| formats.is_none_or(|all| all.contains(&format)))
     }
 
     /// Whether it has an inspector of this name; each has the engines' own.
@@ -96,7 +131,7 @@ pub fn gathered(slots: impl IntoIterator<Item = Pool>) -> Vec<Pool> {
 
 /// Whether some slot has the engine on such a device, and that loads the artifact.
 pub fn is_offered(engine: &str, artifact: Option<&ArtifactRef>, device_class: &str, pools: &[Pool]) -> bool {
-    pools.iter().any(|pool| pool.loads(engine, artifact, device_class))
+    pools.iter().any(|pool| pool.loads(engine, artifact.map(|artifact| artifact.format), device_class))
 }
 
 /// Whether some slot takes from the queue of this pool.
@@ -104,10 +139,39 @@ pub fn is_there(id: &str, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.id == id)
 }
 
-/// How many slots can run one of these engines on one of these device classes.
-pub fn slots(engines: &[String], device_classes: &[String], pools: &[Pool]) -> u32 {
-    let can = |pool: &&Pool| device_classes.iter().any(|class| engines.iter().any(|engine| pool.offers(engine, class)));
-    pools.iter().filter(can).map(|pool| pool.slots).sum()
+/// How many of these tasks some slot runs one after another, at the least: over each set of pools, the tasks that only these
+/// can run, shared out over their slots. Tasks that no slot can run take no time, unless there are no others: then one slot is
+/// taken to come for them.
+pub fn rounds<'a>(kinds: impl IntoIterator<Item = Kind<'a>>, pools: &[Pool]) -> u64 {
+    let mut tasks: BTreeMap<BTreeSet<usize>, u64> = BTreeMap::new();
+    for kind in kinds {
+        let fitting = (0..pools.len()).filter(|&i| pools[i].runs(&kind)).collect();
+        *tasks.entry(fitting).or_insert(0) += kind.tasks;
+    }
+    let stranded = tasks.remove(&BTreeSet::new()).unwrap_or(0);
+    if tasks.is_empty() {
+        return stranded;
+    }
+    let longest = |set: &BTreeSet<usize>| {
+        let slots: u64 = set.iter().map(|&i| u64::from(pools[i].slots)).sum();
+        let only_here: u64 = tasks.iter().filter(|(fitting, _)| fitting.is_subset(set)).map(|(_, n)| n).sum();
+        only_here.div_ceil(slots.max(1))
+    };
+    unions(tasks.keys()).iter().map(longest).max().unwrap_or(0)
+}
+
+/// These sets and what any of them are together, the union of all included; at most about [`MAX_UNIONS`].
+fn unions<'a>(sets: impl Iterator<Item = &'a BTreeSet<usize>> + Clone) -> BTreeSet<BTreeSet<usize>> {
+    let mut unions: BTreeSet<BTreeSet<usize>> = sets.clone().cloned().collect();
+    unions.insert(sets.clone().flatten().copied().collect());
+    for set in sets {
+        if unions.len() >= MAX_UNIONS {
+            break;
+        }
+        let wider: Vec<_> = unions.iter().map(|union| union | set).collect();
+        unions.extend(wider);
+    }
+    unions
 }
 
 /// Why no pool can run this cell, and what to do; none if one can.
@@ -157,7 +221,6 @@ pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option
 mod tests {
     use super::*;
     use crate::hub::conformance::documents;
-    use modelmeter_common::model::{ArtifactRef, Format};
 
     fn pool(class: &str, engines: &[&str]) -> Pool {
         Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())
@@ -209,14 +272,26 @@ mod tests {
     }
 
     #[test]
-    fn slots_count_where_they_can_run_some_of_it() {
-        let pools = [pool("cpu", &["onnx", "rten"]), pool("cpu", &["rten"]), pool("nvidia-a10", &["onnx", "triton"])];
-        let count = |engines: &[&str], classes: &[&str]| {
-            let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
-            slots(&owned(engines), &owned(classes), &pools)
+    fn rounds_are_those_of_the_slots_with_the_most_to_do() {
+        let many = |class: &str, engines: &[&str], slots: u32| Pool { slots, ..pool(class, engines) };
+        let kind = |engine: &'static str, device_class: &'static str, tasks: u64| Kind {
+            engine,
+            format: Some(Format::Onnx),
+            device_class,
+            inspector: DEFAULT_INSPECTOR,
+            tasks,
         };
-        assert_eq!((count(&["rten"], &["cpu"]), count(&["onnx"], &["cpu"])), (2, 1));
-        assert_eq!((count(&["rten"], &["gpu"]), count(&["onnx", "rten"], &["gpu", "cpu"])), (0, 3));
+        let pools = [many("cpu", &["onnx", "rten"], 9), many("nvidia-a10", &["onnx"], 1)];
+        let (on_cpu, on_gpu) = (kind("onnx", "cpu", 50), kind("onnx", "nvidia-a10", 50));
+        assert_eq!(rounds([on_cpu, on_gpu], &pools), 50, "fifty on the only GPU");
+        assert_eq!(rounds([on_cpu], &pools), 6);
+        assert_eq!(rounds([on_cpu, kind("triton", "cpu", 50)], &pools), 6, "some of them nobody runs");
+        assert_eq!(rounds([on_cpu, on_gpu], &[]), 100, "as if one slot came");
+
+        // Of three kinds two overlap in one pool: neither alone is what takes longest, both together are.
+        let pools = [many("cpu", &["a", "b"], 1), many("cpu", &["b", "c"], 1), many("cpu", &["d"], 8)];
+        let overlapping = [kind("a", "cpu", 4), kind("b", "cpu", 10), kind("c", "cpu", 4), kind("d", "cpu", 8)];
+        assert_eq!(rounds(overlapping, &pools), 9);
     }
 
     #[test]

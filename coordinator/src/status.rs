@@ -2,7 +2,7 @@
 
 use crate::{
     expand,
-    pool::{self, Pool},
+    pool::{self, Kind, Pool},
 };
 use modelmeter_common::{
     Problem,
@@ -12,6 +12,7 @@ use modelmeter_common::{
     status::{CellStatus, Dryrun, Estimate, PlannedCell, Status},
     task::{Cell, Plan, Task, TaskState},
 };
+use std::collections::BTreeMap;
 
 /// Seconds that deploying an engine is taken to cost in an estimate.
 const DEPLOY_S: f64 = 2.0;
@@ -85,9 +86,8 @@ fn waits_for(blocked: Option<&Problem>, stuck: Option<&str>) -> String {
 /// What is wrong with the request.
 pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun, Problem> {
     let cells = expand::cells(request, model, pools)?;
-    let tasks = cells.len() as u64 * u64::from(request.repeats);
-    let resolved = expand::resolved(request, &cells);
-    let plan = expand::plan(request, tasks, pool::slots(&resolved.engines, &resolved.devices, pools));
+    let rounds = pool::rounds(cells.iter().map(|cell| Kind::of(cell, request.repeats.into())), pools);
+    let plan = expand::plan(request, rounds);
     let planned: Vec<PlannedCell> = cells
         .iter()
         .map(|cell| PlannedCell {
@@ -101,7 +101,11 @@ pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun
             reason: pool::why_not(cell, pools).map(|problem| problem.message),
         })
         .collect();
-    Ok(Dryrun { model: model.id.clone(), estimated_seconds: estimate(&cells, request, &plan, pools), cells: planned })
+    Ok(Dryrun {
+        model: model.id.clone(),
+        estimated_seconds: estimate(&cells, request, &plan, rounds, pools),
+        cells: planned,
+    })
 }
 
 /// How many slots could run this cell.
@@ -110,7 +114,7 @@ fn slots(cell: &Cell, pools: &[Pool]) -> u32 {
 }
 
 /// From the fewest seconds that the stop rules allow to the most, over the slots that are there.
-fn estimate(cells: &[Cell], request: &Request, plan: &Plan, pools: &[Pool]) -> Estimate {
+fn estimate(cells: &[Cell], request: &Request, plan: &Plan, rounds: u64, pools: &[Pool]) -> Estimate {
     let (few, many) = match &request.load {
         Load::Closed { concurrencies } if concurrencies.is_empty() => SWEEP_POINTS,
         Load::Closed { concurrencies } => {
@@ -124,9 +128,30 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, pools: &[Pool]) -> E
     let cap = plan.budget_ms.map_or(f64::INFINITY, seconds);
     let (low, high) =
         ((few * seconds(plan.stop.min_duration_ms)).min(cap), (many * seconds(plan.stop.max_duration_ms)).min(cap));
-    let widest = cells.iter().map(|cell| slots(cell, pools)).max().unwrap_or(0).max(1);
-    let rounds = (cells.len() as f64 * f64::from(request.repeats) / f64::from(widest)).ceil();
-    let deployments = cells.iter().map(Cell::deployment_key).collect::<std::collections::BTreeSet<_>>().len() as f64;
-    let deploying = deployments * DEPLOY_S / f64::from(widest);
+    let deployments: BTreeMap<String, &Cell> = cells.iter().map(|cell| (cell.deployment_key(), cell)).collect();
+    let deploying = pool::rounds(deployments.into_values().map(|cell| Kind::of(cell, 1)), pools) as f64 * DEPLOY_S;
+    let rounds = rounds as f64;
     Estimate { low: rounds * low + deploying, high: rounds * high + deploying }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::conformance::documents;
+    use modelmeter_common::{model::Format, status::Abilities};
+
+    #[test]
+    fn an_estimate_is_of_the_slots_with_the_most_to_do() {
+        let mut model = documents::model("m", "1", 0);
+        model.artifacts[0].format = Format::Onnx;
+        model.inputs[0].shape.pop();
+        let (engines, devices) = (vec!["rten".to_owned()], vec!["cpu".to_owned(), "nvidia-a10".to_owned()]);
+        let request = Request { model: "m".into(), engines, devices, ..Request::default() };
+        let request = Request { budget_ms: Some(100_000), batch_sizes: vec![1, 2, 4, 8, 16], ..request };
+        let pool = |class: &str, slots| Pool { slots, ..Pool::of(class, vec!["rten".into()], Abilities::default()) };
+        let high = |pools: &[Pool]| dryrun(&request, &model, pools).unwrap().estimated_seconds.high;
+        let mixed = high(&[pool("cpu", 9), pool("nvidia-a10", 1)]);
+        assert!((85.0..=100.0).contains(&mixed), "five cells one by one share the budget out among them: {mixed}");
+        assert!(high(&[pool("cpu", 9), pool("nvidia-a10", 5)]) <= 100.0);
+    }
 }

@@ -117,3 +117,23 @@ async fn a_budget_is_shared_by_the_slots_that_can_run_the_request() {
     assert_eq!(house.claim("one").await.unwrap().plan.budget_ms, Some(8_500), "ten tasks, one slot");
     house.close().await;
 }
+
+#[tokio::test]
+async fn a_budget_on_mixed_pools_is_shared_by_the_slots_with_the_most_to_do() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    let gpu = Device { class: "nvidia-a10".into(), ..cpu() };
+    let mut slots: Vec<Slot> = (1..9).map(|index| Slot { index, ..slot(&gpu, &["rten"]) }).collect();
+    slots.push(slot(&gpu, &["rten"]));
+    let wire_version = modelmeter_common::wire::VERSION.into();
+    let other =
+        RegisterRequest { worker: "v".into(), incarnation: "v".into(), slots, wire_version, ..Default::default() };
+    house.work.register(other).await.unwrap();
+    let asked = |request: &mut Request| {
+        request.devices = vec!["cpu".into(), "nvidia-a10".into()];
+        (request.batch_sizes, request.budget_ms) = ((1..=10).collect(), Some(100_000));
+    };
+    house.submit(asked).await;
+    let claimed = house.claim("one").await.unwrap();
+    assert_eq!(claimed.plan.budget_ms, Some(8_500), "ten of the twenty tasks run on the only CPU slot, one by one");
+    house.close().await;
+}

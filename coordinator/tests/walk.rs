@@ -184,7 +184,11 @@ async fn a_models_name_may_have_a_colon() {
         let request = ResultsRequest { model: model.into(), ..Default::default() };
         let mut results = house.control.results(request).await.unwrap().into_inner();
         assert_eq!(results.message().await.unwrap().is_some(), found, "{model}");
+        let (status, body) = house.get(&format!("/v1/profiles?model={model}")).await;
+        assert!(status.contains("200") && (body != "[]") == found, "{model} over HTTP: {status} {body}");
     }
+    let (status, body) = house.get("/v1/profiles?model=llama:").await;
+    assert!(status.contains("400") && body.contains("NAME:VERSION"), "{status} {body}");
     house.close().await;
 }
 

@@ -1,7 +1,7 @@
 //! The settings of each engine: their names, values and defaults, checked whole.
 
 use crate::ENGINES;
-use modelmeter_common::{Problem, error::did_you_mean};
+use modelmeter_common::{Problem, cgroup::CpuGroups, error::did_you_mean};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ pub fn check_settings(engine: &str, settings: &BTreeMap<String, Value>) -> Resul
     parse(engine, settings).map(|_| ())
 }
 
-/// Threads that take requests and send answers: what inference leaves of the cores that this process may run on, so that
+/// Threads that take requests and send answers: what inference leaves of the cores that this process may use, so that
 /// a call is not passed back and forth between more threads than there are cores. At least one; all, where inference has
 /// no threads of its own.
 pub fn io_threads(engine: &str, settings: &BTreeMap<String, Value>) -> usize {
@@ -81,7 +81,7 @@ pub fn io_threads(engine: &str, settings: &BTreeMap<String, Value>) -> usize {
         Ok(settings) if engine != "null" => settings.threads.saturating_mul(settings.instances),
         _ => 0,
     };
-    num_cpus::get().saturating_sub(inference).max(1)
+    usable().saturating_sub(inference).max(1)
 }
 
 pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Settings, Problem> {
@@ -106,9 +106,14 @@ pub fn parse(engine: &str, settings: &BTreeMap<String, Value>) -> Result<Setting
     })
 }
 
-/// The physical cores of the host, but no more than this process may run on: a slot is a set of cores.
+/// The physical cores of the host, but no more than this process may use.
 fn cores() -> usize {
-    num_cpus::get_physical().min(num_cpus::get())
+    num_cpus::get_physical().min(usable())
+}
+
+/// The cores that this process may run on, a slot being a set of cores, and no more than a CPU quota allows.
+fn usable() -> usize {
+    CpuGroups::own().cap(num_cpus::get())
 }
 
 /// That the built-in server has no such engine.

@@ -220,8 +220,10 @@ def version_of(torch):
 
 
 def cores():
-    """The physical cores of the host, but no more than this process may run on: what onnx and rten take too."""
-    usable = len(os.sched_getaffinity(0))
+    """The physical cores of the host, but no more than this process may run on: what onnx and rten take too.
+
+    Whoever starts this process says what a CPU quota allows it."""
+    usable = min(len(os.sched_getaffinity(0)), int(os.environ.get("MODELMETER_MAX_THREADS", 1024)))
     try:
         with open("/proc/cpuinfo") as info:
             fields = [line.split(":")[1].strip() for line in info if line.startswith(("physical id", "core id"))]

@@ -84,7 +84,7 @@ async fn documents_are_the_public_contract(hub: &dyn Hub, database: &Database) -
     hub.insert_part(&docs::part(&task, 1, 3), "5a").await?;
     hub.insert_final(&docs::last(&task, 1)).await?;
     hub.put_profile(&profile, None).await?;
-    hub.put_model(&docs::model("contract", "1", 0)).await?;
+    hub.swap_model(None, &docs::model("contract", "1", 0)).await?;
     let date = |ms: i64| mongodb::bson::DateTime::from_millis(docs::at(ms).0);
     let (request_id, task_id) = (request.id.to_string(), task.id.to_string());
     let wanted = [

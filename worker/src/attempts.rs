@@ -94,8 +94,8 @@ impl Attempts {
         held.map(|(&(task, attempt), _)| HeldFinal { task_id: task.to_string(), attempt }).collect()
     }
 
-    /// Takes the coordinator's word; gives those whose journal can be forgotten. Running attempts that it no
-    /// longer wants are told to stop.
+    /// Takes the coordinator's word; gives those whose journal can be forgotten, since their task has ended. Running attempts
+    /// that it no longer wants are told to stop.
     pub fn apply(&self, fates: &[AttemptFate]) -> Vec<Key> {
         let mut entries = self.entries();
         let mut forgotten = Vec::new();
@@ -108,6 +108,8 @@ impl Attempts {
                 (_, Stage::Running) => entry.dropped.cancel(),
                 // Its slot still publishes it; asked again afterwards.
                 (_, Stage::Journaled) => {}
+                // Its task runs again somewhere, and the first complete result may still be this one.
+                (Fate::Lost, Stage::Published(_)) => {}
                 (_, Stage::Published(_)) => {
                     entries.remove(&key);
                     forgotten.push(key);
@@ -127,7 +129,7 @@ impl Attempts {
             }
             (entry.stage, entry.lost) = (Stage::Journaled, entry.lost + 1);
             if entry.lost > MAX_AGAIN {
-                tracing::error!(%task, attempt = number, "the coordinator never gets the result: giving it up");
+                tracing::error!(%task, attempt = number, "the coordinator never takes the result: it stays in the journal until the next start");
                 return false;
             }
             overdue.push(Attempt { task, number, all: self.clone(), dropped: entry.dropped.clone() });
@@ -194,6 +196,7 @@ mod tests {
         assert!(all.apply(&[fate(task, 1, Fate::Terminal)]).is_empty());
         assert_eq!(all.held().len(), 1);
         running.published();
+        assert!(all.apply(&[fate(task, 1, Fate::Lost)]).is_empty() && all.held().len() == 1, "its task has not ended");
         assert_eq!(all.apply(&[fate(task, 1, Fate::Terminal)]), [(task, 1)]);
         assert!(all.refs().is_empty() && all.held().is_empty());
         assert!(all.apply(&[fate(task, 1, Fate::Lost)]).is_empty(), "one that is not known changes nothing");

@@ -7,9 +7,10 @@
 use crate::{
     Context,
     attempts::Attempt,
-    coordinator::{Backoff, patiently},
+    coordinator::patiently,
     engine::{Deployment, Place},
     journal::{self, Entry},
+    patience::Backoff,
     register::Membership,
     session,
 };

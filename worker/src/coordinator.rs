@@ -1,6 +1,7 @@
 //! The client of the coordinator's `Work` service: several coordinators tried in turn, each call with a deadline.
 
-use modelmeter_common::{Code, Problem, grpc};
+use crate::patience::Backoff;
+use modelmeter_common::{Code, Problem, grpc, redact::redact};
 use modelmeter_proto::control::{
     ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
     RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
@@ -18,14 +19,13 @@ use tonic::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// An assignment or a chunk of an artifact, with room.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The coordinators that a worker knows. Connects by itself, at the first call and after a loss.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
+    /// With their addresses as they may be shown.
     clients: Vec<(String, WorkClient<Channel>)>,
     /// The one that answered last: asked first.
     current: AtomicUsize,
@@ -38,7 +38,7 @@ impl Coordinator {
             return Err(Problem::invalid("coordinator", "is empty, needs at least one")
                 .with_hint("for example --coordinator http://127.0.0.1:7600"));
         }
-        let clients = addresses.iter().map(|address| Ok((address.clone(), client(address)?)));
+        let clients = addresses.iter().map(|address| Ok((redact(address), client(address)?)));
         Ok(Self { clients: clients.collect::<Result<_, Problem>>()?, current: AtomicUsize::new(0) })
     }
 
@@ -109,7 +109,7 @@ impl Coordinator {
 
 fn client(address: &str) -> Result<WorkClient<Channel>, Problem> {
     let bad = |reason: String| {
-        Problem::invalid("coordinator", format!("'{address}' is not an address: {reason}"))
+        Problem::invalid("coordinator", format!("'{}' is not an address: {reason}", redact(address)))
             .with_hint("for example http://127.0.0.1:7600")
     };
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| bad(e.to_string()))?;
@@ -124,25 +124,6 @@ fn client(address: &str) -> Result<WorkClient<Channel>, Problem> {
         .keep_alive_while_idle(true)
         .connect_lazy();
     Ok(WorkClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
-}
-
-/// Pauses between tries: doubling, with jitter, so that workers do not come back all at once.
-#[derive(Debug)]
-pub(crate) struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(FIRST_PAUSE)
-    }
-}
-
-impl Backoff {
-    pub async fn pause(&mut self) {
-        // The low bits of a v4 UUID are random.
-        let share = f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX);
-        tokio::time::sleep(self.0.mul_f64(0.5 + share / 2.0)).await;
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
-    }
 }
 
 /// Repeats a call as long as its problem is `unreachable`; never gives up, so race it against a stop.
@@ -174,6 +155,17 @@ mod tests {
         assert_eq!(problem.code, Code::Unreachable);
         for address in addresses {
             assert!(problem.message.contains(&address), "{problem}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_password_in_an_address_is_shown() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let known = Coordinator::new(&[format!("http://joe:hunter2@{closed}")]).unwrap();
+        let unreachable = known.renew(&RenewRequest::default()).await.unwrap_err();
+        let bad = Coordinator::new(&["https://joe:hunter2@host:1".to_owned()]).unwrap_err();
+        for text in [format!("{unreachable:?} {known:?}"), format!("{bad:?}")] {
+            assert!(text.contains("***@") && !text.contains("hunter2"), "{text}");
         }
     }
 

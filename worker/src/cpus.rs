@@ -3,10 +3,12 @@
 //!
 //! Without a word from the user the client gets a core for each slot from [`MANY`] cores a slot up, if the worker
 //! launches its engines itself and has the machine for itself; with fewer nothing is pinned, since a core less for the
-//! engine would change what is measured more than the client does.
+//! engine would change what is measured more than the client does. A CPU quota leaves fewer cores than there are: they count.
+
+pub(crate) use crate::threads::{available_cores, pin_this_thread, set_of};
 
 use crate::options::{Options, SlotOptions};
-use modelmeter_common::{Problem, device::DeviceKind};
+use modelmeter_common::{Problem, cgroup, device::DeviceKind};
 
 /// Cores a slot from which the client has one of its own.
 const MANY: usize = 4;
@@ -29,11 +31,11 @@ pub(crate) struct Cores {
     pub pinned: Option<Vec<u32>>,
 }
 
-/// Decides for a worker that may run on `available`.
+/// Decides for a worker that may run on `available`, of which a CPU quota may leave it less.
 ///
 /// # Errors
 /// Cores that are not there, that two are to have alone, or too few.
-pub(crate) fn split(options: &Options, available: &[u32]) -> Result<Cpus, Problem> {
+pub(crate) fn split(options: &Options, available: &[u32], quota: Option<f64>) -> Result<Cpus, Problem> {
     let lists = [("client_cpus", &options.client_cpus), ("engine_cpus", &options.engine_cpus)];
     for (field, list) in lists {
         check_list(field, list.as_deref(), available)?;
@@ -43,7 +45,7 @@ pub(crate) fn split(options: &Options, available: &[u32]) -> Result<Cpus, Proble
         (Some(client), Some(engines)) => (Some(client), engines),
         (Some(client), None) => (Some(client.clone()), without(&client)),
         (None, Some(engines)) => (Some(without(&engines)).filter(|rest| !rest.is_empty()), engines),
-        (None, None) => match own_core_each(options, available) {
+        (None, None) => match own_core_each(options, available, quota) {
             Some((engines, client)) => (Some(client.to_vec()), engines.to_vec()),
             None => (None, available.to_vec()),
         },
@@ -57,7 +59,7 @@ pub(crate) fn split(options: &Options, available: &[u32]) -> Result<Cpus, Proble
         return Err(Problem::invalid("client_cpus", "no core is left for the engines")
             .with_hint(format!("this process may run on {available:?}")));
     }
-    let mut slots = share_out(&options.slots, &engines)?;
+    let mut slots = share_out(&options.slots, &engines, quota)?;
     if engines.len() < available.len() {
         for cores in slots.iter_mut().filter(|cores| cores.pinned.is_none()) {
             cores.pinned = Some(engines.clone());
@@ -79,21 +81,25 @@ fn check_list(field: &str, list: Option<&[u32]>, available: &[u32]) -> Result<()
 }
 
 /// Engines' and client's cores where there are enough and the rest is up to us.
-fn own_core_each<'a>(options: &Options, available: &'a [u32]) -> Option<(&'a [u32], &'a [u32])> {
+fn own_core_each<'a>(options: &Options, available: &'a [u32], quota: Option<f64>) -> Option<(&'a [u32], &'a [u32])> {
     let ours = options.launches_all() && !options.shared_cpu;
     let clients = options.slots.len();
-    (ours && available.len() >= MANY * clients).then(|| available.split_at(available.len() - clients))
+    (ours && cgroup::cap(available.len(), quota) >= MANY * clients)
+        .then(|| available.split_at(available.len() - clients))
 }
 
 /// Shares `available` cores out evenly over the CPU slots; a lone one has all of them and pins nothing.
 ///
 /// # Errors
 /// Too few to share out.
-fn share_out(slots: &[SlotOptions], available: &[u32]) -> Result<Vec<Cores>, Problem> {
+fn share_out(slots: &[SlotOptions], available: &[u32], quota: Option<f64>) -> Result<Vec<Cores>, Problem> {
     let n = slots.iter().filter(|slot| slot.device.kind != DeviceKind::Gpu).count();
-    if n > available.len() {
-        return Err(Problem::invalid("devices", format!("{n} CPU slots for {} cores", available.len()))
-            .with_hint("at most one CPU slot a core"));
+    let usable = cgroup::cap(available.len(), quota);
+    if n > usable {
+        let by_quota = quota.filter(|_| usable < available.len());
+        let why = by_quota.map(|cores| format!(", since a CPU quota (cgroup) leaves {cores:.2} cores to this process"));
+        let message = format!("{n} CPU slots for {usable} cores{}", why.unwrap_or_default());
+        return Err(Problem::invalid("devices", message).with_hint("at most one CPU slot a core"));
     }
     let mut nth = 0;
     let cores_of = |slot: &SlotOptions| match slot.device.kind {
@@ -107,41 +113,10 @@ fn share_out(slots: &[SlotOptions], available: &[u32]) -> Result<Vec<Cores>, Pro
     Ok(slots.iter().map(cores_of).collect())
 }
 
-/// The logical cores that this process may run on.
-pub(crate) fn available_cores() -> Vec<u32> {
-    // SAFETY: the set is plain memory of the size given, which the call fills; CPU_ISSET checks its bound.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
-            return Vec::new();
-        }
-        (0..libc::CPU_SETSIZE as u32).filter(|&core| libc::CPU_ISSET(core as usize, &set)).collect()
-    }
-}
-
-/// Pins the calling thread.
-pub(crate) fn pin_this_thread(cores: &[u32]) {
-    let set = set_of(cores);
-    // SAFETY: the set is ours. It fails only for cores that went offline since they were checked: then nothing is pinned.
-    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
-}
-
-/// Cores as the kernel takes them.
-pub(crate) fn set_of(cores: &[u32]) -> libc::cpu_set_t {
-    // SAFETY: an all-zero set is the empty set; CPU_SET checks its bound.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        for &core in cores {
-            libc::CPU_SET(core as usize, &mut set);
-        }
-        set
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Lacking, PortPolicy, testing};
+    use crate::{Lacking, Patience, PortPolicy, testing};
     use modelmeter_common::{broker::memory::MemoryBroker, device::Device};
     use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -161,13 +136,14 @@ mod tests {
             client_cpus: client.map(<[u32]>::to_vec),
             engine_cpus: engines.map(<[u32]>::to_vec),
             shared_cpu: false,
+            patience: Patience::Refuse,
             labels: BTreeMap::new(),
         }
     }
 
     /// Where the client runs, and the engines of the only slot.
     fn split_of(options: &Options, available: &[u32]) -> (Option<Vec<u32>>, Option<Vec<u32>>) {
-        let cpus = split(options, available).unwrap();
+        let cpus = split(options, available, None).unwrap();
         (cpus.client, cpus.slots[0].pinned.clone())
     }
 
@@ -186,19 +162,31 @@ mod tests {
         let plain = options(None, None);
         assert_eq!(split_of(&plain, &[0, 1, 2]), (None, None));
         assert_eq!(split_of(&plain, &[0, 1, 2, 7]), (Some(vec![7]), Some(vec![0, 1, 2])));
-        assert_eq!(split(&plain, &[0, 1, 2, 7]).unwrap().slots[0].locked, [0, 1, 2, 7]);
+        assert_eq!(split(&plain, &[0, 1, 2, 7], None).unwrap().slots[0].locked, [0, 1, 2, 7]);
         let shared = Options { shared_cpu: true, ..options(None, None) };
         assert_eq!(split_of(&shared, &[0, 1, 2, 3]), (None, None), "another worker's client would be there too");
         let two = Options { slots: vec![slot(), gpu()], ..options(None, None) };
-        assert_eq!(split(&two, &[0, 1, 2, 3]).unwrap().client, None);
-        let cpus = split(&two, &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        assert_eq!(split(&two, &[0, 1, 2, 3], None).unwrap().client, None);
+        let cpus = split(&two, &[0, 1, 2, 3, 4, 5, 6, 7], None).unwrap();
         assert_eq!((cpus.client, cpus.slots[1].pinned.clone()), (Some(vec![6, 7]), Some(vec![0, 1, 2, 3, 4, 5])));
+    }
+
+    #[test]
+    fn a_quota_counts_as_the_cores_that_it_leaves() {
+        let all: Vec<u32> = (0..16).collect();
+        let client = |quota| split(&options(None, None), &all, quota).unwrap().client;
+        assert_eq!((client(Some(4.0)), client(Some(3.9))), (Some(vec![15]), None));
+        let with = |slots: usize| Options { slots: vec![slot(); slots], ..options(None, None) };
+        assert!(split(&with(2), &all, Some(2.5)).is_ok());
+        let refused = split(&with(3), &all, Some(2.5)).unwrap_err();
+        assert!(refused.message.contains("3 CPU slots for 2 cores") && refused.message.contains("2.50"), "{refused}");
+        assert!(split(&with(1), &all, Some(0.5)).is_ok(), "one slot is always there");
     }
 
     #[test]
     fn impossible_lists_are_refused() {
         let refused = |client, engines| {
-            let problem = split(&options(client, engines), &[0, 1]).unwrap_err();
+            let problem = split(&options(client, engines), &[0, 1], None).unwrap_err();
             assert!(problem.hint.is_some());
             (problem.field.unwrap(), problem.message)
         };
@@ -220,23 +208,23 @@ mod tests {
 
     #[test]
     fn cores_are_shared_out_evenly_and_wholly() {
-        let shares = share_out(&[slot(), gpu(), slot(), slot()], &[0, 1, 2, 3, 4, 7]).unwrap();
+        let shares = share_out(&[slot(), gpu(), slot(), slot()], &[0, 1, 2, 3, 4, 7], None).unwrap();
         let pinned: Vec<_> = shares.iter().map(|cores| cores.pinned.clone()).collect();
         assert_eq!(pinned, [Some(vec![0, 1]), None, Some(vec![2, 3]), Some(vec![4, 7])]);
-        let uneven = share_out(&[slot(), slot()], &[0, 1, 2, 3, 4]).unwrap();
+        let uneven = share_out(&[slot(), slot()], &[0, 1, 2, 3, 4], None).unwrap();
         assert_eq!([&uneven[0].locked[..], &uneven[1].locked], [&[0, 1][..], &[2, 3, 4]]);
         assert_eq!(shares[1].locked, Vec::<u32>::new());
     }
 
     #[test]
     fn a_lone_cpu_slot_locks_all_and_pins_nothing() {
-        let shares = share_out(&[slot()], &[0, 1]).unwrap();
+        let shares = share_out(&[slot()], &[0, 1], None).unwrap();
         assert_eq!(shares, [Cores { locked: vec![0, 1], pinned: None }]);
     }
 
     #[test]
     fn more_slots_than_cores_are_refused() {
-        let problem = share_out(&[slot(), slot(), slot()], &[0, 1]).unwrap_err();
+        let problem = share_out(&[slot(), slot(), slot()], &[0, 1], None).unwrap_err();
         assert!(problem.message.contains("3 CPU slots"), "{problem}");
     }
 }

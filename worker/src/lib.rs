@@ -15,6 +15,7 @@ mod journal;
 pub mod load;
 mod lock;
 mod options;
+mod patience;
 mod process;
 mod register;
 pub mod sample;
@@ -22,11 +23,13 @@ mod service;
 mod session;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
 pub use lock::try_flock;
 pub use options::{Lacking, Options, SlotOptions};
+pub use patience::Patience;
 pub use register::offered;
 pub use service::{Handle, start};
 pub use trial::Trial;
@@ -50,6 +53,12 @@ pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLo
 pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
     let claim = lock::Claim::new(None, &cpus::available_cores(), false);
     lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
+}
+
+/// Who has this file open, for messages; none where that cannot be seen from here.
+pub fn holder(path: &Path) -> Option<String> {
+    let others = |pid: &u32| *pid != std::process::id();
+    process::holders(&path.canonicalize().ok()?).into_iter().find(others).map(process::name)
 }
 
 /// Something at home that cannot be written, or used in another way.

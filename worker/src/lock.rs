@@ -170,11 +170,22 @@ impl DeviceLock {
     }
 }
 
+/// The folder of the locks, made if it is not there, and open to all users if it is ours: they lock the same devices.
 fn create_folder(folder: &Path) -> Result<PathBuf, Problem> {
     let create = || {
         fs::create_dir_all(folder)?;
-        // Others lock the same devices. Not ours to open where somebody else made it.
-        let _ = fs::set_permissions(folder, Permissions::from_mode(0o1777));
+        let mut how = OpenOptions::new();
+        how.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
+        match how.open(folder) {
+            // The mode is set on what was opened, never on what a link names.
+            Ok(opened) if opened.metadata()?.uid() == own_uid() => {
+                let _ = opened.set_permissions(Permissions::from_mode(0o1777));
+            }
+            // Not ours to open: somebody else made it.
+            Ok(_) => {}
+            Err(_) if is_trusted(fs::symlink_metadata(folder)?.uid()) => {}
+            Err(_) => return Err(io::Error::other("it is a symbolic link that another user made")),
+        }
         folder.canonicalize()
     };
     create().map_err(|e| {
@@ -182,6 +193,16 @@ fn create_folder(folder: &Path) -> Result<PathBuf, Problem> {
             .with_field("lock_dir")
             .with_hint("name a folder that you may write to, the same for all workers of this machine")
     })
+}
+
+fn own_uid() -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Whether what this user says is as good as our own word.
+fn is_trusted(uid: u32) -> bool {
+    [own_uid(), 0].contains(&uid)
 }
 
 /// Ends the engines of every dead holder that left a record in this folder.
@@ -196,9 +217,7 @@ fn end_orphans(folder: &Path) {
 /// The first line of a lock file; none if it does not read, or if it is another user's word.
 fn read_record(path: &Path) -> Option<Record> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
-    // SAFETY: cannot fail.
-    let own = unsafe { libc::geteuid() };
-    if ![own, 0].contains(&file.metadata().ok()?.uid()) {
+    if !is_trusted(file.metadata().ok()?.uid()) {
         return None;
     }
     let mut text = String::new();
@@ -221,7 +240,13 @@ fn lock(path: &Path, shared: bool) -> Result<File, Problem> {
         found => found,
     };
     let file = file.map_err(storage)?;
-    let _ = file.set_permissions(Permissions::from_mode(0o666));
+    let found = file.metadata().map_err(storage)?;
+    if !found.is_file() || found.nlink() > 1 {
+        return Err(storage(io::Error::other("it is no file of its own, but may be a link to another")));
+    }
+    if found.uid() == own_uid() {
+        let _ = file.set_permissions(Permissions::from_mode(0o666));
+    }
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
         if try_flock(&file, shared).map_err(storage)? {
@@ -260,8 +285,8 @@ fn busy(path: &Path, record: Option<&Record>) -> Problem {
             format!("worker '{}', pid {}", record.worker, record.holder.pid)
         }
         Some(record) => format!("worker '{}', pid {} of another container", record.worker, record.holder.pid),
-        None => match process::holders(path).first() {
-            Some(&pid) => process::name(pid),
+        None => match process::holders(path).into_iter().find(|pid| *pid != std::process::id()) {
+            Some(pid) => process::name(pid),
             None => "a process that cannot be seen from here".into(),
         },
     };
@@ -318,6 +343,39 @@ mod tests {
         assert!(next.outlives(&owner.replace(&process::realm(), "elsewhere")));
         let dead = owner.replace("start_time\":", "start_time\":1");
         assert!(beside.outlives(&dead), "{dead}");
+    }
+
+    #[test]
+    fn a_link_is_no_way_to_open_another_folder_or_file() {
+        let home = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let private = home.path().join("private");
+        fs::create_dir(&private).unwrap();
+        fs::set_permissions(&private, Permissions::from_mode(0o700)).unwrap();
+        let link = home.path().join("locks");
+        std::os::unix::fs::symlink(&private, &link).unwrap();
+        let _held = take(&link, "w1", &[0], false).unwrap();
+        assert_eq!(mode(&private), 0o700, "our own link may name it, and its mode stays");
+
+        // Of another user, where one can be had.
+        if own_uid() == 0 {
+            std::os::unix::fs::lchown(&link, Some(12_345), None).unwrap();
+            let problem = take(&link, "w2", &[1], false).unwrap_err();
+            assert!(problem.code == Code::Storage && problem.message.contains("symbolic link"), "{problem}");
+        } else {
+            println!("skipped a link of another user: only root can make one");
+        }
+
+        let folder = home.path().join("shared");
+        let _held = take(&folder, "w1", &[0], false).unwrap();
+        assert_eq!((mode(&folder), mode(&folder.join("cpu-core-0"))), (0o1777, 0o666));
+        let secret = home.path().join("secret");
+        fs::write(&secret, "mine").unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        fs::hard_link(&secret, folder.join("cpu-core-1")).unwrap();
+        let problem = take(&folder, "w2", &[1], false).unwrap_err();
+        assert!(problem.code == Code::Storage && problem.message.contains("cpu-core-1"), "{problem}");
+        assert_eq!((mode(&secret), fs::read_to_string(&secret).unwrap()), (0o600, "mine".into()));
     }
 
     #[test]

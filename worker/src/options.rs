@@ -5,11 +5,13 @@ use crate::{
     engine::{EngineSpec, Launch, PortPolicy},
     inspector::Custom,
     lock::Claim,
+    patience::Patience,
 };
 use modelmeter_common::{
     Code, Problem,
     broker::Broker,
     device::{Device, DeviceKind},
+    redact::redact,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,6 +52,8 @@ pub struct Options {
     pub engine_cpus: Option<Vec<u32>>,
     /// Cores may be shared with other workers that say so too; points are marked `shared_host`.
     pub shared_cpu: bool,
+    /// Whether a device that another holds, and a coordinator or broker that is not there yet, are waited for.
+    pub patience: Patience,
     /// Free words to know it by.
     pub labels: BTreeMap<String, String>,
 }
@@ -58,9 +62,10 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, coordinators, slots, engines, home, .. } = self;
         let engines: Vec<_> = engines.iter().map(|engine| &engine.name).collect();
+        let coordinators: Vec<_> = coordinators.iter().map(|address| redact(address)).collect();
         f.debug_struct("Options")
             .field("name", name)
-            .field("coordinators", coordinators)
+            .field("coordinators", &coordinators)
             .field("slots", slots)
             .field("engines", &engines)
             .field("home", home)

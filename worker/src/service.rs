@@ -5,15 +5,16 @@ use crate::{
     attempts::Attempts,
     cache::Cache,
     consume::{self, Slot},
-    coordinator::{Backoff, Coordinator},
+    coordinator::Coordinator,
     cpus,
     engine::{self, Census, Launch, Place, STOP_TIMEOUT, check_ports, remove_orphans},
     journal::Journal,
     lock::DeviceLock,
+    patience::{Backoff, Patience},
     register,
 };
 use futures::future::BoxFuture;
-use modelmeter_common::{Code, Problem, broker::RESULTS};
+use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -47,17 +48,19 @@ pub struct Handle {
 ///
 /// # Errors
 /// Options that make no sense; `busy` for a device that another worker has, or a port, naming the holder; `storage` for a home that
-/// cannot be written to; `unreachable`, after ten seconds, for coordinator and broker.
+/// cannot be written to; `unreachable`, after ten seconds, for coordinator and broker. A patient worker waits for a device, for
+/// coordinator and broker.
 pub fn start(options: Options) -> BoxFuture<'static, Result<Handle, Problem>> {
     Box::pin(started(options))
 }
 
 async fn started(options: Options) -> Result<Handle, Problem> {
+    let patience = options.patience.clone();
     let context = Arc::new(prepare(options).await?);
-    replay(&context).await?;
-    let member = insist(|| register::register(&context)).await?;
+    replay(&context, &patience).await?;
+    let member = insist(&patience, || register::register(&context)).await?;
     for queue in member.queues.iter().chain([&member.results]) {
-        insist(|| async { Ok(context.broker.declare(queue).await?) }).await?;
+        insist(&patience, || async { Ok(context.broker.declare(queue).await?) }).await?;
     }
     tracing::info!(worker = context.name, slots = context.places.len(), "registered");
     let (sender, membership) = watch::channel(member);
@@ -123,13 +126,17 @@ impl Handle {
 async fn prepare(options: Options) -> Result<Context, Problem> {
     options.validate()?;
     let coordinator = Coordinator::new(&options.coordinators)?;
-    let cpus = cpus::split(&options, &cpus::available_cores())?;
+    let cpus = cpus::split(&options, &cpus::available_cores(), CpuGroups::own().cores())?;
     let cache = Cache::open(options.home.join("cache"))?;
     let (claims, lock_dir, name) = (options.claims(&cpus.slots), options.lock_dir.clone(), options.name.clone());
-    let locks = tokio::task::spawn_blocking(move || -> Result<Vec<DeviceLock>, Problem> {
-        (0..).zip(&claims).map(|(slot, claim)| DeviceLock::take(&lock_dir, claim, &name, slot)).collect()
-    });
-    let locks = locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))??;
+    let take = || {
+        let (claims, lock_dir, name) = (claims.clone(), lock_dir.clone(), name.clone());
+        let locks = tokio::task::spawn_blocking(move || -> Result<Vec<DeviceLock>, Problem> {
+            (0..).zip(&claims).map(|(slot, claim)| DeviceLock::take(&lock_dir, claim, &name, slot)).collect()
+        });
+        async move { locks.await.map_err(|e| Problem::new(Code::Internal, format!("locking failed: {e}")))? }
+    };
+    let locks = options.patience.while_busy(take).await?;
     let journal = Journal::open(options.home.join("journal").join(&options.name))?;
     let of_this_worker = |what: &str| options.home.join(what).join(&options.name);
     let places = (0..).zip(options.slots.iter().zip(cpus.slots)).zip(locks).map(|((index, (slot, cores)), lock)| {
@@ -174,7 +181,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
 }
 
 /// Publishes what an earlier life measured, before the coordinator hears of this one.
-async fn replay(context: &Arc<Context>) -> Result<(), Problem> {
+async fn replay(context: &Arc<Context>, patience: &Patience) -> Result<(), Problem> {
     let reader = context.clone();
     let entries = tokio::task::spawn_blocking(move || reader.journal.read()).await;
     let entries = entries.map_err(|e| Problem::new(Code::Internal, format!("reading the journal failed: {e}")))??;
@@ -183,17 +190,20 @@ async fn replay(context: &Arc<Context>) -> Result<(), Problem> {
     }
     tracing::info!(attempts = entries.len(), "publishing what the journal holds");
     for entry in &entries {
-        insist(|| async { Ok(consume::publish(context, RESULTS, entry).await?) }).await?;
+        insist(patience, || async { Ok(consume::publish(context, RESULTS, entry).await?) }).await?;
         context.attempts.add_published(entry.task, entry.attempt);
     }
     Ok(())
 }
 
-/// Tries for [`START_PATIENCE`].
-async fn insist<T, F>(call: impl Fn() -> F) -> Result<T, Problem>
+/// Tries for [`START_PATIENCE`], or for ever.
+async fn insist<T, F>(patience: &Patience, call: impl Fn() -> F) -> Result<T, Problem>
 where
     F: Future<Output = Result<T, Problem>>,
 {
+    if patience.waits() {
+        return patience.while_unreachable(call).await;
+    }
     let (started, mut backoff) = (Instant::now(), Backoff::default());
     loop {
         match call().await {

@@ -7,9 +7,10 @@ use crate::{
     attempts::Attempt,
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
-    inspector::{self, Custom, Inspector, Patience, Subject},
+    inspector::{self, Custom, Inspector, ServerWait, Subject},
     load::{self, Aim, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
+    threads::available_cores,
 };
 use async_trait::async_trait;
 use modelmeter_common::{
@@ -91,7 +92,7 @@ pub(crate) async fn measure(
     let measured = async {
         let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
-        let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
+        let probes = probes(deployment, place).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
         let deployed = part::Deployment {
             engine_version: deployment.engine_version.clone(),
@@ -161,12 +162,14 @@ async fn idle(device: &Device) -> Option<Idle> {
 }
 
 /// What to sample while this deployment is measured: its processes, and the slot's GPU if it was launched there.
-fn probes(deployment: &Deployment, device: &Device) -> Probes {
+fn probes(deployment: &Deployment, place: &Place) -> Probes {
     let pid = deployment.pid();
     let probes = Probes::new(pid);
     if !deployment.is_local() {
         return probes.without_gpu("not_local", "the server was not launched here: its device is not known");
     }
+    let probes = probes.with_cores(place.cores.clone().unwrap_or_else(available_cores));
+    let device = &place.device;
     if device.kind != DeviceKind::Gpu {
         return probes;
     }
@@ -202,7 +205,7 @@ pub(crate) async fn target(
 ) -> Result<Target, Problem> {
     if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
-        let patience = Patience { timeout: deployment.timeout, ..Patience::NONE };
+        let patience = ServerWait { timeout: deployment.timeout, ..ServerWait::NONE };
         let (protocol, endpoint) = (deployment.protocol, &deployment.endpoint);
         let metadata = inspector::metadata(protocol, endpoint, &deployment.model, patience).await;
         deployment.metadata = Some(metadata.unwrap_or_default());

@@ -11,15 +11,15 @@ use modelmeter_common::{
     part::Outcome,
     status::Abilities,
 };
-use modelmeter_worker::{Options, PortPair, PortPolicy, start};
+use modelmeter_worker::{Options, PortPair, PortPolicy, ServerWait, start};
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
-use support::{Bench, QUEUE, State, assignment, until, with_artifact};
+use support::{Bench, FakeCoordinator, QUEUE, State, assignment, until, with_artifact};
 
 /// So many calls that no test waits for the end.
 const ENDLESS: u64 = 1_000_000_000;
@@ -296,6 +296,39 @@ async fn a_device_has_one_worker_until_it_stops() {
     assert!(problem.message.contains("'w1'"), "{problem}");
     worker.stop().await;
     start(second()).await.unwrap().stop().await;
+}
+
+/// ServerWait, and what it was told.
+fn patient() -> (ServerWait, Arc<Mutex<Vec<String>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = told.clone();
+    (ServerWait::Wait(Arc::new(move |problem: &Problem| teller.lock().unwrap().push(problem.message.clone()))), told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patient_worker_waits_for_its_device() {
+    let bench = Bench::new().await;
+    let worker = start(bench.options()).await.unwrap();
+    let (patience, told) = patient();
+    let second = tokio::spawn(start(Options { name: "w2".into(), patience, ..bench.options() }));
+    until("it waits", || !told.lock().unwrap().is_empty()).await;
+    assert!(told.lock().unwrap()[0].contains("'w1'"), "{told:?}");
+    worker.stop().await;
+    second.await.unwrap().unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patient_worker_waits_for_its_coordinator() {
+    let bench = Bench::new().await;
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (patience, told) = patient();
+    let coordinators = vec![format!("http://{address}")];
+    let worker = tokio::spawn(start(Options { coordinators, patience, ..bench.options() }));
+    until("it waits", || !told.lock().unwrap().is_empty()).await;
+    assert!(told.lock().unwrap()[0].contains(&address.to_string()), "{told:?}");
+    let late = FakeCoordinator::on(tokio::net::TcpListener::bind(address).await.unwrap());
+    worker.await.unwrap().unwrap().stop().await;
+    assert_eq!(late.book().registered.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

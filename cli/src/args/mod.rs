@@ -4,6 +4,7 @@
 mod parse;
 mod profile;
 
+pub use parse::{RequestWord, Steps};
 pub use profile::{Budget, Format, LoadMode, ProfileArgs, ReportArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -104,6 +105,7 @@ pub enum ModelCommand {
         path: PathBuf,
     },
     /// List the models
+    #[command(visible_alias = "ls")]
     List {
         /// Only models of this name
         name: Option<String>,
@@ -198,6 +200,9 @@ pub struct CoordinatorArgs {
     /// Allow addresses that other machines reach, although callers are not authenticated
     #[arg(long)]
     pub insecure_listen: bool,
+    /// End at once where broker or hub cannot be reached, instead of waiting
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 impl CoordinatorArgs {
@@ -248,6 +253,9 @@ pub struct WorkerArgs {
     /// Let other workers of this host measure on the CPU at the same time (figures get less exact)
     #[arg(long)]
     pub shared_cpu: bool,
+    /// End at once where another process holds a device, or broker or coordinator cannot be reached, instead of waiting
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 impl WorkerArgs {
@@ -277,9 +285,9 @@ pub struct ListArgs {
 
 #[derive(Args, Debug)]
 pub struct IdArgs {
-    /// Id of the request (`modelmeter requests` lists them)
-    #[arg(value_name = "ID", value_parser = parse::request_id)]
-    pub id: modelmeter_common::RequestId,
+    /// Request: its id, the start of it, or latest
+    #[arg(value_name = "ID", value_parser = parse::request, default_value = "latest")]
+    pub id: RequestWord,
 }
 
 #[derive(Args, Debug)]
@@ -295,9 +303,15 @@ pub struct ResultsArgs {
     /// Only this model, NAME or NAME:VERSION
     #[arg(long)]
     pub model: Option<String>,
-    /// Only this request
-    #[arg(long, value_name = "ID", value_parser = parse::request_id)]
-    pub request: Option<modelmeter_common::RequestId>,
+    /// Only this request: its id, the start of it, or latest [default: latest, unless --model or --all is given]
+    #[arg(value_name = "ID", value_parser = parse::request, conflicts_with = "request")]
+    pub id: Option<RequestWord>,
+    /// The same as ID
+    #[arg(long, value_name = "ID", value_parser = parse::request)]
+    pub request: Option<RequestWord>,
+    /// Profiles of all requests
+    #[arg(long, conflicts_with_all = ["id", "request"])]
+    pub all: bool,
     /// Show at most this many, newest first [default: as many as the coordinator gives]
     #[arg(long)]
     pub limit: Option<u32>,

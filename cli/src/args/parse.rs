@@ -2,10 +2,11 @@
 
 use super::Budget;
 use modelmeter_common::{
-    Problem, RequestId,
+    Problem,
     config::{self, Ports},
     load::Sla,
     model::{Dim, TensorSpec},
+    request::MAX_POINTS,
 };
 use serde_json::Value;
 
@@ -22,6 +23,49 @@ pub fn millis(text: &str) -> Result<u64, Problem> {
 /// A duration, or `none`.
 pub fn budget(text: &str) -> Result<Budget, Problem> {
     if text.trim() == "none" { Ok(Budget::None) } else { millis(text).map(Budget::Time) }
+}
+
+/// Numbers that a flag names at once: one, or the steps of a range.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Steps<T>(pub Vec<T>);
+
+/// The most numbers that a range may stand for.
+const MAX_STEPS: usize = MAX_POINTS;
+
+/// A count, `8`, or a range of them with both ends, `1:8` or `1:8:2`.
+pub fn counts(text: &str) -> Result<Steps<u32>, Problem> {
+    let wrong = || wrong(text, "a count, or a range of them (start:end:step)", "8, or a list as 1,2,4,8, or 2:8:2");
+    let numbers: Option<Vec<u32>> = text.split(':').map(|number| number.trim().parse().ok()).collect();
+    match numbers.ok_or_else(wrong)?[..] {
+        [one] => Ok(Steps(vec![one])),
+        [start, end] => steps(start, end, 1).ok_or_else(wrong),
+        [start, end, step] => steps(start, end, step).ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
+}
+
+fn steps(start: u32, end: u32, step: u32) -> Option<Steps<u32>> {
+    let all: Vec<u32> =
+        (start..=end).step_by(usize::try_from(step).ok().filter(|step| *step > 0)?).take(MAX_STEPS + 1).collect();
+    (!all.is_empty() && all.len() <= MAX_STEPS).then_some(Steps(all))
+}
+
+/// A rate, `99.5`, or a range of them, `100:500:100`.
+pub fn rates(text: &str) -> Result<Steps<f64>, Problem> {
+    let wrong =
+        || wrong(text, "a rate, or a range of them (start:end:step)", "100, or a list as 100,200,400, or 100:500:100");
+    let numbers: Option<Vec<f64>> = text.split(':').map(|number| number.trim().parse().ok()).collect();
+    let (start, end, step) = match numbers.ok_or_else(wrong)?[..] {
+        [one] => return Ok(Steps(vec![one])),
+        [start, end, step] => (start, end, step),
+        _ => return Err(wrong()),
+    };
+    // A hair more than the end, so that rounding does not lose it.
+    let count = ((end - start) / step * (1.0 + 1e-9)).floor();
+    if !(step > 0.0 && (0.0..MAX_STEPS as f64).contains(&count)) {
+        return Err(wrong());
+    }
+    Ok(Steps((0..=count as u32).map(|n| f64::from(n).mul_add(step, start)).collect()))
 }
 
 /// A share: `5%` or `0.05`.
@@ -104,11 +148,28 @@ pub fn ports(text: &str) -> Result<Ports, Problem> {
     }
 }
 
-/// A request's id.
-pub fn request_id(text: &str) -> Result<RequestId, Problem> {
-    text.parse().map_err(|_| {
-        wrong(text, "a request's id (`modelmeter requests` lists them)", "4b1f2c6e-0d3f-4a8e-9a57-2f1f6f0f6f11")
-    })
+/// How a user names a request.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum RequestWord {
+    /// The newest.
+    #[default]
+    Latest,
+    /// The start of its id, or all of it: hexadecimal digits and hyphens, in lower case.
+    Id(String),
+}
+
+/// A request's id, the start of one, or `latest`.
+pub fn request(text: &str) -> Result<RequestWord, Problem> {
+    let word = text.trim().to_ascii_lowercase();
+    match word.as_str() {
+        "latest" => Ok(RequestWord::Latest),
+        id if !id.is_empty() && id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') => Ok(RequestWord::Id(word)),
+        _ => Err(wrong(
+            text,
+            "a request's id, the start of one, or latest (`modelmeter requests` lists them)",
+            "4b1f2c6e",
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -128,9 +189,21 @@ mod tests {
         assert_eq!(setting("onnx.threads=1,2").unwrap(), ("onnx".into(), "threads".into(), json!([1, 2])));
         assert_eq!(setting("rten.mode=fast").unwrap().2, json!("fast"));
         assert_eq!(setting("onnx.arena=true").unwrap().2, json!(true));
+        assert_eq!(request("Latest").unwrap(), RequestWord::Latest);
+        assert_eq!(request("4B1f-").unwrap(), RequestWord::Id("4b1f-".into()));
         let input = tensor("x:fp32:3,h,224").unwrap();
         assert_eq!((input.name.as_str(), input.dtype), ("x", Datatype::Fp32));
         assert_eq!(input.shape[1..], [Dim::Fixed(3), Dim::Dynamic("h".into()), Dim::Fixed(224)]);
+    }
+
+    #[test]
+    fn a_range_stands_for_its_steps() {
+        let counted = |text| counts(text).unwrap().0;
+        assert_eq!((counted("4"), counted("2:5"), counted("1:8:2")), (vec![4], vec![2, 3, 4, 5], vec![1, 3, 5, 7]));
+        assert_eq!((counted("8:8"), counted("0")), (vec![8], vec![0]));
+        let rated = |text| rates(text).unwrap().0;
+        assert_eq!((rated("99.5"), rated("100:300:100")), (vec![99.5], vec![100.0, 200.0, 300.0]));
+        assert_eq!(rated("0.1:0.3:0.1").len(), 3, "rounding loses no end");
     }
 
     #[test]
@@ -145,7 +218,17 @@ mod tests {
             setting("onnx.threads=").unwrap_err(),
             pair("team").unwrap_err(),
             tensor("x:3,4").unwrap_err(),
-            request_id("7").unwrap_err(),
+            request("x7").unwrap_err(),
+            request("").unwrap_err(),
+            counts("1:8:0").unwrap_err(),
+            counts("8:1").unwrap_err(),
+            counts("1:2:3:4").unwrap_err(),
+            counts("1:4000000000").unwrap_err(),
+            counts("-1").unwrap_err(),
+            rates("1:2").unwrap_err(),
+            rates("5:1:1").unwrap_err(),
+            rates("0:1:1e-9").unwrap_err(),
+            rates("a").unwrap_err(),
         ] {
             assert!(error.message.contains("for example"), "{error}");
         }

@@ -1,6 +1,9 @@
 //! The flags of `profile`: each field of a request, and what is particular to this command.
 
-use super::{ArtifactArgs, parse};
+use super::{
+    ArtifactArgs,
+    parse::{self, Steps},
+};
 use crate::report::View;
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
@@ -152,9 +155,16 @@ pub struct ProfileArgs {
     /// Devices: cpu, gpu, all, a device class, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
-    /// Items in each call [default: 1,2,4,8]
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "What to measure")]
-    pub batch_sizes: Vec<u32>,
+    /// Items in each call, as 1,2,4 or a range, 2:8:2 [default: 1,2,4,8]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_parser = parse::counts,
+        value_name = "N",
+        help_heading = "What to measure"
+    )]
+    pub batch_sizes: Vec<Steps<u32>>,
     /// Ports of the engines: the documented ones (default), or free ones (auto) [default: default]
     #[arg(long, value_parser = parse::ports, value_name = "default|auto", help_heading = "What to measure")]
     pub ports: Option<Ports>,
@@ -178,18 +188,26 @@ pub struct ProfileArgs {
     /// Kind of load [default: closed, with as many calls in flight as give the best throughput]
     #[arg(long, value_enum, help_heading = "Load")]
     pub load: Option<LoadMode>,
-    /// Numbers of calls in flight; each is a load point
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
-    pub concurrency: Vec<u32>,
-    /// Rates in calls a second; each is a load point
+    /// Numbers of calls in flight, each a load point: 1,4,16 or a range, 1:8:2
     #[arg(
         long,
         value_delimiter = ',',
         allow_negative_numbers = true,
+        value_parser = parse::counts,
+        value_name = "N",
+        help_heading = "Load"
+    )]
+    pub concurrency: Vec<Steps<u32>>,
+    /// Calls a second, each a load point: 100,200 or a range, 100:500:100
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_parser = parse::rates,
         value_name = "PER_SECOND",
         help_heading = "Load"
     )]
-    pub rate: Vec<f64>,
+    pub rate: Vec<Steps<f64>>,
     /// Gaps between calls at a rate: poisson or constant [default: poisson]
     #[arg(long, value_parser = arrivals, help_heading = "Load")]
     pub arrivals: Option<Arrivals>,
@@ -235,7 +253,7 @@ pub struct ProfileArgs {
     /// Time after which cells that no worker can run fail [default: 24h]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "The request")]
     pub deadline: Option<u64>,
-    /// Fail cells that no worker can run, instead of queueing them
+    /// Fail cells that no worker can run, instead of queueing them, and end at once where another process holds a device
     #[arg(long, help_heading = "The request")]
     pub no_wait: bool,
     /// Labels to find the request by

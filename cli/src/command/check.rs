@@ -19,7 +19,7 @@ use modelmeter_common::{
 };
 use modelmeter_worker::{
     EngineSpec, SlotOptions, Trial,
-    inspector::{Output, Patience},
+    inspector::{Output, ServerWait},
     sample,
 };
 use serde::Serialize;
@@ -53,7 +53,7 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
     }
     embedded::writable(home)?;
     let target = job::named(args.model.as_deref(), &args.artifacts)?;
-    let local = models::local(&target, home, Patience::NONE).await?.ok_or_else(|| {
+    let local = models::local(&target, home, ServerWait::NONE).await?.ok_or_else(|| {
         Problem::invalid("model", "only files and built-in models can be checked").with_hint("give the path of a file")
     })?;
     let (devices, _) = sample::devices();

@@ -1,6 +1,6 @@
 //! `coordinator`: for workers in other processes.
 
-use super::Context;
+use super::{Context, patience};
 use crate::interrupt;
 use modelmeter_common::{
     Code, Problem,
@@ -12,13 +12,14 @@ use modelmeter_coordinator::{
     self as coordinator,
     hub::{self, HubError},
 };
+use modelmeter_worker::Patience;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::{TcpListener, lookup_host};
 
 /// What a loaded network and host can keep to.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
+pub(super) async fn run(context: &Context, no_wait: bool) -> Result<u8, Problem> {
     let settings = &context.config.coordinator;
     let broker_url = required(settings.broker.as_deref(), "broker", "--broker amqp://guest:guest@127.0.0.1:5672/%2f")?;
     let hub_url = required(settings.hub.as_deref(), "hub", "--hub mongodb://127.0.0.1:27017/modelmeter")?;
@@ -29,9 +30,10 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
         "" => None,
         address => Some(listen("http", address, settings.insecure_listen).await?),
     };
+    let patience = patience(no_wait);
     let started = async {
-        let broker = connect(broker_url).await?;
-        let hub = hub::open(hub_url).await.map_err(hub_problem)?;
+        let broker = connect(broker_url, &patience).await?;
+        let hub = patience.while_unreachable(|| async { hub::open(hub_url).await.map_err(hub_problem) }).await?;
         let options = coordinator::Options { lease, ..coordinator::Options::new(broker.clone(), hub) };
         Ok::<_, Problem>((coordinator::start(options, grpc, http).await?, broker))
     };
@@ -80,8 +82,8 @@ fn hub_problem(error: HubError) -> Problem {
 }
 
 /// Connects to a broker that other processes reach too.
-pub(super) async fn connect(url: &str) -> Result<Arc<dyn Broker>, Problem> {
-    Ok(Arc::new(amqp::connect(url).await?))
+pub(super) async fn connect(url: &str, patience: &Patience) -> Result<Arc<dyn Broker>, Problem> {
+    Ok(Arc::new(patience.while_unreachable(|| async { Ok(amqp::connect(url).await?) }).await?))
 }
 
 /// Binds an address. Beyond loopback only where the user says that he knows: callers do not authenticate yet.

@@ -2,12 +2,12 @@
 
 use super::{Context, print};
 use crate::{
-    args::{Format, ResultsArgs},
+    args::{Format, RequestWord, ResultsArgs},
     client::Client,
     embedded::Embedded,
     report,
 };
-use modelmeter_common::{Code, Problem, RequestId, Timestamp};
+use modelmeter_common::{Code, Problem, Timestamp, profile::Profile};
 
 /// A connection to the coordinator that was named, or to one of our own.
 pub(super) struct Asked {
@@ -53,9 +53,13 @@ pub(super) async fn requests(context: &Context, limit: u32) -> Result<u8, Proble
     Ok(0)
 }
 
-pub(super) async fn status(context: &Context, id: RequestId) -> Result<u8, Problem> {
+pub(super) async fn status(context: &Context, word: &RequestWord) -> Result<u8, Problem> {
     let mut asked = Asked::connect(context).await?;
-    let status = asked.client.status(id).await;
+    let status = async {
+        let id = asked.client.meant(word).await?;
+        asked.client.status(id).await
+    };
+    let status = status.await;
     asked.end().await;
     let status = status?;
     print(&if context.json { report::json(&status) } else { report::cells(&status) })?;
@@ -64,14 +68,14 @@ pub(super) async fn status(context: &Context, id: RequestId) -> Result<u8, Probl
 
 pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8, Problem> {
     let mut asked = Asked::connect(context).await?;
-    let found = asked.client.results(args.request, args.model.as_deref(), args.limit).await;
+    let found = found(&mut asked.client, args).await;
     asked.end().await;
     let found = found?;
     let format = args.report.format(context.json);
     if found.is_empty() && format != Format::Json {
-        if args.model.is_some() || args.request.is_some() {
+        if args.model.is_some() || args.id.is_some() || args.request.is_some() {
             return Err(Problem::new(Code::NotFound, "no results match")
-                .with_hint("`modelmeter results` shows all results, `modelmeter requests` all requests"));
+                .with_hint("`modelmeter results --all` shows all results, `modelmeter requests` all requests"));
         }
         print("no results yet: `modelmeter profile MODEL` makes some\n")?;
         return Ok(0);
@@ -80,8 +84,22 @@ pub(super) async fn results(context: &Context, args: &ResultsArgs) -> Result<u8,
     Ok(0)
 }
 
-pub(super) async fn cancel(context: &Context, id: RequestId) -> Result<u8, Problem> {
+/// The profiles that were asked for: those of the newest request, where nothing was said.
+async fn found(client: &mut Client, args: &ResultsArgs) -> Result<Vec<Profile>, Problem> {
+    let id = match args.id.as_ref().or(args.request.as_ref()) {
+        Some(word) => Some(client.meant(word).await?),
+        None if args.all || args.model.is_some() => None,
+        None => match client.requests(1).await?.first() {
+            Some(latest) => Some(latest.id),
+            None => return Ok(Vec::new()),
+        },
+    };
+    client.results(id, args.model.as_deref(), args.limit).await
+}
+
+pub(super) async fn cancel(context: &Context, word: &RequestWord) -> Result<u8, Problem> {
     let mut client = Client::connect(needs_coordinator(context, "cancel")?).await?;
+    let id = client.meant(word).await?;
     let tasks = client.cancel(id, "cancelled by the user").await?;
     if context.json {
         print(&report::json(&serde_json::json!({ "request_id": id, "tasks_cancelled": tasks })))?;

@@ -19,9 +19,11 @@ use modelmeter_common::{
     Code, Problem,
     config::{self, Config, Sources},
 };
+use modelmeter_worker::Patience;
 use std::{
     io::{ErrorKind, IsTerminal, Write},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 use tracing_subscriber::EnvFilter;
@@ -76,12 +78,12 @@ async fn dispatch(context: Context, command: Command) -> Result<u8, Failure> {
     Ok(match command {
         Command::Profile(args) => profile::run(&context, &args).await?,
         Command::Model(command) => model::run(&context, command).await?,
-        Command::Coordinator(_) => coordinator::run(&context).await?,
-        Command::Worker(_) => worker::run(&context).await?,
+        Command::Coordinator(args) => coordinator::run(&context, args.no_wait).await?,
+        Command::Worker(args) => worker::run(&context, args.no_wait).await?,
         Command::Requests(args) => listing::requests(&context, args.limit).await?,
-        Command::Status(args) => listing::status(&context, args.id).await?,
+        Command::Status(args) => listing::status(&context, &args.id).await?,
         Command::Watch(args) => profile::watch(&context, &args).await?,
-        Command::Cancel(args) => listing::cancel(&context, args.id).await?,
+        Command::Cancel(args) => listing::cancel(&context, &args.id).await?,
         Command::Workers => listing::workers(&context).await?,
         Command::Check(args) => check::run(&context, args).await?,
         Command::Engines => engines::run(&context)?,
@@ -114,6 +116,14 @@ fn configure(cli: &Cli) -> Result<Config, Problem> {
         _ => {}
     }
     Ok(config)
+}
+
+/// What a service does about a device that another process holds, and about what it needs and cannot reach.
+fn patience(no_wait: bool) -> Patience {
+    if no_wait {
+        return Patience::Refuse;
+    }
+    Patience::Wait(Arc::new(|problem| drop(writeln!(std::io::stderr(), "{}", crate::run::waiting(problem)))))
 }
 
 /// Prints to standard output; a reader that has gone away is not an error.

@@ -40,8 +40,8 @@ pub(super) async fn run(context: &Context, args: &ProfileArgs) -> Result<u8, Fai
 }
 
 pub(super) async fn watch(context: &Context, args: &WatchArgs) -> Result<u8, Failure> {
-    let id = args.id.id;
     let mut client = Client::connect(super::listing::needs_coordinator(context, "watch")?).await?;
+    let id = client.meant(&args.id.id).await?;
     let stop = interrupt::listen()?;
     let mut progress = Progress::new(false);
     // From here on the request is known to be there.

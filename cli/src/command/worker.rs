@@ -1,6 +1,6 @@
 //! `worker`: measures on this machine what a coordinator hands out.
 
-use super::{Context, coordinator::connect};
+use super::{Context, coordinator::connect, patience};
 use crate::{custom, embedded, engines, interrupt, run::Failure};
 use modelmeter_common::{
     Code, Problem,
@@ -10,7 +10,7 @@ use modelmeter_common::{
 };
 use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, sample};
 
-pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
+pub(super) async fn run(context: &Context, no_wait: bool) -> Result<u8, Failure> {
     let config = &context.config;
     let settings = &config.worker;
     let broker_url = settings.broker.as_deref().ok_or_else(|| {
@@ -29,8 +29,9 @@ pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
     let slots = slots(settings, &offer.specs)?;
     let described = describe(&slots, &offer.specs);
     let stop = interrupt::listen()?;
+    let patience = patience(no_wait);
     let started = async {
-        let broker = connect(broker_url).await?;
+        let broker = connect(broker_url, &patience).await?;
         let options = worker::Options {
             name: settings.name.clone().unwrap_or_else(host_name),
             broker: broker.clone(),
@@ -45,6 +46,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Failure> {
             client_cpus: embedded::cpus("client_cpus", settings.client_cpus.as_deref())?,
             engine_cpus: embedded::cpus("engine_cpus", settings.engine_cpus.as_deref())?,
             shared_cpu: settings.shared_cpu,
+            patience,
             labels: settings.labels.clone(),
         };
         let name = options.name.clone();

@@ -29,6 +29,7 @@ fn warning(code: &str, message: &str) -> Warning {
 fn point(concurrency: u32, throughput: Figure, latency_ms: Latency) -> ProfilePoint {
     ProfilePoint {
         load: ProfileLoad::Closed { concurrency },
+        repeats: 1,
         duration_s: 2.0,
         requests: 2000,
         errors: 0,

@@ -117,12 +117,14 @@ fn check_name(what: &str, name: &str) -> Result<(), BrokerError> {
     Ok(())
 }
 
-/// Why a broker call failed. All but `Closed`, `BadUrl` and `NoQueue` may succeed when tried again.
+/// Why a broker call failed. All but `Closed`, `BadUrl`, `Unauthenticated` and `NoQueue` may succeed when tried again.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BrokerError {
     #[error("cannot reach the broker at {address}: {reason}")]
     Unreachable { address: String, reason: String },
+    #[error("the broker at {address} refused the credentials: {reason}")]
+    Unauthenticated { address: String, reason: String },
     #[error("broker address '{address}' is not valid: {reason}")]
     BadUrl { address: String, reason: String },
     #[error("the broker did not confirm within {0:?}")]
@@ -137,7 +139,11 @@ pub enum BrokerError {
 
 impl From<BrokerError> for Problem {
     fn from(error: BrokerError) -> Self {
-        let code = if matches!(error, BrokerError::BadUrl { .. }) { Code::InvalidArgument } else { Code::Unreachable };
+        let code = match error {
+            BrokerError::BadUrl { .. } => Code::InvalidArgument,
+            BrokerError::Unauthenticated { .. } => Code::Unauthenticated,
+            _ => Code::Unreachable,
+        };
         Self::new(code, error.to_string()).with_field("broker").with_hint(
             "amqp://user:password@host:port/vhost; check that RabbitMQ runs and that this machine reaches it",
         )

@@ -196,6 +196,8 @@ fn fold_host(points: &[&Point]) -> Option<HostUse> {
     (!hosts.is_empty()).then(|| HostUse {
         cpu_busy_ratio: mean(hosts.iter().map(|h| h.cpu_busy_ratio)),
         steal_ratio: mean(hosts.iter().map(|h| h.steal_ratio)),
+        throttled_ratio: hosts.iter().filter_map(|h| h.throttled_ratio).max_by(f64::total_cmp),
+        speed_range: hosts.iter().filter_map(|h| h.speed_range).reduce(|[a, b], [c, d]| [a.min(c), b.max(d)]),
     })
 }
 
@@ -232,7 +234,7 @@ mod tests {
             engine_cpu: Some(EngineCpu { cores: 0.1, rss_bytes: 3 }),
             server: None,
             client_cpu_cores: rate / 7.0,
-            host: Some(HostUse { cpu_busy_ratio: 0.5, steal_ratio: 0.0 }),
+            host: Some(HostUse { cpu_busy_ratio: 0.5, ..HostUse::default() }),
             converged: rate > 90.0,
             valid: true,
             warnings: vec![Warning { code: "w".into(), message: "m".into() }],

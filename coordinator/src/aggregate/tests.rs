@@ -204,6 +204,38 @@ fn a_peak_is_lacking_for_want_of_valid_points_or_of_throughput() {
 }
 
 #[test]
+fn the_peak_rests_on_every_repeat_where_some_load_does() {
+    let closed = |concurrency| modelmeter_common::profile::ProfileLoad::Closed { concurrency };
+    let tasks = [task(0, Some(1)), task(1, Some(1)), task(2, Some(1))];
+    let lucky = [(1, 100.0), (4, 150.0), (6, 300.0)];
+    let repeats = [measured(0, &lucky), measured(1, &lucky[..2]), measured(2, &lucky[..2])];
+    let folded = profile(&request(), &tasks, &repeats, 1);
+    assert_eq!(folded.points.iter().map(|point| point.repeats).collect::<Vec<_>>(), [3, 3, 1]);
+    assert_eq!(folded.peak.unwrap().summary.load, closed(4), "one repeat alone saw the faster one");
+
+    // Each found a load of its own.
+    let apart = [measured(0, &[(2, 100.0)]), measured(1, &[(4, 150.0)])];
+    assert_eq!(profile(&request(), &tasks[..2], &apart, 1).peak.unwrap().summary.load, closed(4));
+    let mut certified = request();
+    certified.request.stop.certified = true;
+    let refused = profile(&certified, &tasks[..2], &apart, 1);
+    assert_eq!((refused.peak, refused.unavailable["peak"].code.as_str()), (None, "not_every_repeat"));
+    assert_eq!(profile(&certified, &tasks, &repeats, 1).peak.unwrap().summary.load, closed(4));
+    let failed = [task(0, Some(1)), task(1, Some(1)), task(2, None)];
+    assert_eq!(profile(&certified, &failed, &repeats[..2], 1).peak, None, "a repeat that failed measured nothing");
+}
+
+#[test]
+fn the_best_point_that_meets_an_sla_rests_on_every_repeat_where_some_load_does() {
+    let tasks = [task(0, Some(1)), task(1, Some(1))];
+    let mut slower = request();
+    slower.request.sla = Some(Sla { percentile: 95.0, latency_ms: 80.0 });
+    let repeats = [measured(0, &[(1, 100.0), (6, 300.0)]), measured(1, &[(1, 100.0)])];
+    let sla = profile(&slower, &tasks, &repeats, 1).sla.unwrap();
+    assert_eq!((sla.met, sla.best.unwrap().summary.throughput_inferences_per_s), (Some(true), Some(400.0)));
+}
+
+#[test]
 fn a_cell_is_partial_or_failed_with_its_last_error() {
     let tasks = [task(0, Some(1)), task(1, None)];
     let partial = profile(&request(), &tasks, &[measured(0, &[(1, 100.0)])], 1);

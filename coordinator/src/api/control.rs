@@ -1,6 +1,6 @@
 //! What a user calls.
 
-use super::{artifacts, from_json, hub_status, not_found, parse, status_of, submit, to_json};
+use super::{artifacts, from_json, hub_status, models, not_found, parse, status_of, submit, to_json};
 use crate::{
     core::Core,
     hub::{ProfileFilter, TaskFilter},
@@ -9,8 +9,7 @@ use crate::{
 use futures::{Stream, StreamExt, stream};
 use modelmeter_common::{
     RequestId,
-    model::{Model, ModelName},
-    profile::Profile,
+    model::Model,
     request::{Request as Asked, RequestDoc},
     status::Status as RequestStatus,
 };
@@ -52,22 +51,6 @@ impl ControlApi {
         let parsed: RequestId = parse("request_id", id)?;
         let found = self.core.hub.request(parsed).await.map_err(hub_status)?;
         found.ok_or_else(|| not_found("request", id, "`modelmeter requests` lists those that are there"))
-    }
-
-    /// The profiles of a model, if one is named. What has no such version may be a name with a colon in it.
-    async fn profiles(&self, of_all: ProfileFilter, model: &str) -> Result<Vec<Profile>, Status> {
-        let hub = &self.core.hub;
-        if model.is_empty() {
-            return hub.profiles(&of_all).await.map_err(hub_status);
-        }
-        let ModelName { name, version } = model.parse().map_err(|p| status_of(&p))?;
-        let whole_name = version.is_some().then(|| ProfileFilter { model: Some(model.into()), ..of_all.clone() });
-        let of_version = ProfileFilter { model: Some(name), version, ..of_all };
-        let found = hub.profiles(&of_version).await.map_err(hub_status)?;
-        match whole_name {
-            Some(whole_name) if found.is_empty() => hub.profiles(&whole_name).await.map_err(hub_status),
-            _ => Ok(found),
-        }
     }
 }
 
@@ -152,7 +135,7 @@ impl Control for ControlApi {
             (limit, _) => Some(limit),
         };
         let all = ProfileFilter { request, limit, ..Default::default() };
-        let profiles = self.profiles(all, &model).await?;
+        let profiles = super::profiles(&self.core, all, &model).await.map_err(|p| status_of(&p))?;
         let sent = stream::iter(profiles).map(|profile| Ok(Document { json: to_json(&profile)? }));
         Ok(Response::new(Box::pin(sent)))
     }
@@ -177,8 +160,8 @@ impl Control for ControlApi {
 
     async fn add_model(&self, request: Request<AddModelRequest>) -> Reply<AddModelReply> {
         let model: Model = from_json("model", &request.into_inner().model_json)?;
-        self.core.hub.put_model(&model).await.map_err(hub_status)?;
-        Ok(Response::new(AddModelReply {}))
+        let model = models::add(&self.core, &model).await.map_err(|p| status_of(&p))?;
+        Ok(Response::new(AddModelReply { model_json: to_json(&model)? }))
     }
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Reply<DocumentsReply> {

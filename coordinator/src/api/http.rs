@@ -1,9 +1,6 @@
 //! The HTTP port: health, and the hub's documents as JSON for people with curl.
 
-use crate::{
-    core::Core,
-    hub::{HubError, ProfileFilter},
-};
+use crate::{core::Core, hub::ProfileFilter};
 use axum::{
     Json, Router,
     extract::{Query, State},
@@ -11,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use modelmeter_common::Problem;
+use modelmeter_common::{Code, Problem};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -34,18 +31,21 @@ pub async fn run(core: Arc<Core>, listener: TcpListener, stop: CancellationToken
 }
 
 /// An error as JSON, in the form that the command line prints.
-struct Failure(HubError);
+struct Failure(Problem);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let problem: Problem = self.0.into();
-        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": problem }))).into_response()
+        let status = match self.0.code {
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, Json(json!({ "error": self.0 }))).into_response()
     }
 }
 
-impl From<HubError> for Failure {
-    fn from(error: HubError) -> Self {
-        Self(error)
+impl<E: Into<Problem>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
     }
 }
 
@@ -71,6 +71,6 @@ async fn workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Seriali
 }
 
 async fn profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
-    let filter = ProfileFilter { model: which.model, limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
-    Ok(Json(core.hub.profiles(&filter).await?))
+    let all = ProfileFilter { limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
+    Ok(Json(super::profiles(&core, all, which.model.as_deref().unwrap_or_default()).await?))
 }

@@ -4,12 +4,31 @@ mod artifacts;
 mod control;
 pub mod grpc;
 pub mod http;
+mod models;
 pub mod submit;
 mod work;
 
-use crate::hub::HubError;
-use modelmeter_common::{Code, Problem, grpc::status_of};
+use crate::{
+    core::Core,
+    hub::{HubError, ProfileFilter},
+};
+use modelmeter_common::{Code, Problem, grpc::status_of, model::ModelName, profile::Profile};
 use tonic::Status;
+
+/// The profiles of a model, NAME or NAME:VERSION, or of all where it is empty. What has no such version may be a name with a
+/// colon in it.
+pub(crate) async fn profiles(core: &Core, of_all: ProfileFilter, model: &str) -> Result<Vec<Profile>, Problem> {
+    if model.is_empty() {
+        return Ok(core.hub.profiles(&of_all).await?);
+    }
+    let ModelName { name, version } = model.parse()?;
+    let whole_name = version.is_some().then(|| ProfileFilter { model: Some(model.into()), ..of_all.clone() });
+    let found = core.hub.profiles(&ProfileFilter { model: Some(name), version, ..of_all }).await?;
+    match whole_name {
+        Some(whole_name) if found.is_empty() => Ok(core.hub.profiles(&whole_name).await?),
+        _ => Ok(found),
+    }
+}
 
 /// A hub's error as a gRPC status.
 pub(crate) fn hub_status(error: HubError) -> Status {

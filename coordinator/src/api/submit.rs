@@ -76,12 +76,11 @@ pub async fn plan(core: &Core, request: &Request) -> Result<Dryrun, Problem> {
 
 /// What the tasks of a stored request measure.
 pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
-    let request = &doc.request;
-    let slots = match request.budget_ms {
-        Some(_) => pool::slots(&request.engines, &request.devices, &core.pools().await?),
+    let rounds = match doc.request.budget_ms {
+        Some(_) => pool::rounds(expand::kinds(doc), &core.pools().await?),
         None => 1,
     };
-    Ok(expand::plan(request, doc.tasks, slots))
+    Ok(expand::plan(&doc.request, rounds))
 }
 
 /// The model of a request that makes sense as far as it goes.

@@ -171,7 +171,20 @@ fn mistakes_are_named_with_what_is_known() {
 #[test]
 fn a_budget_is_shared_over_the_rounds_that_the_slots_need() {
     let request = Request { budget_ms: Some(100_000), ..request() };
-    assert_eq!(plan(&request, 10, 1).budget_ms, Some(8_500));
-    assert_eq!(plan(&request, 10, 4).budget_ms, Some(28_333));
-    assert_eq!(plan(&request, 100_000, 1).budget_ms, Some(MIN_TASK_BUDGET_MS));
+    assert_eq!(plan(&request, 10).budget_ms, Some(8_500));
+    assert_eq!(plan(&request, 3).budget_ms, Some(28_333));
+    assert_eq!(plan(&request, 100_000).budget_ms, Some(MIN_TASK_BUDGET_MS));
+}
+
+#[test]
+fn a_stored_request_needs_the_slots_that_its_cells_need() {
+    let request = Request { repeats: 3, ..request() };
+    let cells = cells(&request, &model(), &pools()).unwrap();
+    let doc = stored(&request, &cells);
+    let by_pool = |pool: &Pool, kinds: Vec<Kind<'_>>| pool::rounds(kinds, std::slice::from_ref(pool));
+    for pool in pools() {
+        let of_cells = cells.iter().map(|cell| Kind::of(cell, 3)).collect();
+        assert_eq!(by_pool(&pool, kinds(&doc)), by_pool(&pool, of_cells), "{pool:?}");
+    }
+    assert_eq!(kinds(&doc).iter().map(|kind| kind.tasks).sum::<u64>(), 3 * cells.len() as u64);
 }

@@ -101,8 +101,9 @@ pub trait Hub: Send + Sync + 'static {
     async fn put_worker(&self, worker: &WorkerDoc) -> Result<(), HubError>;
     async fn workers(&self) -> Result<Vec<WorkerDoc>, HubError>;
 
-    /// Inserts or replaces by name and version.
-    async fn put_model(&self, model: &Model) -> Result<(), HubError>;
+    /// Inserts the model if `old` is none, else replaces the one of its name and version if that still has the artifacts of
+    /// `old`; `false`: another change came first.
+    async fn swap_model(&self, old: Option<&Model>, new: &Model) -> Result<bool, HubError>;
     /// The newest of this name, or the one of this version too.
     async fn model(&self, name: &str, version: Option<&str>) -> Result<Option<Model>, HubError>;
     /// All, or those of this name; newest first.

@@ -26,6 +26,7 @@ use modelmeter_proto::control::{
     work_client::WorkClient,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Channel;
 
 const BYTES: &[u8] = b"not a model, but its bytes";
@@ -88,10 +89,26 @@ impl House {
             outputs: vec![],
         };
         let header = ArtifactHeader { sha256: artifact.sha256, format: "onnx".into(), bytes: artifact.bytes };
-        let chunks = [Content::Header(header), Content::Data(BYTES.to_vec())];
+        self.put_artifact(header, BYTES).await;
+        self.control.add_model(AddModelRequest { model_json: serde_json::to_string(&model).unwrap() }).await.unwrap();
+    }
+
+    pub async fn put_artifact(&mut self, header: ArtifactHeader, bytes: &[u8]) {
+        let chunks = [Content::Header(header), Content::Data(bytes.to_vec())];
         let chunks = tokio_stream::iter(chunks.map(|content| ArtifactChunk { content: Some(content) }));
         self.control.put_artifact(chunks).await.unwrap();
-        self.control.add_model(AddModelRequest { model_json: serde_json::to_string(&model).unwrap() }).await.unwrap();
+    }
+
+    /// Status line and body of what the HTTP port answers.
+    pub async fn get(&self, path: &str) -> (String, String) {
+        let address = self.coordinator.as_ref().unwrap().http_addr().unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
     }
 
     /// Registers an incarnation of the worker; gives its slot's queue.
@@ -245,9 +262,10 @@ async fn start(
     hub: &Arc<dyn Hub>,
 ) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let http = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = Options::new(broker.clone(), hub.clone());
     let options = Options { lease, sweep_every: Duration::from_millis(50), ..options };
-    let coordinator = modelmeter_coordinator::start(options, listener, None).await.unwrap();
+    let coordinator = modelmeter_coordinator::start(options, listener, Some(http)).await.unwrap();
     let channel = Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
     (coordinator, ControlClient::new(channel.clone()), WorkClient::new(channel))
 }

@@ -98,7 +98,7 @@ pub struct Metadata {
 
 /// How long to wait for a server.
 #[derive(Clone, Copy)]
-pub struct Patience<'a> {
+pub struct ServerWait<'a> {
     /// For the answer to one question.
     pub timeout: Duration,
     /// For a server that is not there yet or does not take calls yet.
@@ -107,9 +107,9 @@ pub struct Patience<'a> {
     pub say: &'a (dyn Fn(String) + Send + Sync),
 }
 
-impl Patience<'_> {
+impl ServerWait<'_> {
     /// None: a server is asked once, or not at all.
-    pub const NONE: Patience<'static> = Patience { timeout: Duration::ZERO, ready: Duration::ZERO, say: &|_| () };
+    pub const NONE: ServerWait<'static> = ServerWait { timeout: Duration::ZERO, ready: Duration::ZERO, say: &|_| () };
 }
 
 /// Asks a server for a model's signature and for its own name; one that may be starting is waited for.
@@ -121,7 +121,7 @@ pub fn metadata<'a>(
     protocol: Protocol,
     endpoint: &'a Endpoint,
     model: &'a str,
-    patience: Patience<'a>,
+    patience: ServerWait<'a>,
 ) -> BoxFuture<'a, Result<Metadata, Problem>> {
     Box::pin(async move {
         match until_up(endpoint, patience, || tell(protocol, endpoint, model, patience.timeout)).await {
@@ -138,7 +138,7 @@ pub fn metadata<'a>(
 ///
 /// # Errors
 /// `unreachable`, once the patience is over, and whatever no waiting mends.
-pub fn reach<'a>(endpoint: &'a Endpoint, patience: Patience<'a>) -> BoxFuture<'a, Result<(), Problem>> {
+pub fn reach<'a>(endpoint: &'a Endpoint, patience: ServerWait<'a>) -> BoxFuture<'a, Result<(), Problem>> {
     Box::pin(async move {
         let reached = until_up(endpoint, patience, || load::reach(endpoint)).await;
         reached.map_err(|unanswered| unanswered.problem(endpoint, patience.timeout).with_field("endpoint"))
@@ -147,7 +147,7 @@ pub fn reach<'a>(endpoint: &'a Endpoint, patience: Patience<'a>) -> BoxFuture<'a
 
 async fn until_up<T, F: Future<Output = Result<T, Unanswered>>>(
     endpoint: &Endpoint,
-    patience: Patience<'_>,
+    patience: ServerWait<'_>,
     question: impl Fn() -> F,
 ) -> Result<T, Unanswered> {
     let deadline = tokio::time::Instant::now() + patience.ready;

@@ -1,5 +1,7 @@
 //! The few system calls that the standard library does not have, and the clock.
 
+pub(super) use crate::threads::thread_cpu_ns;
+
 use std::{
     fs::File,
     io,
@@ -67,14 +69,6 @@ pub(super) fn wait(watches: &mut [Watch], timeout: Duration) -> io::Result<()> {
         return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
     }
     Ok(())
-}
-
-/// CPU time of this thread.
-pub(super) fn thread_cpu_ns() -> u64 {
-    let mut spec = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut spec) };
-    spec.tv_sec as u64 * 1_000_000_000 + spec.tv_nsec as u64
 }
 
 /// What the scheduler keeps of a thread (Linux, Documentation/scheduler/sched-stats.rst), where it keeps it.

@@ -6,7 +6,7 @@ use super::{
     observed::{Kept, Observed, is_hopeless},
     outcome::Failure,
 };
-use crate::sample::Samples;
+use crate::sample::{Quota, Samples};
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
@@ -23,6 +23,12 @@ const MAX_LATE: f64 = 0.001;
 const CLIENT_BOUND: f64 = 0.9;
 /// Of the measured time: the client's thread was ready to run and had no core.
 const MAX_STARVED: f64 = 0.05;
+/// Of the time in which the engine's threads could run: they waited for a core.
+const MAX_ENGINE_STARVED: f64 = 0.1;
+/// Of the measured time: a CPU quota stopped client or engine.
+const MAX_THROTTLED: f64 = 0.01;
+/// From the slowest to the fastest that the engine's cores were, leaving out a twentieth at both ends.
+const MAX_SPEED_CHANGE: f64 = 1.1;
 /// A call that was waited for longer than any other took, by this factor, may never have been answered.
 pub(super) const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
@@ -197,7 +203,18 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         );
         warn(warnings, "client_bound", message);
     }
-    if seen.client_starved_cores > MAX_STARVED {
+    let quota = samples.quota.filter(|quota| quota.ratio > MAX_THROTTLED);
+    if let Some(Quota { cores, ratio, of_engine }) = quota {
+        let (whose, share) = (if of_engine { "the engine's" } else { "this" }, ratio * 100.0);
+        let cores = (cores * 100.0).round() / 100.0;
+        let message = format!(
+            "{whose} container may use {cores} cores (cgroup quota) and was stopped {share:.0} % of the time, which is in the \
+             latencies; raise the quota, or give the engine fewer threads"
+        );
+        warn(warnings, "cpu_quota", message);
+    }
+    // What a quota stopped counts as waiting too: its reason has been said.
+    if seen.client_starved_cores > MAX_STARVED && quota.is_none() {
         let message = format!(
             "the client waited for a core {:.0} % of the time, which is in the latencies; give it cores of its own \
              (--client-cpus, --engine-cpus) or the engine fewer threads",
@@ -207,6 +224,24 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
     }
     if let Some(message) = resent(seen) {
         warn(warnings, "resent", message);
+    }
+    if let Some(share) = samples.engine_waited_ratio.filter(|share| *share > MAX_ENGINE_STARVED && quota.is_none()) {
+        let message = format!(
+            "the engine waited for a core {:.0} % of the time that it could have run, which is in the latencies; stop what else \
+             runs on its cores, or give it fewer threads",
+            share * 100.0
+        );
+        warn(warnings, "engine_starved", message);
+    }
+    if let Some([low, high]) = samples.host.and_then(|host| host.speed_range)
+        && high > MAX_SPEED_CHANGE * low
+    {
+        let message = format!(
+            "the machine's speed changed by {:.0} % during the measurement (other virtual machines, busy sibling threads, heat), \
+             which widens the intervals; measure longer, or on a steadier machine",
+            (high / low - 1.0) * 100.0
+        );
+        warn(warnings, "speed_varied", message);
     }
     if let Some(host) = samples.host.filter(|host| host.steal_ratio > MAX_STEAL) {
         let share = host.steal_ratio * 100.0;
@@ -293,7 +328,7 @@ fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
 }
 
 /// Warnings of what a certified point must not have met.
-const DISTURBANCES: [&str; 12] = [
+const DISTURBANCES: [&str; 15] = [
     "warmup_drifting",
     "drifting",
     "not_converged",
@@ -301,6 +336,9 @@ const DISTURBANCES: [&str; 12] = [
     "unanswered",
     "client_bound",
     "client_starved",
+    "cpu_quota",
+    "engine_starved",
+    "speed_varied",
     "steal",
     "noisy_host",
     "throttled",
@@ -331,6 +369,7 @@ mod tests {
     use super::*;
     use modelmeter_common::{
         load::Stop,
+        part::HostUse,
         stats::{Figure, series::Batch},
     };
 
@@ -394,6 +433,43 @@ mod tests {
         assert_eq!(warned(&run(0), &rules())[0].code, "not_converged");
         assert!(warned(&run(50), &rules()).is_empty());
         assert!(warned(&Observed { gone: Some("refused".into()), ..run(0) }, &rules()).is_empty());
+    }
+
+    #[test]
+    fn a_quota_is_named_and_is_the_reason_of_waiting() {
+        let calm = Observed { converged: true, client_starved_cores: 0.2, ..run(0) };
+        let warned = |samples: &Samples| {
+            let mut warnings = Vec::new();
+            cautions(&calm, &rules(), samples, false, &mut warnings);
+            warnings
+        };
+        let quota = |ratio, of_engine| Some(Quota { cores: 0.5, ratio, of_engine });
+        let mut samples = Samples { engine_waited_ratio: Some(0.3), quota: quota(0.43, false), ..Samples::default() };
+        let [only] = warned(&samples).try_into().unwrap();
+        assert!(
+            only.code == "cpu_quota" && only.message.starts_with("this container may use 0.5 cores (cgroup quota)")
+        );
+        assert!(only.message.contains("stopped 43 % of the time"), "{only:?}");
+        samples.quota = quota(0.43, true);
+        assert!(warned(&samples)[0].message.starts_with("the engine's container"));
+        // One that never ran out is not worth a word.
+        samples.quota = quota(0.0, false);
+        let codes: Vec<String> = warned(&samples).into_iter().map(|warning| warning.code).collect();
+        assert_eq!(codes, ["client_starved", "engine_starved"]);
+    }
+
+    #[test]
+    fn a_machine_whose_speed_changes_is_told_from_one_tenth_on() {
+        let calm = Observed { converged: true, ..run(0) };
+        let with = |speed_range| {
+            let host = Some(HostUse { speed_range, ..HostUse::default() });
+            let mut warnings = Vec::new();
+            cautions(&calm, &rules(), &Samples { host, ..Samples::default() }, false, &mut warnings);
+            warnings
+        };
+        assert!(with(None).is_empty() && with(Some([0.96, 1.05])).is_empty());
+        let [only] = with(Some([0.8, 1.0])).try_into().unwrap();
+        assert!(only.code == "speed_varied" && only.message.contains("changed by 25 % during"), "{only:?}");
     }
 
     #[test]

@@ -5,15 +5,20 @@
 
 pub mod nvml;
 pub mod procfs;
+mod quota;
+mod speed;
 mod trace;
 
 pub use nvml::{Idle, Monitor};
+pub use quota::Quota;
 
 use modelmeter_common::{
     device::Device,
     part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
 };
 use procfs::{HostTimes, Tree};
+use quota::Quotas;
+use speed::Speed;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -50,6 +55,8 @@ fn cpu() -> Device {
 #[derive(Clone, Debug, Default)]
 pub struct Probes {
     engine_pid: Option<u32>,
+    /// Where the engine runs.
+    cores: Option<Vec<u32>>,
     model_bytes: Option<u64>,
     gpu: Option<GpuProbe>,
     no_gpu: Option<Reason>,
@@ -74,6 +81,13 @@ impl Probes {
     /// The process tree under this engine, if it runs here.
     pub fn new(engine_pid: Option<u32>) -> Self {
         Self { engine_pid, ..Self::default() }
+    }
+
+    /// The cores that the engine may run on: how fast these are is measured, with a little work on each of them.
+    #[must_use]
+    pub fn with_cores(mut self, cores: Vec<u32>) -> Self {
+        self.cores = Some(cores);
+        self
     }
 
     /// The size of the model that the engine serves: much more memory than this was not taken for the model.
@@ -103,7 +117,16 @@ impl Probes {
         let engine = self.engine_pid.map(|pid| (pid, Tree::read(pid)));
         let gpu = self.gpu.clone().map(|gpu| (gpu.monitor.begin(&gpu.uuid), gpu));
         let (model_bytes, no_gpu) = (self.model_bytes, self.no_gpu.clone());
-        Running { begun: Instant::now(), host: HostTimes::read(), engine, model_bytes, gpu, no_gpu }
+        Running {
+            begun: Instant::now(),
+            host: HostTimes::read(),
+            engine,
+            quotas: Quotas::begin(self.engine_pid),
+            speed: self.cores.as_deref().map(Speed::begin),
+            model_bytes,
+            gpu,
+            no_gpu,
+        }
     }
 }
 
@@ -113,6 +136,8 @@ pub struct Running {
     begun: Instant,
     host: Option<HostTimes>,
     engine: Option<(u32, Tree)>,
+    quotas: Quotas,
+    speed: Option<Speed>,
     model_bytes: Option<u64>,
     gpu: Option<(u64, GpuProbe)>,
     no_gpu: Option<Reason>,
@@ -125,6 +150,10 @@ pub struct Samples {
     pub gpu: Option<GpuUse>,
     /// The engine's process tree.
     pub engine_cpu: Option<EngineCpu>,
+    /// Of the time in which the engine's threads could run, the share in which they waited for a core.
+    pub engine_waited_ratio: Option<f64>,
+    /// The CPU quota that stopped client or engine the most; none without one.
+    pub quota: Option<Quota>,
     /// The host.
     pub host: Option<HostUse>,
     /// Logical cores of the host.
@@ -163,7 +192,11 @@ impl Samples {
         both.host = self.host.zip(later.host).map(|(a, b)| HostUse {
             cpu_busy_ratio: mean(a.cpu_busy_ratio, b.cpu_busy_ratio),
             steal_ratio: mean(a.steal_ratio, b.steal_ratio),
+            throttled_ratio: a.throttled_ratio.zip(b.throttled_ratio).map(|(a, b)| mean(a, b)),
+            speed_range: a.speed_range.zip(b.speed_range).map(|([a, b], [c, d])| [a.min(c), b.max(d)]),
         });
+        both.engine_waited_ratio = self.engine_waited_ratio.zip(later.engine_waited_ratio).map(|(a, b)| mean(a, b));
+        both.quota = self.quota.zip(later.quota).map(|(a, b)| Quota { ratio: mean(a.ratio, b.ratio), ..b });
         let news = self.warnings.iter().filter(|w| !later.warnings.contains(w)).cloned();
         both.warnings.extend(news);
         for (path, reason) in &self.unavailable {
@@ -197,6 +230,11 @@ impl Running {
     pub fn end(mut self) -> Samples {
         let mut samples = Samples { cores: cores(), ..Samples::default() };
         samples.add_host(self.host, HostTimes::read());
+        samples.quota = self.quotas.end(self.begun.elapsed());
+        if let Some(host) = &mut samples.host {
+            host.throttled_ratio = samples.quota.map(|quota| quota.ratio);
+            host.speed_range = self.speed.as_ref().and_then(Speed::range);
+        }
         let mut pids = Vec::new();
         match &self.engine {
             None => samples.null("engine_cpu", "not_local", "the engine's process is not known: it runs elsewhere"),
@@ -206,6 +244,7 @@ impl Running {
                 if now.is_empty() {
                     samples.null("engine_cpu", "engine_gone", "the engine's process ended");
                 } else {
+                    samples.engine_waited_ratio = now.waited_ratio_since(before);
                     samples.engine_cpu = Some(EngineCpu {
                         cores: now.cpu_seconds_since(before) / self.begun.elapsed().as_secs_f64().max(1e-3),
                         rss_bytes: now.rss_bytes(),

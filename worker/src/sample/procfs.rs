@@ -12,6 +12,9 @@ use std::{
 /// How old a look at all processes may be.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// Threads that ran for less than this say nothing of how long they waited.
+const ENOUGH_NS: u64 = 10_000_000;
+
 /// One process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Process {
@@ -24,9 +27,21 @@ struct Process {
     rss_pages: u64,
 }
 
+/// What the scheduler keeps of a thread, in ns since it was made. Source: Linux, Documentation/scheduler/sched-stats.rst.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Scheduled {
+    ran: u64,
+    /// Ready to run, without a core.
+    waited: u64,
+}
+
 /// The processes under an engine, itself included: its descendants and its process group.
 #[derive(Clone, Debug, Default)]
-pub struct Tree(BTreeMap<u32, Process>);
+pub struct Tree {
+    processes: BTreeMap<u32, Process>,
+    /// By thread, where the kernel keeps it.
+    threads: BTreeMap<u32, Scheduled>,
+}
 
 impl Tree {
     /// The tree as it is now; empty if the engine has ended.
@@ -43,36 +58,64 @@ impl Tree {
             members.insert(pid, found);
             next.extend(children(pid).into_iter().filter(|child| !members.contains_key(child)));
         }
-        Self(members)
+        let threads = members.keys().flat_map(|pid| threads(*pid)).collect();
+        Self { processes: members, threads }
     }
 
     /// Whether the engine has ended.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.processes.is_empty()
     }
 
     /// The process ids.
     pub fn pids(&self) -> Vec<u32> {
-        self.0.keys().copied().collect()
+        self.processes.keys().copied().collect()
     }
 
     /// CPU time used since an earlier look; processes that came since count from their start.
     pub fn cpu_seconds_since(&self, before: &Self) -> f64 {
-        let used = |(pid, now): (&u32, &Process)| match before.0.get(pid) {
+        let used = |(pid, now): (&u32, &Process)| match before.processes.get(pid) {
             Some(then) if then.started == now.started => now.ticks.saturating_sub(then.ticks),
             _ => now.ticks,
         };
-        self.0.iter().map(used).sum::<u64>() as f64 / ticks_per_second()
+        self.processes.iter().map(used).sum::<u64>() as f64 / ticks_per_second()
+    }
+
+    /// Of the time since an earlier look in which its threads could run, the share in which they waited for a core. None where
+    /// that is not known, or they hardly ran.
+    pub fn waited_ratio_since(&self, before: &Self) -> Option<f64> {
+        // A thread that came since counts from its start; one whose number is another's by now, from zero.
+        let since = |(thread, now): (&u32, &Scheduled)| {
+            let then = before.threads.get(thread).copied().unwrap_or_default();
+            [now.ran.saturating_sub(then.ran), now.waited.saturating_sub(then.waited)]
+        };
+        let [ran, waited] = self.threads.iter().map(since).fold([0, 0], |[a, b], [c, d]| [a + c, b + d]);
+        (ran >= ENOUGH_NS).then(|| waited as f64 / (ran + waited) as f64)
     }
 
     /// Resident memory.
     pub fn rss_bytes(&self) -> u64 {
-        self.0.values().map(|p| p.rss_pages).sum::<u64>() * page_bytes()
+        self.processes.values().map(|p| p.rss_pages).sum::<u64>() * page_bytes()
     }
 }
 
 fn process(pid: u32) -> Option<Process> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// What the scheduler keeps of each thread of a process.
+fn threads(pid: u32) -> Vec<(u32, Scheduled)> {
+    let folder = format!("/proc/{pid}/task");
+    let one = |thread: u32| {
+        let text = fs::read_to_string(format!("{folder}/{thread}/schedstat")).ok()?;
+        Some((thread, parse_schedstat(&text)?))
+    };
+    numbered(&folder).filter_map(one).collect()
+}
+
+fn parse_schedstat(text: &str) -> Option<Scheduled> {
+    let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+    Some(Scheduled { ran: numbers.next()?.ok()?, waited: numbers.next()?.ok()? })
 }
 
 fn numbered(folder: &str) -> impl Iterator<Item = u32> {
@@ -181,7 +224,11 @@ impl HostTimes {
         let idle = self.idle.saturating_sub(before.idle) as f64;
         let steal = self.steal.saturating_sub(before.steal) as f64;
         let busy = (total - idle - steal).max(0.0);
-        (total > 0.0).then(|| HostUse { cpu_busy_ratio: busy / total, steal_ratio: steal / total })
+        (total > 0.0).then(|| HostUse {
+            cpu_busy_ratio: busy / total,
+            steal_ratio: steal / total,
+            ..HostUse::default()
+        })
     }
 }
 
@@ -228,6 +275,48 @@ mod tests {
         assert_eq!(of_shell.len(), 2, "{of_shell:?}");
         assert!(of_shell.iter().all(|pid| ours.contains(pid)), "{ours:?}");
         assert!(Tree::read(shell.id()).is_empty());
+    }
+
+    #[test]
+    fn waiting_for_a_core_is_a_share_of_the_time_that_threads_could_run() {
+        assert_eq!(parse_schedstat("951 49 3\n"), Some(Scheduled { ran: 951, waited: 49 }));
+        assert_eq!(parse_schedstat("951"), None);
+        let look = |threads: &[(u32, u64, u64)]| Tree {
+            threads: threads.iter().map(|&(thread, ran, waited)| (thread, Scheduled { ran, waited })).collect(),
+            ..Tree::default()
+        };
+        let ms = 1_000_000;
+        let before = look(&[(1, 500 * ms, 0), (2, 7 * ms, 90 * ms), (3, ms, ms)]);
+        // The third ended; the fourth came; the second went on.
+        let now = look(&[(1, 560 * ms, 0), (2, 27 * ms, 100 * ms), (4, 10 * ms, 0)]);
+        assert_eq!(now.waited_ratio_since(&before), Some(0.1));
+        assert_eq!(now.waited_ratio_since(&now), None, "nothing ran");
+    }
+
+    /// Two busy threads on one core each wait for half of the time.
+    #[test]
+    fn threads_that_share_a_core_are_seen_to_wait() {
+        let core = crate::threads::available_cores()[0];
+        let spin = || {
+            let mut command = std::process::Command::new("sh");
+            let child = command.args(["-c", "while :; do :; done"]).spawn().unwrap();
+            let set = crate::threads::set_of(&[core]);
+            // SAFETY: the set is ours, and the child lives until it is waited for.
+            unsafe { libc::sched_setaffinity(child.id() as libc::pid_t, size_of::<libc::cpu_set_t>(), &set) };
+            child
+        };
+        let mut children = [spin(), spin()];
+        let (root, deadline) = (children[0].id(), Instant::now() + Duration::from_secs(20));
+        let before = Tree::read(root);
+        let mut ratio = None;
+        while ratio.is_none_or(|ratio| ratio < 0.3) && Instant::now() < deadline {
+            ratio = Tree::read(root).waited_ratio_since(&before);
+        }
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(ratio.is_some_and(|ratio| (0.3..1.0).contains(&ratio)), "{ratio:?}");
     }
 
     #[test]

@@ -53,7 +53,10 @@ pub struct FakeCoordinator {
 
 impl FakeCoordinator {
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    pub fn on(listener: tokio::net::TcpListener) -> Self {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let book = Arc::<Mutex<Book>>::default();
         let service = WorkServer::new(Service(book.clone()));

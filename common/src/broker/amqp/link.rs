@@ -148,7 +148,8 @@ where
         };
         match outcome {
             Err(_) => return Err(last),
-            Ok(Err(error @ BrokerError::Unreachable { .. })) => last = error,
+            // A broker that starts may not know its users yet.
+            Ok(Err(error @ (BrokerError::Unreachable { .. } | BrokerError::Unauthenticated { .. }))) => last = error,
             Ok(settled) => return settled,
         }
         sleep_until(deadline.min(Instant::now() + CALL_PAUSE)).await;

@@ -50,6 +50,9 @@ impl Target {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         match tokio::time::timeout(self.limit, Connection::connect_uri(self.uri.clone(), properties)).await {
             Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) if is_refusal(&error) => {
+                Err(BrokerError::Unauthenticated { address: self.address(), reason: self.reason(&error) })
+            }
             Ok(Err(error)) => Err(self.unreachable(&error)),
             Err(_) => Err(BrokerError::Unreachable {
                 address: self.address(),
@@ -92,6 +95,16 @@ impl Target {
 
 /// AMQP's reply code for a login that is refused.
 const ACCESS_REFUSED: u16 = 403;
+
+/// Whether a login was refused, or its virtual host to this user: the same login will be refused again.
+fn is_refusal(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(e) => {
+            e.get_id() == ACCESS_REFUSED || matches!(e.kind(), AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED))
+        }
+        _ => false,
+    }
+}
 
 fn bracketed_host(url: &str) -> Option<&str> {
     let authority = url.split_once("://")?.1.split(['/', '?']).next()?;

@@ -190,7 +190,12 @@ fn point() -> Point {
         engine_cpu: Some(EngineCpu { cores: 2.0, rss_bytes: 1 << 33 }),
         server: None,
         client_cpu_cores: 0.1 + 0.2,
-        host: Some(HostUse { cpu_busy_ratio: 0.0, steal_ratio: 1e-300 }),
+        host: Some(HostUse {
+            cpu_busy_ratio: 0.0,
+            steal_ratio: 1e-300,
+            throttled_ratio: Some(0.25),
+            speed_range: Some([0.9, 1.0 / 0.9]),
+        }),
         converged: true,
         valid: false,
         warnings: vec![Warning { code: "noisy".to_owned(), message: UNICODE.to_owned() }],
@@ -304,6 +309,7 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
     let latency = Latency { mean: Some(1.0), p50: Some(figure(0.1)), max: Some(9.0), ..Latency::default() };
     ProfilePoint {
         load,
+        repeats: 2,
         duration_s: 30.0,
         requests: 3,
         errors: 0,

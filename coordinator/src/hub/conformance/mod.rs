@@ -21,6 +21,7 @@ pub async fn suite(hub: Arc<dyn Hub>) {
     registry::requests_change_by_compare_and_swap(&hub).await;
     registry::workers(&*hub).await;
     registry::models(&*hub).await;
+    registry::one_model_of_many_wins(&hub).await;
     tasks::inserts_ignore_duplicates(&*hub).await;
     tasks::filters(&*hub).await;
     tasks::one_swap_of_many_wins(&hub).await;

@@ -59,7 +59,7 @@ pub async fn models(hub: &dyn Hub) {
     let (old, new) = (docs::model("m", "9", 0), docs::model("m", "10", 1));
     let other = docs::model("other model:x", "1", 2);
     for model in [&new, &other, &old] {
-        hub.put_model(model).await.unwrap();
+        assert!(hub.swap_model(None, model).await.unwrap());
     }
     assert_eq!(hub.model("m", None).await.unwrap(), Some(new.clone()));
     assert_eq!(hub.model("m", Some("9")).await.unwrap(), Some(old.clone()));
@@ -67,7 +67,32 @@ pub async fn models(hub: &dyn Hub) {
     assert_eq!(hub.model("M", None).await.unwrap(), None);
     assert_eq!(hub.models(Some("m")).await.unwrap(), vec![new.clone(), old.clone()]);
     assert_eq!(hub.models(None).await.unwrap(), vec![other, new.clone(), old.clone()]);
-    let replaced = Model { artifacts: vec![], created_at: docs::at(7), ..old };
-    hub.put_model(&replaced).await.unwrap();
-    assert_eq!(hub.models(Some("m")).await.unwrap(), vec![replaced, new]);
+    let replaced = Model { artifacts: vec![], created_at: docs::at(7), ..old.clone() };
+    assert!(!hub.swap_model(None, &replaced).await.unwrap(), "it is there");
+    assert!(hub.swap_model(Some(&old), &replaced).await.unwrap());
+    assert_eq!(hub.models(Some("m")).await.unwrap(), vec![replaced.clone(), new.clone()]);
+    assert!(!hub.swap_model(Some(&old), &old).await.unwrap(), "its artifacts were changed since");
+    assert!(hub.swap_model(Some(&replaced), &old).await.unwrap(), "it has none, as was said");
+    let absent = docs::model("m", "11", 3);
+    assert!(!hub.swap_model(Some(&absent), &absent).await.unwrap());
+    assert_eq!(hub.models(Some("m")).await.unwrap(), vec![new, old]);
+}
+
+pub async fn one_model_of_many_wins(hub: &Arc<dyn Hub>) {
+    let with = |artifacts: u8| Model {
+        artifacts: (0..artifacts)
+            .map(|i| ArtifactRef { bytes: i.into(), ..docs::model("race", "1", 0).artifacts[0].clone() })
+            .collect(),
+        ..docs::model("race", "1", 0)
+    };
+    let inserted = race(hub, 16, |hub, _| {
+        let new = with(1);
+        async move { hub.swap_model(None, &new).await.unwrap() }
+    });
+    assert_eq!(inserted.await, 1);
+    let swapped = race(hub, 16, |hub, i| {
+        let (old, new) = (with(1), with(2 + i as u8));
+        async move { hub.swap_model(Some(&old), &new).await.unwrap() }
+    });
+    assert_eq!(swapped.await, 1);
 }

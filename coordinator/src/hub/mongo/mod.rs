@@ -312,8 +312,15 @@ impl Hub for MongoHub {
         decode_all("worker", self.find(&self.workers, doc! {}, doc! { "_id": 1 }, None).await?)
     }
 
-    async fn put_model(&self, model: &Model) -> Result<(), HubError> {
-        self.upsert(&self.models, keyed(model.id.to_string(), model)?).await
+    async fn swap_model(&self, old: Option<&Model>, new: &Model) -> Result<bool, HubError> {
+        let key = new.id.to_string();
+        match old {
+            None => Ok(self.insert(&self.models, keyed(key, new)?).await? == Inserted::New),
+            Some(old) => {
+                let filter = doc! { "_id": key, "artifacts": encode(old)?.get("artifacts").cloned() };
+                self.replace(&self.models, filter, new).await
+            }
+        }
     }
 
     async fn model(&self, name: &str, version: Option<&str>) -> Result<Option<Model>, HubError> {

@@ -298,11 +298,21 @@ impl Hub for SqliteHub {
         self.all("worker", "SELECT doc FROM workers ORDER BY id".to_owned(), []).await
     }
 
-    async fn put_model(&self, model: &Model) -> Result<(), HubError> {
-        let sql = "INSERT OR REPLACE INTO models (id, name, version, created_at, doc) VALUES (?, ?, ?, ?, ?)";
-        let (name, version) = (model.id.name.clone(), model.id.version.clone());
-        let values = (model.id.to_string(), name, version, model.created_at.0, encode(model)?);
-        self.change(sql, values).await.map(|_| ())
+    async fn swap_model(&self, old: Option<&Model>, new: &Model) -> Result<bool, HubError> {
+        let (id, created_at, doc) = (new.id.to_string(), new.created_at.0, encode(new)?);
+        let changed = match old {
+            None => {
+                let sql = "INSERT OR IGNORE INTO models (id, name, version, created_at, doc) VALUES (?, ?, ?, ?, ?)";
+                let (name, version) = (new.id.name.clone(), new.id.version.clone());
+                self.change(sql, (id, name, version, created_at, doc)).await?
+            }
+            Some(old) => {
+                let sql = "UPDATE models SET created_at = ?, doc = ?
+                           WHERE id = ? AND json_extract(doc, '$.artifacts') = json(?)";
+                self.change(sql, (created_at, doc, id, encode(&old.artifacts)?)).await?
+            }
+        };
+        Ok(changed == 1)
     }
 
     async fn model(&self, name: &str, version: Option<&str>) -> Result<Option<Model>, HubError> {
