@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn cells_that_differ_in_shape_alone_have_lines_of_their_own() {
         let of = |length, state| CellStatus {
-            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Int64, shape: vec![1, length] }],
+            inputs: vec![TensorShape::new("x", Datatype::Int64, vec![1, length])],
             ..cell(1, state, None)
         };
         let before = status(vec![of(128, TaskState::Claimed), of(512, TaskState::Queued)]);

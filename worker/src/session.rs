@@ -7,7 +7,7 @@ use crate::{
     attempts::Attempt,
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
-    inspector::{self, Custom, Inspector, Subject},
+    inspector::{self, Custom, Inspector, Remark, Subject},
     load::{self, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
 };
@@ -20,7 +20,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     testdata::DataSet,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 /// What an attempt gave, or why it gave nothing.
 pub(crate) type Measured = Result<Done, Problem>;
@@ -50,16 +50,21 @@ pub(crate) async fn measure(
     deploy(context, place, kept, cell, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
     let data = test_data(context, &assignment.plan).await?;
-    let mut target = target(deployment, cell, assignment.plan.seed, data, custom, place).await?;
+    let plan = &assignment.plan;
+    let asked = Asked { seed: plan.seed, data, output_axes: plan.output_axes.clone() };
+    let mut target = target(deployment, cell, asked, custom, place).await?;
     target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
     let inspector = target.inspector.clone();
     let measured = async {
-        let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
+        let (first_inference_ms, remarks) =
+            first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, &place.device).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.address, &deployment.model).await;
         let points = points(context, target, probes, statistics, assignment, attempt);
-        Ok::<_, Problem>((first_inference_ms, alive(deployment, points).await?))
+        let mut points = alive(deployment, points).await?;
+        points.iter_mut().for_each(|point| add_remarks(point, &remarks));
+        Ok::<_, Problem>((first_inference_ms, points))
     };
     let measured = measured.await;
     // An inspector that did not live through it explains what failed, and makes figures worthless.
@@ -159,12 +164,19 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
     }
 }
 
+/// What requests are made of besides the cell, and what is known of the answers.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub seed: u64,
+    pub data: Option<Arc<DataSet>>,
+    pub output_axes: BTreeMap<String, Option<u32>>,
+}
+
 /// Makes the requests, off the runtime's threads: a large batch takes a while.
 pub(crate) async fn target(
     deployment: &mut Deployment,
     cell: &Cell,
-    seed: u64,
-    data: Option<Arc<DataSet>>,
+    asked: Asked,
     custom: Option<&Custom>,
     place: &Arc<Place>,
 ) -> Result<Target, Problem> {
@@ -181,8 +193,9 @@ pub(crate) async fn target(
         inputs: cell.inputs.clone(),
         outputs: metadata.outputs,
         batch_size: cell.batch_size,
-        seed,
-        data,
+        seed: asked.seed,
+        data: asked.data,
+        output_axes: asked.output_axes,
     };
     let address = deployment.address.clone();
     let inspector: Arc<dyn Inspector> = match custom {
@@ -212,12 +225,24 @@ async fn first_inference(
     target: &Target,
     stop: &Stop,
     attempt: &Attempt,
-) -> Result<Option<f64>, Problem> {
+) -> Result<(Option<f64>, Vec<Remark>), Problem> {
     attempt.progress("first inference");
     let timeout = Duration::from_millis(stop.timeout_ms).max(FIRST_TIMEOUT);
-    let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await?;
+    let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await;
+    let first = first.map_err(|problem| match target.inspector.doubts() {
+        Some(doubts) if problem.code == Code::EngineRefused => problem.with_hint(doubts),
+        _ => problem,
+    })?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
-    Ok(is_first.then_some(first.latency_ms))
+    Ok((is_first.then_some(first.latency_ms), first.remarks))
+}
+
+/// What the first answer showed holds for each point, whose checks are a sample.
+fn add_remarks(point: &mut Point, remarks: &[Remark]) {
+    let is_new = |remark: &&Remark| !point.warnings.iter().any(|warning| warning.code == remark.code);
+    let new = remarks.iter().filter(is_new);
+    let new: Vec<_> = new.map(|r| Warning { code: r.code.into(), message: r.message.clone() }).collect();
+    point.warnings.extend(new);
 }
 
 /// Engines compile and allocate in their first call.
@@ -242,7 +267,7 @@ async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, 
 fn may_be_explained(problem: &Problem) -> bool {
     let by_the_engine = matches!(
         problem.code,
-        Code::EngineFailed | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
+        Code::EngineFailed | Code::EngineRefused | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
     );
     by_the_engine && problem.field.as_deref() != Some("inspector")
 }

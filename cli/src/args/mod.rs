@@ -8,6 +8,7 @@ pub use profile::{Format, LoadMode, ProfileArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{
+    batch::Stated,
     config::{Config, Ports},
     model::{self, TensorSpec},
 };
@@ -121,9 +122,13 @@ pub struct CheckArgs {
     /// Engines to compare, the first being what the others are compared with; auto: each that can run here
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     pub engines: Vec<String>,
-    /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
+    /// The shape of an input, its batch as 1, as x=1,3,224,224; or the length of an open axis by its name, as seq=128; may be
+    /// repeated
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape)]
     pub shapes: Vec<(String, Vec<u64>)>,
+    /// The axis of an input that counts the items of the call, from 0, or none, as x=1; may be repeated
+    #[arg(long = "batch-axis", value_name = "INPUT=AXIS", value_parser = parse::batch_axis)]
+    pub batch_axes: Vec<(String, Stated)>,
     /// Items in the call
     #[arg(long, default_value_t = 2)]
     pub batch_size: u32,
@@ -154,7 +159,7 @@ pub struct ArtifactArgs {
     /// A Triton model directory, with its config.pbtxt
     #[arg(long, value_name = "DIR")]
     pub triton: Option<PathBuf>,
-    /// An input without its batch axis, as x:fp32:3,224,224; may be repeated
+    /// An input without its batch axis, as x:fp32:3,224,224, where file or server does not tell it; may be repeated
     #[arg(long = "input", value_name = "NAME:TYPE:SHAPE", value_parser = parse::tensor)]
     pub inputs: Vec<TensorSpec>,
 }

@@ -3,6 +3,7 @@
 use super::{ArtifactArgs, parse};
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
+    batch::Stated,
     config::{Config, Ports},
     load::{Arrivals, Sla},
 };
@@ -71,13 +72,18 @@ pub struct ProfileArgs {
     /// An engine's setting, as onnx.threads=1,2: each value is a cell; may be repeated
     #[arg(long = "set", value_name = "ENGINE.SETTING=VALUES", value_parser = parse::setting, help_heading = "What to measure")]
     pub engine_settings: Vec<(String, String, Value)>,
-    /// The shape of an input, batch axis first, as x=1,3,224,224; may be repeated
+    /// The shape of an input, its batch as 1, as x=1,3,224,224; or the length of an open axis by its name, as seq=128; may be
+    /// repeated
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape, help_heading = "What to measure")]
     pub shapes: Vec<(String, Vec<u64>)>,
+    /// The axis of an input that counts the items of a call, from 0, or none, as x=1; may be repeated [default: the axis
+    /// that is named so, else an open first one]
+    #[arg(long = "batch-axis", value_name = "INPUT=AXIS", value_parser = parse::batch_axis, help_heading = "What to measure")]
+    pub batch_axes: Vec<(String, Stated)>,
     /// cpu, gpu, all, device classes, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
-    /// Items in a call [default: 1,2,4,8]
+    /// Items in a call [default: 1,2,4,8, or the only number that the model takes]
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "What to measure")]
     pub batch_sizes: Vec<u32>,
     /// Where engines of this process listen: on the documented ports, or on free ones [default: default]
@@ -95,9 +101,9 @@ pub struct ProfileArgs {
     /// A custom inspector's name [default: the engine's own]
     #[arg(long, value_name = "NAME", help_heading = "What to measure")]
     pub inspector: Option<String>,
-    /// Test data: INPUT=FILE, a .npy file or raw little-endian elements, may be repeated; or one .npz file for all
-    /// inputs [default: random]
-    #[arg(long, value_name = "FILE", help_heading = "What to measure")]
+    /// Test data of an input: a .npy file or raw little-endian elements, as x=x.npy; a value, as rate=16000; or a range to
+    /// draw from, as ids=0..30522; may be repeated; or one .npz file for all inputs [default: random; integers 0 and 1]
+    #[arg(long, value_name = "INPUT=DATA", help_heading = "What to measure")]
     pub data: Vec<String>,
 
     /// How load is put on [default: closed, a sweep that finds the peak]

@@ -8,7 +8,7 @@ fn spec(name: &str, dtype: Datatype, shape: &[Option<u64>]) -> TensorSpec {
 }
 
 fn tensor(name: &str, dtype: Datatype, shape: &[u64]) -> TensorShape {
-    TensorShape { name: name.into(), dtype, shape: shape.to_vec() }
+    TensorShape::new(name, dtype, shape.to_vec())
 }
 
 /// A `.npy` file of version 1, as `numpy.save` writes it.
@@ -36,7 +36,7 @@ impl Folder {
 
     fn fit(&self, name: &str, content: &[u8], inputs: &[TensorSpec]) -> Result<DataSet, Problem> {
         let source = Source::Files([(inputs[0].name.clone(), self.file(name, content))].into());
-        Files::read(&source)?.unwrap().fit(inputs, &mut BTreeMap::new())
+        Files::read(&source)?.unwrap().fit(inputs, &mut BTreeMap::new(), &BTreeMap::new())
     }
 }
 
@@ -54,7 +54,7 @@ fn what_numpy_wrote_is_read_stored_and_deflated() {
     for (file, words) in fixtures {
         let path = Folder::new();
         let source = Source::Archive(path.file("a.npz", file));
-        let data = Files::read(&source).unwrap().unwrap().fit(&inputs, &mut BTreeMap::new()).unwrap();
+        let data = Files::read(&source).unwrap().unwrap().fit(&inputs, &mut BTreeMap::new(), &BTreeMap::new()).unwrap();
         let x = data.contents(&tensor("x", Datatype::Fp32, &[2, 4]), 1).unwrap().unwrap();
         assert_eq!(floats(&x), [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0], "items 2 and, again, 0");
         let got = data.contents(&tensor("words", Datatype::Bytes, &[3]), 0).unwrap().unwrap();
@@ -89,7 +89,7 @@ fn an_input_without_a_batch_axis_is_sent_whole_and_open_axes_come_from_the_data(
         ("ids".to_owned(), folder.file("ids.npy", &npy("<i8", "(1, 5)", &[0; 40]))),
     ]));
     let mut shapes = BTreeMap::new();
-    let data = Files::read(&files).unwrap().unwrap().fit(&inputs, &mut shapes).unwrap();
+    let data = Files::read(&files).unwrap().unwrap().fit(&inputs, &mut shapes, &BTreeMap::new()).unwrap();
     assert_eq!(shapes, BTreeMap::from([("ids".to_owned(), vec![vec![1, 5]])]));
     let whole = data.contents(&tensor("scale", Datatype::Fp64, &[]), 7).unwrap().unwrap();
     assert_eq!(whole, 1.5f64.to_le_bytes().as_slice());
@@ -153,7 +153,7 @@ fn files_that_are_no_test_data_are_named() {
     assert!(read(&damaged).message.contains("damaged"), "{}", read(&damaged));
     let whole = Source::Archive(folder.file("d.npz", include_bytes!("fixtures/stored.npz")));
     let other = [spec("y", Datatype::Fp32, &[None, Some(4)])];
-    let unknown = Files::read(&whole).unwrap().unwrap().fit(&other, &mut BTreeMap::new()).unwrap_err();
+    let unknown = Files::read(&whole).unwrap().unwrap().fit(&other, &mut BTreeMap::new(), &BTreeMap::new()).unwrap_err();
     assert!(unknown.message.contains("no input") && unknown.hint.unwrap().contains("inputs are y"));
 }
 

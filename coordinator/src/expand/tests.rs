@@ -21,6 +21,7 @@ fn model() -> Model {
             shape: vec![batch, Dim::Fixed(4), Dim::Dynamic("h".into())],
         }],
         outputs: vec![],
+        weights: BTreeSet::new(),
     }
 }
 
@@ -131,7 +132,7 @@ fn settings_of_an_engine_that_is_not_offered_are_left_out() {
     assert_eq!(cells_again(&self::stored(&request, &chosen), &model()).unwrap(), chosen);
     let stored = resolved(&request, &chosen);
     assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
-    assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
+    assert_eq!(narrowed(&request, &stored.engines, &stored.devices, &stored.batch_sizes), stored, "and is known again");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! KServe v2 (Open Inference Protocol) over gRPC: TorchScript, ONNX and Triton speak it.
 
-use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
+use super::{Inspector, Metadata, Output, Remark, Subject, bad_response, check_outputs, grpc_frame};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
@@ -115,7 +115,15 @@ impl Inspector for KserveV2 {
     }
 
     fn check(&self, message: &[u8]) -> Result<(), Problem> {
+        self.examine(message).map(drop)
+    }
+
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
         check_outputs(&self.subject, &self.decode(message)?)
+    }
+
+    fn doubts(&self) -> Option<String> {
+        self.subject.doubts()
     }
 }
 
@@ -141,9 +149,10 @@ fn typed_bytes(dtype: Datatype, c: &InferTensorContents) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn inspector() -> KserveV2 {
-        let tensor = TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![2, 3] };
+        let tensor = TensorShape::new("x", Datatype::Fp32, vec![2, 3]);
         let output = TensorSpec {
             name: "y".into(),
             dtype: Datatype::Fp32,
@@ -158,6 +167,7 @@ mod tests {
             batch_size: 2,
             seed: 3,
             data: None,
+            output_axes: BTreeMap::new(),
         })
     }
 

@@ -7,7 +7,7 @@ use super::{
     resolve,
     schedule::Pacer,
 };
-use crate::inspector::Call;
+use crate::inspector::{Call, Remark};
 use modelmeter_common::{Code, Problem, load::LoadPoint};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,12 @@ pub struct Answer {
 }
 
 /// The first inference: engines compile and allocate in it, so it is not part of any point.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FirstInference {
     /// From just before the send to the whole response, in ms.
     pub latency_ms: f64,
+    /// How the answer differs from what was declared.
+    pub remarks: Vec<Remark>,
 }
 
 /// Makes the first call and checks its answer wholly.
@@ -37,16 +39,15 @@ pub async fn first_inference(
     timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<FirstInference, Problem> {
-    let latency = match target.inspector.caller() {
-        Some(caller) => blocking(move || caller::once(caller, timeout)).await?,
+    let (latency, remarks) = match target.inspector.caller() {
+        Some(caller) => (blocking(move || caller::once(caller, timeout)).await?, Vec::new()),
         None => {
             let answer = call_once(&target.endpoint, &target.call, timeout, cancel).await?;
             let inspector = target.inspector.clone();
-            blocking(move || inspector.check(&answer.message)).await?;
-            answer.latency
+            (answer.latency, blocking(move || inspector.examine(&answer.message)).await?)
         }
     };
-    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3 })
+    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3, remarks })
 }
 
 /// An inspector of the user's own may take a while.
@@ -95,7 +96,9 @@ pub async fn call_once(
             Some(Report::Up) => {}
             Some(Report::Window(window)) => {
                 if let Some(&failure) = window.errors.keys().next() {
-                    return Err(failed(endpoint, failure, words.as_deref()));
+                    let problem = failed(endpoint, failure, words.as_deref());
+                    let code = if failure.is_refusal() { Code::EngineRefused } else { problem.code };
+                    return Err(Problem { code, ..problem });
                 }
                 if let Some(message) = message.take() {
                     return Ok(Answer { latency: Duration::from_nanos(window.batch.latency.max_ns()), message });

@@ -40,7 +40,7 @@ impl Case {
         fs::create_dir(&folder).unwrap();
         let settings = if self.settings.is_null() { json!({}) } else { self.settings.clone() };
         let settings: BTreeMap<String, Value> = serde_json::from_value(settings).unwrap();
-        let inputs = [TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![4, 3] }];
+        let inputs = [TensorShape::new("x", Datatype::Fp32, vec![4, 3])];
         let material = Material {
             engine: "triton",
             artifact: &artifact,

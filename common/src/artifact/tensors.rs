@@ -1,0 +1,211 @@
+//! The tensors that an ONNX file holds, wherever the format has some, read without their data: field by field, data
+//! skipped, so that a file of gigabytes costs a few reads. Source: onnx.proto, IR version 12, and "External Data" of the ONNX
+//! documentation.
+
+use crate::{artifact::datatype, model::Datatype};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead, Seek, SeekFrom},
+};
+
+/// Graphs in graphs in functions deeper than this are no model.
+const MAX_DEPTH: usize = 64;
+/// Names, keys and values are short.
+const MAX_TEXT: u64 = 1 << 16;
+
+/// What the tensors of a file tell of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Tensors {
+    /// The element types that there are.
+    pub types: BTreeSet<Datatype>,
+    /// The data that lie in other files.
+    pub external: Vec<External>,
+}
+
+/// A tensor of which the data lie in another file.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct External {
+    /// The tensor's name; empty where it has none.
+    pub tensor: String,
+    /// The file, relative to the model's folder.
+    pub location: String,
+    /// Where the data end in that file, as far as it is told.
+    pub end: u64,
+}
+
+/// Reads them.
+///
+/// # Errors
+/// What reading failed with; `UnexpectedEof` and `InvalidData` for a file that is cut off or no ONNX.
+pub(super) fn read(file: impl BufRead + Seek) -> io::Result<Tensors> {
+    let mut walker = Walker { file, at: 0, found: Tensors::default() };
+    let end = walker.file.seek(SeekFrom::End(0))?;
+    walker.file.seek(SeekFrom::Start(0))?;
+    walker.message(Kind::Model, end, 0)?;
+    Ok(walker.found)
+}
+
+/// Messages in which tensors are, and those on the way to them.
+#[derive(Clone, Copy)]
+enum Kind {
+    Model,
+    Graph,
+    Node,
+    Attribute,
+    Function,
+    Training,
+    Sparse,
+}
+
+/// Whether the outermost message, `ModelProto`, has such a field: what has none of them is no ONNX file.
+pub(super) fn is_model_field(number: u64, wire: u64) -> bool {
+    match number {
+        1 | 5 => wire == 0,
+        2..=4 | 6..=8 | 14 | 20 | 25 | 26 => wire == 2,
+        _ => false,
+    }
+}
+
+/// What a field of such a message holds.
+enum Holds {
+    Message(Kind),
+    Tensor,
+    Other,
+}
+
+impl Kind {
+    fn field(self, number: u64) -> Holds {
+        use Holds::{Message, Tensor};
+        match (self, number) {
+            (Self::Model, 7) | (Self::Attribute, 6 | 11) | (Self::Training, 1 | 2) => Message(Self::Graph),
+            (Self::Model, 20) => Message(Self::Training),
+            (Self::Model, 25) => Message(Self::Function),
+            (Self::Graph, 1) | (Self::Function, 7) => Message(Self::Node),
+            (Self::Node, 5) | (Self::Function, 11) => Message(Self::Attribute),
+            (Self::Graph, 15) | (Self::Attribute, 22 | 23) => Message(Self::Sparse),
+            (Self::Graph, 5) | (Self::Attribute, 5 | 10) | (Self::Sparse, 1 | 2) => Tensor,
+            _ => Holds::Other,
+        }
+    }
+}
+
+struct Walker<F> {
+    file: F,
+    at: u64,
+    found: Tensors,
+}
+
+impl<F: BufRead + Seek> Walker<F> {
+    fn message(&mut self, kind: Kind, end: u64, depth: usize) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(invalid("messages in messages without end"));
+        }
+        while self.at < end {
+            let (number, wire, length) = self.field(end)?;
+            if matches!(kind, Kind::Model) && !is_model_field(number, wire) {
+                return Err(invalid("unknown parts"));
+            }
+            match (kind.field(number), wire) {
+                (Holds::Message(kind), 2) => self.message(kind, self.at + length, depth + 1)?,
+                (Holds::Tensor, 2) => self.tensor(self.at + length)?,
+                (_, 0) => {}
+                _ => self.skip(length)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Source: `TensorProto`: data_type 2, name 8, external_data 13 (key 1, value 2), data_location 14.
+    fn tensor(&mut self, end: u64) -> io::Result<()> {
+        let (mut external, mut is_external) = (External::default(), false);
+        let (mut offset, mut length) = (0u64, 0u64);
+        while self.at < end {
+            let (number, wire, size) = self.field(end)?;
+            match (number, wire) {
+                (2, 0) => self.found.types.extend(i32::try_from(size).ok().and_then(datatype)),
+                (14, 0) => is_external = size == 1,
+                (8, 2) => external.tensor = self.text(size)?,
+                (13, 2) => {
+                    let (key, value) = self.entry(self.at + size)?;
+                    match key.as_str() {
+                        "location" => external.location = value,
+                        "offset" => offset = value.trim().parse().map_err(|_| invalid("an offset that is no number"))?,
+                        "length" => length = value.trim().parse().map_err(|_| invalid("a length that is no number"))?,
+                        _ => {}
+                    }
+                }
+                (_, 0) => {}
+                _ => self.skip(size)?,
+            }
+        }
+        if is_external {
+            external.end = offset.checked_add(length).ok_or_else(|| invalid("data beyond any file's end"))?;
+            self.found.external.push(external);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, end: u64) -> io::Result<(String, String)> {
+        let mut entry = (String::new(), String::new());
+        while self.at < end {
+            let (number, wire, size) = self.field(end)?;
+            match (number, wire) {
+                (1, 2) => entry.0 = self.text(size)?,
+                (2, 2) => entry.1 = self.text(size)?,
+                (_, 0) => {}
+                _ => self.skip(size)?,
+            }
+        }
+        Ok(entry)
+    }
+
+    /// A field's number, wire type, and either its value (a varint) or how many bytes follow, which end in time.
+    fn field(&mut self, end: u64) -> io::Result<(u64, u64, u64)> {
+        let tag = self.varint()?;
+        let (number, wire) = (tag >> 3, tag & 7);
+        let size = match wire {
+            0 | 2 => self.varint()?,
+            1 => 8,
+            5 => 4,
+            _ => return Err(invalid("a field of an unknown kind")),
+        };
+        if wire != 0 && self.at.checked_add(size).is_none_or(|after| after > end) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((number, wire, size))
+    }
+
+    fn varint(&mut self) -> io::Result<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let mut byte = [0];
+            self.file.read_exact(&mut byte)?;
+            self.at += 1;
+            value |= u64::from(byte[0] & 0x7f) << shift;
+            if byte[0] & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(invalid("a number without end"))
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.seek_relative(i64::try_from(bytes).map_err(|_| invalid("a field beyond any file's end"))?)?;
+        self.at += bytes;
+        Ok(())
+    }
+
+    fn text(&mut self, bytes: u64) -> io::Result<String> {
+        if bytes > MAX_TEXT {
+            return Err(invalid("a name without end"));
+        }
+        let mut text = vec![0; bytes as usize];
+        self.file.read_exact(&mut text)?;
+        self.at += bytes;
+        String::from_utf8(text).map_err(|_| invalid("a name that is no text"))
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("it has {what}"))
+}
