@@ -93,8 +93,11 @@ impl<'a> Batch<'a> {
         let mut axes: Vec<Option<usize>> =
             inputs.iter().map(|input| says(input).unwrap_or_else(|| named_or_first(input))).collect();
         // An axis of the same name as the batch of another input is the batch too.
-        let symbols: BTreeSet<&str> = inputs.iter().zip(&axes).filter_map(|(input, axis)| symbol(input, (*axis)?)).collect();
-        for (input, axis) in inputs.iter().zip(&mut axes).filter(|(input, axis)| axis.is_none() && says(input).is_none()) {
+        let symbols: BTreeSet<&str> =
+            inputs.iter().zip(&axes).filter_map(|(input, axis)| symbol(input, (*axis)?)).collect();
+        for (input, axis) in
+            inputs.iter().zip(&mut axes).filter(|(input, axis)| axis.is_none() && says(input).is_none())
+        {
             let same = |at: &usize| symbol(input, *at).is_some_and(|name| symbols.contains(name));
             *axis = (0..input.shape.len()).find(same);
         }
@@ -103,11 +106,14 @@ impl<'a> Batch<'a> {
             Dim::Dynamic(_) => None,
         };
         let stated_fixed = inputs.iter().zip(&axes).find_map(|(input, axis)| length(input, (*axis)?));
-        let is_open = inputs.iter().zip(&axes).any(|(input, axis)| axis.is_some_and(|axis| length(input, axis).is_none()));
-        let firsts = || inputs.iter().filter(|input| says(input).is_none()).filter_map(|input| match input.shape.first() {
-            Some(Dim::Fixed(length)) => Some(*length),
-            _ => None,
-        });
+        let is_open =
+            inputs.iter().zip(&axes).any(|(input, axis)| axis.is_some_and(|axis| length(input, axis).is_none()));
+        let firsts = || {
+            inputs.iter().filter(|input| says(input).is_none()).filter_map(|input| match input.shape.first() {
+                Some(Dim::Fixed(length)) => Some(*length),
+                _ => None,
+            })
+        };
         let (fixed, has_axis) = match stated_fixed {
             Some(length) => (Some(length), true),
             None if is_open => (None, true),
@@ -176,7 +182,9 @@ impl<'a> Batch<'a> {
                 continue;
             }
             let open = |(at, dim): (usize, &Dim)| match dim {
-                Dim::Dynamic(name) if Some(at) != self.axes[place] => length_of(name, |name| shapes.get(name).cloned()).is_none(),
+                Dim::Dynamic(name) if Some(at) != self.axes[place] => {
+                    length_of(name, |name| shapes.get(name).cloned()).is_none()
+                }
                 _ => false,
             };
             if input.shape.iter().enumerate().any(open) {
@@ -191,8 +199,10 @@ impl<'a> Batch<'a> {
         if !input.is_shaped() {
             let message = format!("the model does not tell the shape of input '{}'", input.name);
             let dtype = input.dtype.as_str().to_ascii_lowercase();
-            return Problem::invalid(SHAPES, message)
-                .with_hint(format!("state it without its batch axis, for example --input {}:{dtype}:3,224,224", input.name));
+            return Problem::invalid(SHAPES, message).with_hint(format!(
+                "state it without its batch axis, for example --input {}:{dtype}:3,224,224",
+                input.name
+            ));
         }
         let named = input.shape.iter().enumerate().find_map(|(at, dim)| match dim {
             Dim::Dynamic(name) if Some(at) != self.axes[place] && !name.is_empty() => Some(name),
@@ -201,7 +211,8 @@ impl<'a> Batch<'a> {
         let each = named.map(|name| format!(", or --shape {name}=224 wherever {name} occurs")).unwrap_or_default();
         let unnamed = |(at, dim): (usize, &Dim)| (at > 0 && *dim == Dim::Dynamic(String::new())).then_some(at);
         let other = input.shape.iter().enumerate().find_map(unnamed).filter(|_| self.axes[place].is_none());
-        let other = other.map(|at| format!("; if one is the batch: --batch-axis {}={at}", input.name)).unwrap_or_default();
+        let other =
+            other.map(|at| format!("; if one is the batch: --batch-axis {}={at}", input.name)).unwrap_or_default();
         Problem::invalid(SHAPES, format!("input '{}' has open axes: {}", input.name, describe(&input.shape)))
             .with_hint(format!("set them, for example --shape {}={}{each}{other}", input.name, self.example(place)))
     }
@@ -251,10 +262,14 @@ impl<'a> Batch<'a> {
             let known: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
             let axes: Vec<&str> = symbols.into_iter().collect();
             let axes = if axes.is_empty() { String::new() } else { format!("; its open axes are {}", axes.join(", ")) };
-            return Err(Problem::invalid(SHAPES, format!("the model has no input '{name}' and no open axis of that name"))
-                .with_hint(format!("its inputs are {}{axes}", known.join(", "))));
+            return Err(Problem::invalid(
+                SHAPES,
+                format!("the model has no input '{name}' and no open axis of that name"),
+            )
+            .with_hint(format!("its inputs are {}{axes}", known.join(", "))));
         }
-        let is_batch = |(input, axis): (&TensorSpec, &Option<usize>)| axis.and_then(|at| symbol(input, at)) == Some(name);
+        let is_batch =
+            |(input, axis): (&TensorSpec, &Option<usize>)| axis.and_then(|at| symbol(input, at)) == Some(name);
         if self.inputs.iter().zip(&self.axes).any(is_batch) {
             let message = format!("axis '{name}' is the batch");
             return Err(Problem::invalid(SHAPES, message).with_hint("its lengths are set with --batch-sizes"));
@@ -310,7 +325,8 @@ impl<'a> Batch<'a> {
         let symbols: BTreeSet<&str> =
             self.inputs.iter().zip(&self.axes).filter_map(|(input, axis)| symbol(input, (*axis)?)).collect();
         let axis = |output: &TensorSpec| {
-            let is_batch = |at: &usize| symbol(output, *at).is_some_and(|name| symbols.contains(name) || is_batch_name(name));
+            let is_batch =
+                |at: &usize| symbol(output, *at).is_some_and(|name| symbols.contains(name) || is_batch_name(name));
             let first = symbol(output, 0).filter(|_| output.is_shaped());
             match ((0..output.shape.len()).find(is_batch), first) {
                 (Some(at), _) => Some((output.name.clone(), Some(at as u32))),

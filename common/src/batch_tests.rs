@@ -76,7 +76,10 @@ fn a_user_says_which_axis_it_is() {
     }
     let json = serde_json::to_string(&stated(&[("a", Some(2)), ("b", None)])).unwrap();
     assert_eq!(json, r#"{"a":2,"b":"none"}"#);
-    assert_eq!(serde_json::from_str::<BTreeMap<String, Stated>>(&json).unwrap(), stated(&[("a", Some(2)), ("b", None)]));
+    assert_eq!(
+        serde_json::from_str::<BTreeMap<String, Stated>>(&json).unwrap(),
+        stated(&[("a", Some(2)), ("b", None)])
+    );
     assert!(serde_json::from_str::<Stated>(r#""first""#).is_err());
 }
 

@@ -69,7 +69,7 @@ pub const TFS_GPU_GRPC_PORT: u16 = 8511;
 pub const ENDPOINT: &str = "endpoint";
 /// The exit code of an engine of ours that does not take its model: started again it would end the same. Source: sysexits.h,
 /// EX_DATAERR.
-pub const EXIT_REFUSED: i32 = 65;
+pub const EXIT_REFUSED: u8 = 65;
 /// Slot k of a worker adds k times this to an engine's ports.
 pub const SLOT_PORT_STEP: u16 = 1000;
 

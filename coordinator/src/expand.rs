@@ -288,6 +288,10 @@ fn nothing_to_choose(model: &Model, devices: &[String], missing: &[Chosen], pool
     if let Some((name, class)) = pairs.find(|(name, class)| pool::reason(name, class, pools).is_some()) {
         return pool::missing(name, class, pools).with_field("engines");
     }
+    let loading = ENGINES.iter().filter(|info| info.name != "null" && fitting(model, info.formats).is_some());
+    if let Some(problem) = loading.filter_map(|info| check_types(info.name, model).err()).next_back() {
+        return problem;
+    }
     let on = devices.join(", ");
     Problem::new(Code::NoWorker, format!("no slot offers an engine for {} ({}) on {on}", model.id, has(model)))
         .with_field("engines")

@@ -97,10 +97,10 @@ fn check(spec: &TensorSpec, given: &Given<'_>) -> Result<Vec<u64>, Problem> {
     }
     let fits = !spec.is_shaped()
         || given.shape.len() == spec.shape.len()
-        && given.shape.iter().zip(&spec.shape).all(|(&length, dim)| match dim {
-            Dim::Fixed(fixed) => u64::try_from(length).is_ok_and(|length| length == *fixed),
-            Dim::Dynamic(_) => true,
-        });
+            && given.shape.iter().zip(&spec.shape).all(|(&length, dim)| match dim {
+                Dim::Fixed(fixed) => u64::try_from(length).is_ok_and(|length| length == *fixed),
+                Dim::Dynamic(_) => true,
+            });
     // An open axis may be empty, as the past of a first step is.
     let fits = fits && given.shape.iter().all(|&length| length >= 0);
     if !fits {

@@ -267,7 +267,12 @@ async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, 
 fn may_be_explained(problem: &Problem) -> bool {
     let by_the_engine = matches!(
         problem.code,
-        Code::EngineFailed | Code::EngineRefused | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
+        Code::EngineFailed
+            | Code::EngineRefused
+            | Code::DeadlineExceeded
+            | Code::BadResponse
+            | Code::Unreachable
+            | Code::InvalidArgument
     );
     by_the_engine && problem.field.as_deref() != Some("inspector")
 }

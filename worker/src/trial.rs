@@ -33,7 +33,17 @@ impl Trial {
         let claim = Claim::new(device.uuid.as_deref(), &cores, false);
         let lock = DeviceLock::take(lock_dir, &claim, NAME, 0)?;
         let [logs, run] = ["logs", "run"].map(|what| home.join(what).join(NAME));
-        let place = Place { index: 0, device, cores: None, lock, ports, logs, run, census: Census::default(), launched: Default::default() };
+        let place = Place {
+            index: 0,
+            device,
+            cores: None,
+            lock,
+            ports,
+            logs,
+            run,
+            census: Census::default(),
+            launched: Default::default(),
+        };
         Ok(Self { place: Arc::new(place) })
     }
 

@@ -36,7 +36,7 @@ pub(super) async fn run(args: ServeArgs, json: bool) -> Result<u8, Problem> {
         // Whatever else ends a server may be gone the next time.
         Err(problem) if matches!(problem.code, Code::InvalidArgument | Code::NotInstalled | Code::EngineFailed) => {
             complain(&problem, json);
-            Ok(EXIT_REFUSED as u8)
+            Ok(EXIT_REFUSED)
         }
         ended => ended.map(|()| 0),
     }

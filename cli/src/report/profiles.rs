@@ -62,7 +62,8 @@ fn heading(group: &[&Profile]) -> String {
 /// `x FP32 [N, 3, 224, 224]`, the batch axis left open where it is.
 pub(crate) fn shapes(inputs: &[TensorShape]) -> String {
     let one = |input: &TensorShape| {
-        let axis = |(at, n): (usize, &u64)| if Some(at as u32) == input.batch_axis { "N".into() } else { n.to_string() };
+        let axis =
+            |(at, n): (usize, &u64)| if Some(at as u32) == input.batch_axis { "N".into() } else { n.to_string() };
         let axes: Vec<String> = input.shape.iter().enumerate().map(axis).collect();
         format!("{} {} [{}]", input.name, input.dtype, axes.join(", "))
     };

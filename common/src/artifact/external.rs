@@ -56,7 +56,8 @@ pub fn model_file(path: &Path) -> PathBuf {
 /// What is wrong, in words that name the tensor and the file, with what to do.
 pub(super) fn check(path: &Path, tensors: &Tensors) -> Result<(), (String, &'static str)> {
     const LOST: &str = "keep the file beside the model: exporters write both, and both must be copied";
-    const MOVED: &str = "save it with all data in the model's own folder: onnx.save_model(…, save_as_external_data=True)";
+    const MOVED: &str =
+        "save it with all data in the model's own folder: onnx.save_model(…, save_as_external_data=True)";
     for (file, (tensor, end)) in located(path, tensors).map_err(|what| (what, MOVED))?.into_values() {
         let shown = file.path.display();
         let of = format!("the data of tensor '{tensor}'");

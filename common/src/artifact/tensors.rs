@@ -129,7 +129,9 @@ impl<F: BufRead + Seek> Walker<F> {
                     let (key, value) = self.entry(self.at + size)?;
                     match key.as_str() {
                         "location" => external.location = value,
-                        "offset" => offset = value.trim().parse().map_err(|_| invalid("an offset that is no number"))?,
+                        "offset" => {
+                            offset = value.trim().parse().map_err(|_| invalid("an offset that is no number"))?
+                        }
                         "length" => length = value.trim().parse().map_err(|_| invalid("a length that is no number"))?,
                         _ => {}
                     }

@@ -47,20 +47,26 @@ impl Fill {
         let wrong = |what: String, hint: &str| Err(Problem::invalid(FIELD, what).with_hint(hint));
         match (self, dtype) {
             (Self::Text(_), Datatype::Bytes) => Ok(()),
-            (Self::Text(_), _) => wrong(format!("input '{input}' takes {dtype}, not text"), "a number, or a range as 0..10"),
+            (Self::Text(_), _) => {
+                wrong(format!("input '{input}' takes {dtype}, not text"), "a number, or a range as 0..10")
+            }
             (_, Datatype::Bytes) => {
                 wrong(format!("input '{input}' takes strings, not {self}"), "quote it, as --data 'x=\"some words\"'")
             }
-            (Self::Range(low, high), _) if low >= high => {
-                wrong(format!("the range {self} for input '{input}' is empty"), "from the first up to the second, as 0..10")
-            }
+            (Self::Range(low, high), _) if low >= high => wrong(
+                format!("the range {self} for input '{input}' is empty"),
+                "from the first up to the second, as 0..10",
+            ),
             (Self::Range(low, high), dtype) if bounds(dtype).is_some() => {
                 let (least, most) = bounds(dtype).expect("looked at above");
                 let is_whole = low.fract() == 0.0 && high.fract() == 0.0;
                 if is_whole && *low >= least as f64 && *high <= most as f64 + 1.0 {
                     return Ok(());
                 }
-                wrong(format!("input '{input}' takes {dtype}, not {self}"), &format!("whole numbers from {least} to {most}"))
+                wrong(
+                    format!("input '{input}' takes {dtype}, not {self}"),
+                    &format!("whole numbers from {least} to {most}"),
+                )
             }
             (Self::Whole(value), dtype) => match bounds(dtype) {
                 Some((least, most)) if !(least..=most).contains(value) => wrong(
@@ -197,7 +203,9 @@ mod tests {
         ] {
             assert!(refused(text, dtype), "{text} {dtype}");
         }
-        for (text, dtype) in [("255", Datatype::Uint8), ("0..256", Datatype::Uint8), ("3", Datatype::Fp16), ("0..1", Datatype::Fp32)] {
+        for (text, dtype) in
+            [("255", Datatype::Uint8), ("0..256", Datatype::Uint8), ("3", Datatype::Fp16), ("0..1", Datatype::Fp32)]
+        {
             assert!(!refused(text, dtype), "{text} {dtype}");
         }
     }

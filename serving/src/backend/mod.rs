@@ -5,12 +5,7 @@ pub mod onnx;
 pub mod rten;
 
 use crate::tensor::Tensor;
-use modelmeter_common::{
-    Code, Problem,
-    artifact::Signature,
-    engine,
-
-};
+use modelmeter_common::{Code, Problem, artifact::Signature, engine};
 
 /// Runs one model.
 pub trait Backend: Send {

@@ -5,7 +5,11 @@ use crate::{
     settings::Settings,
     tensor::{Tensor, elements, into_bytes},
 };
-use modelmeter_common::{Code, Problem, artifact::{Signature, external}, model::Datatype};
+use modelmeter_common::{
+    Code, Problem,
+    artifact::{Signature, external},
+    model::Datatype,
+};
 use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::Layout;
 use std::{path::Path, sync::Arc};
@@ -61,7 +65,8 @@ fn read(path: &Path, settings: &Settings) -> Result<Model, Problem> {
         options.external_data(&file.location, std::fs::read(&file.path).map_err(unread)?);
     }
     // A file is read piece by piece, but only under this name: a cache may name files by their sha256.
-    let model = if beside.is_empty() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+    let model = if beside.is_empty() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+    {
         options.load_file(path)
     } else {
         options.load(std::fs::read(path).map_err(unread)?)

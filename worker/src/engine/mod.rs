@@ -285,7 +285,7 @@ impl Deployment {
         tokio::select! {
             biased;
             died = running.ended() => {
-                if died == ended_with(EXIT_REFUSED) {
+                if died == ended_with(EXIT_REFUSED.into()) {
                     return Err(running.refusal(&spec.name).await);
                 }
                 let message = format!("engine {} {died} before it was ready", spec.name);

@@ -88,15 +88,17 @@ impl Subject {
     /// where there is no such input.
     pub fn doubts(&self) -> Option<String> {
         let is_given = |input: &&TensorShape| self.data.as_ref().is_some_and(|data| data.has(&input.name));
-        let integers = [Datatype::Int16, Datatype::Int32, Datatype::Int64, Datatype::Uint16, Datatype::Uint32, Datatype::Uint64];
+        let integers =
+            [Datatype::Int16, Datatype::Int32, Datatype::Int64, Datatype::Uint16, Datatype::Uint32, Datatype::Uint64];
         let doubtful = self.inputs.iter().filter(|input| integers.contains(&input.dtype) && !is_given(input));
         let flag = |input: &TensorShape| match input.elements() {
             0 | 1 => format!("--data {}=16000", input.name),
             _ => format!("--data {}=0..30000", input.name),
         };
         let flags: Vec<String> = doubtful.map(flag).collect();
-        (!flags.is_empty())
-            .then(|| format!("random integers are 0 and 1, which may be wrong here; say what they are, as {}", flags.join(" ")))
+        (!flags.is_empty()).then(|| {
+            format!("random integers are 0 and 1, which may be wrong here; say what they are, as {}", flags.join(" "))
+        })
     }
 }
 
@@ -275,7 +277,9 @@ fn compare(subject: &Subject, declared: &TensorSpec, output: &Output) -> Result<
             );
             return Err(bad_response(message).with_field("shape"));
         }
-        Fit::Differs => Some(format!("has shape {shape:?} for a batch of {batch}, {} was declared", describe(&declared.shape))),
+        Fit::Differs => {
+            Some(format!("has shape {shape:?} for a batch of {batch}, {} was declared", describe(&declared.shape)))
+        }
         Fit::Same => None,
     };
     let other = (*dtype != declared.dtype).then(|| format!("is {dtype}, {} was declared", declared.dtype));

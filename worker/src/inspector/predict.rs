@@ -98,7 +98,8 @@ impl Inspector for Predict {
     fn decode(&self, message: &[u8]) -> Result<Vec<Output>, Problem> {
         let response = InferResponse::decode(message)
             .map_err(|e| bad_response(format!("the response is not an InferResponse: {e}")))?;
-        let output: Value = serde_json::from_str(&quoted_words(&response.json)).map_err(|e| bad_response(format!("the output is not JSON: {e}")))?;
+        let output: Value = serde_json::from_str(&quoted_words(&response.json))
+            .map_err(|e| bad_response(format!("the output is not JSON: {e}")))?;
         let samples = self.subject.batch_size as usize;
         let is_batch = |value: &Value| value.as_array().is_some_and(|list| list.len() == samples);
         match output.as_array() {
