@@ -138,6 +138,10 @@ fn data_in_other_files_go_with_the_model_wherever_the_format_has_tensors() {
         let opened = open(&path).unwrap_or_else(|problem| panic!("{place:?}: {problem}"));
         assert!(opened.weights.contains(&Datatype::Fp16), "{place:?}: {:?}", opened.weights);
         assert_eq!(opened.inputs[0].name, "x");
+        let renamed =
+            external::renamed(&std::fs::read(&path).unwrap(), |location| format!("{location}.{}", "x".repeat(200)));
+        let found = tensors::read(Cursor::new(renamed.unwrap())).unwrap();
+        assert!(found.external[0].location.starts_with("./data/w.bin.xxx") && found.external[0].end == 24, "{place:?}");
         let mut packed = Vec::new();
         archive::write_to(&path, &mut packed).unwrap();
         assert_eq!(opened.artifact.sha256, crate::wire::sha256_hex(&packed), "{place:?}");

@@ -50,6 +50,14 @@ pub fn model_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(MODEL) } else { path.to_owned() }
 }
 
+/// An ONNX file with other names for its data files: for runtimes that take only some.
+///
+/// # Errors
+/// `UnexpectedEof` and `InvalidData` for what is not an ONNX file.
+pub fn renamed(model: &[u8], to: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+    tensors::relocated(model, &to)
+}
+
 /// That the data files are there, whole.
 ///
 /// # Errors

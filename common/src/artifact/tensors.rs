@@ -5,7 +5,7 @@
 use crate::{artifact::datatype, model::Datatype};
 use std::{
     collections::BTreeSet,
-    io::{self, BufRead, Seek, SeekFrom},
+    io::{self, BufRead, Cursor, Seek, SeekFrom},
 };
 
 /// Graphs in graphs in functions deeper than this are no model.
@@ -87,6 +87,76 @@ impl Kind {
             _ => Holds::Other,
         }
     }
+}
+
+/// The same file with other locations of the data in other files: for runtimes that take only some.
+///
+/// # Errors
+/// `UnexpectedEof` and `InvalidData` as of [`read`].
+pub(super) fn relocated(file: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Vec<u8>> {
+    rewritten(file, &|number, content| rewritten_within(Kind::Model, number, content, to))
+}
+
+/// A field's new content; none where it stays as it is.
+fn rewritten_within(
+    kind: Kind,
+    number: u64,
+    content: &[u8],
+    to: &dyn Fn(&str) -> String,
+) -> io::Result<Option<Vec<u8>>> {
+    match kind.field(number) {
+        Holds::Message(kind) => {
+            rewritten(content, &|number, inner| rewritten_within(kind, number, inner, to)).map(Some)
+        }
+        Holds::Tensor => {
+            rewritten(content, &|number, entry| if number == 13 { relocated_entry(entry, to) } else { Ok(None) })
+                .map(Some)
+        }
+        Holds::Other => Ok(None),
+    }
+}
+
+/// The entry `location` of a tensor's external data; none of others.
+fn relocated_entry(entry: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Option<Vec<u8>>> {
+    let mut walker = Walker { file: Cursor::new(entry), at: 0, found: Tensors::default() };
+    let (key, value) = walker.entry(entry.len() as u64)?;
+    let field = |number: u64, text: &str| {
+        let mut out = Vec::new();
+        push_field(&mut out, number, text.as_bytes());
+        out
+    };
+    Ok((key == "location").then(|| [field(1, &key), field(2, &to(&value))].concat()))
+}
+
+/// A message of which `new` gives the content of some fields.
+fn rewritten(message: &[u8], new: &dyn Fn(u64, &[u8]) -> io::Result<Option<Vec<u8>>>) -> io::Result<Vec<u8>> {
+    let mut walker = Walker { file: Cursor::new(message), at: 0, found: Tensors::default() };
+    let (end, mut out) = (message.len() as u64, Vec::with_capacity(message.len()));
+    while walker.at < end {
+        let start = walker.at as usize;
+        let (number, wire, size) = walker.field(end)?;
+        let content = walker.at as usize;
+        if wire != 0 {
+            walker.skip(size)?;
+        }
+        let after = walker.at as usize;
+        match (wire == 2).then(|| new(number, &message[content..after])).transpose()?.flatten() {
+            Some(replaced) => push_field(&mut out, number, &replaced),
+            None => out.extend_from_slice(&message[start..after]),
+        }
+    }
+    Ok(out)
+}
+
+fn push_field(out: &mut Vec<u8>, number: u64, content: &[u8]) {
+    for mut value in [number << 3 | 2, content.len() as u64] {
+        while value > 0x7f {
+            out.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+    }
+    out.extend_from_slice(content);
 }
 
 struct Walker<F> {

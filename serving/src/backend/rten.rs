@@ -60,21 +60,35 @@ fn read(path: &Path, settings: &Settings) -> Result<Model, Problem> {
     options.prepack_weights(settings.prepack_weights);
     let unread = |error: std::io::Error| failed("cannot read the model", error);
     let beside = external::files(path).map_err(unread)?;
-    for file in &beside {
-        // By itself rten takes such files of certain names only.
-        options.external_data(&file.location, std::fs::read(&file.path).map_err(unread)?);
+    if !beside.iter().all(|file| is_taken(&file.location)) {
+        let name = |location: &str| {
+            let place = beside.iter().position(|file| file.location == location).unwrap_or_default();
+            format!("{place}.data")
+        };
+        for file in &beside {
+            options.external_data(&name(&file.location), std::fs::read(&file.path).map_err(unread)?);
+        }
+        let model = std::fs::read(path).and_then(|model| external::renamed(&model, name)).map_err(unread)?;
+        return options.load(model).map_err(unloaded);
     }
     // A file is read piece by piece, but only under this name: a cache may name files by their sha256.
-    let model = if beside.is_empty() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
-    {
+    let model = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         options.load_file(path)
     } else {
         options.load(std::fs::read(path).map_err(unread)?)
     };
-    model.map_err(|error| {
-        failed("rten cannot load the model", error)
-            .with_hint("try another engine: --engines onnx runs every ONNX operator")
-    })
+    model.map_err(unloaded)
+}
+
+fn unloaded(error: impl std::fmt::Display) -> Problem {
+    failed("rten cannot load the model", error).with_hint("try another engine: --engines onnx runs every ONNX operator")
+}
+
+/// Whether rten takes a data file of this name: one beside the model, called `….data` or `….onnx_data`.
+fn is_taken(location: &str) -> bool {
+    let path = Path::new(location);
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    path.file_name() == Some(path.as_os_str()) && (extension.starts_with("data") || extension.starts_with("onnx_data"))
 }
 
 impl Backend for Rten {
