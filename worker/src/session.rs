@@ -12,6 +12,7 @@ use crate::{
     sample::{Idle, Monitor, Probes},
 };
 use async_trait::async_trait;
+use futures::TryFutureExt;
 use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
@@ -228,11 +229,14 @@ async fn first_inference(
 ) -> Result<(Option<f64>, Vec<Remark>), Problem> {
     attempt.progress("first inference");
     let timeout = Duration::from_millis(stop.timeout_ms).max(FIRST_TIMEOUT);
-    let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await;
-    let first = first.map_err(|problem| match target.inspector.doubts() {
-        Some(doubts) if problem.code == Code::EngineRefused => problem.with_hint(doubts),
+    let called = load::first_inference(target, timeout, &context.stop).map_err(|problem| match problem.code {
+        Code::EngineRefused => match target.inspector.doubts() {
+            Some(doubts) => problem.with_hint(doubts),
+            None => problem,
+        },
         _ => problem,
-    })?;
+    });
+    let first = alive(deployment, called).await?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
     Ok((is_first.then_some(first.latency_ms), first.remarks))
 }
