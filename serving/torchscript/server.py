@@ -232,7 +232,7 @@ def cores():
     return min(usable, len(set(zip(fields[::2], fields[1::2]))) or usable)
 
 
-class Refused(Exception):
+class DoesNotLoad(Exception):
     """The model does not load: it would not the next time."""
 
 
@@ -266,7 +266,7 @@ def run(options):
     try:
         model = Model(torch, options.model, device, signature, instances)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise Refused(last_line(error)) from error
+        raise DoesNotLoad(last_line(error)) from error
     pool = ThreadPoolExecutor(instances) if instances > 1 or device.type != "cpu" else None
     asyncio.run(serve(grpc, Service(model, options.model_name, version_of(torch)), pool, options))
 
@@ -280,7 +280,7 @@ def main():
     except ImportError as error:
         say(f"{sys.executable} has no {error.name}: pip install torch grpcio")
         return 1
-    except Refused as error:
+    except DoesNotLoad as error:
         say(f"cannot serve {options.model}: {error}")
         return EXIT_REFUSED
     except Exception as error:
