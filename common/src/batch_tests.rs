@@ -52,7 +52,7 @@ fn an_axis_called_as_anothers_batch_is_the_batch_too() {
 
 #[test]
 fn first_axes_of_several_fixed_lengths_do_not_refuse_each_other() {
-    let inputs = [input("picture", &["1", "256"]), input("points", &["1", "points", "2"]), input("size", &["2"])];
+    let inputs = [input("picture", &["1", "256"]), input("where", &["1", "points", "2"]), input("size", &["2"])];
     let batch = Batch::of(&inputs, &BTreeMap::new()).unwrap();
     assert_eq!(batch.sizes(&[]), [1]);
     let sent = batch.inputs(&shapes(&[("points", &[5])]), 1).unwrap();

@@ -41,7 +41,7 @@ async fn an_engine_that_dies_fails_at_once_with_its_last_lines() {
         problem.message.contains("exited with code 3") && problem.message.ends_with("model m is broken"),
         "{problem}"
     );
-    assert!(problem.hint.unwrap().contains("test-slot0.log"));
+    assert!(problem.hint.unwrap().contains("slot0-0-test.log"));
     assert!(started.elapsed() < spec.ready_timeout / 2);
 }
 
