@@ -354,6 +354,13 @@ fn batch_notes(request: &Request, model: &Model, progress: &Progress) {
     if let ([], [only]) = (&request.batch_sizes[..], &sizes[..]) {
         progress.say(&format!("the model takes batches of {only} alone"));
     }
+    // A server says of a single value what it says of a shape that it does not tell: nothing.
+    for input in model.inputs.iter().filter(|input| model.artifacts.is_empty() && input.shape.is_empty()) {
+        let (name, dtype) = (&input.name, input.dtype.as_str().to_ascii_lowercase());
+        progress.say(&format!(
+            "the server tells no axes of input '{name}', so a single value is sent; if it has axes: --input {name}:{dtype}:4"
+        ));
+    }
 }
 
 fn no_gpu_note(request: &Request, progress: &Progress) {

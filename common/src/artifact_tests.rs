@@ -141,7 +141,9 @@ fn data_in_other_files_go_with_the_model_wherever_the_format_has_tensors() {
         let renamed =
             external::renamed(&std::fs::read(&path).unwrap(), |location| format!("{location}.{}", "x".repeat(200)));
         let found = tensors::read(Cursor::new(renamed.unwrap())).unwrap();
-        assert!(found.external[0].location.starts_with("./data/w.bin.xxx") && found.external[0].end == 24, "{place:?}");
+        let renamed = &found.external[0];
+        assert!(renamed.location.starts_with("./data/w.bin.xxx") && renamed.is_complete, "{place:?}");
+        assert_eq!((renamed.end, found.types, found.external.len()), (24, opened.weights.clone(), 1), "{place:?}");
         let mut packed = Vec::new();
         archive::write_to(&path, &mut packed).unwrap();
         assert_eq!(opened.artifact.sha256, crate::wire::sha256_hex(&packed), "{place:?}");
@@ -170,6 +172,20 @@ fn data_in_other_files_are_part_of_the_address() {
     std::fs::rename(&path, &renamed).unwrap();
     std::fs::write(folder.path().join("data/w.bin"), [9; 24]).unwrap();
     assert_eq!(open(&renamed).unwrap().artifact, before, "the file's name is not part of it");
+}
+
+#[test]
+fn a_place_that_is_not_told_follows_from_the_shape() {
+    let entry = within(&[13], [within(&[1], "location".into()), within(&[2], "data/w.bin".into())].concat());
+    let of = |rows: u8| [vec![1 << 3, rows, 1 << 3, 2, 2 << 3, 1], entry.clone(), vec![14 << 3, 1]].concat();
+    let (_folder, path) = beside(&[within(&[7, 5], of(3))]);
+    open(&path).unwrap();
+    assert!(!external::files(&path).unwrap()[0].is_complete);
+    let told = external::renamed(&std::fs::read(&path).unwrap(), str::to_owned).unwrap();
+    let found = tensors::read(Cursor::new(told)).unwrap();
+    assert_eq!((found.external[0].end, found.external[0].is_complete), (24, true));
+    let (_folder, path) = beside(&[within(&[7, 5], of(4))]);
+    assert!(open(&path).unwrap_err().message.contains("cut off: it has 24"));
 }
 
 #[test]

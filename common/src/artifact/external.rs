@@ -19,6 +19,8 @@ pub struct DataFile {
     pub location: String,
     /// Where it lies.
     pub path: PathBuf,
+    /// Whether each tensor tells its place in it, which may be left out.
+    pub is_complete: bool,
 }
 
 /// The data files of the ONNX file at `path`, each once; none where it holds all its data itself. That they are there is
@@ -50,7 +52,8 @@ pub fn model_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(MODEL) } else { path.to_owned() }
 }
 
-/// An ONNX file with other names for its data files: for runtimes that take only some.
+/// An ONNX file with other names for its data files, and with each tensor's place in them told: for runtimes that take
+/// only some.
 ///
 /// # Errors
 /// `UnexpectedEof` and `InvalidData` for what is not an ONNX file.
@@ -105,8 +108,9 @@ fn located(path: &Path, tensors: &Tensors) -> Result<Located, String> {
         if is_model {
             return Err(format!("the data of tensor '{tensor}' are in '{location}', which is the model's own name"));
         }
-        let file = || DataFile { location: location.clone(), path: folder.join(&name) };
-        let (_, last) = found.entry(location.clone()).or_insert_with(|| (file(), (tensor.clone(), one.end)));
+        let file = || DataFile { location: location.clone(), path: folder.join(&name), is_complete: true };
+        let (data, last) = found.entry(location.clone()).or_insert_with(|| (file(), (tensor.clone(), one.end)));
+        data.is_complete &= one.is_complete;
         if one.end > last.1 {
             *last = (tensor.clone(), one.end);
         }

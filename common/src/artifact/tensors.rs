@@ -29,8 +29,10 @@ pub(super) struct External {
     pub tensor: String,
     /// The file, relative to the model's folder.
     pub location: String,
-    /// Where the data end in that file, as far as it is told.
+    /// Where the data end in that file.
     pub end: u64,
+    /// Whether both offset and length are told, which may be left out.
+    pub is_complete: bool,
 }
 
 /// Reads them.
@@ -38,7 +40,7 @@ pub(super) struct External {
 /// # Errors
 /// What reading failed with; `UnexpectedEof` and `InvalidData` for a file that is cut off or no ONNX.
 pub(super) fn read(file: impl BufRead + Seek) -> io::Result<Tensors> {
-    let mut walker = Walker { file, at: 0, found: Tensors::default() };
+    let mut walker = Walker::new(file);
     let end = walker.file.seek(SeekFrom::End(0))?;
     walker.file.seek(SeekFrom::Start(0))?;
     walker.message(Kind::Model, end, 0)?;
@@ -89,48 +91,56 @@ impl Kind {
     }
 }
 
-/// The same file with other locations of the data in other files: for runtimes that take only some.
+/// The same file with other locations of the data in other files, and with each offset and length told: for runtimes that
+/// take only some.
 ///
 /// # Errors
 /// `UnexpectedEof` and `InvalidData` as of [`read`].
 pub(super) fn relocated(file: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Vec<u8>> {
-    rewritten(file, &|number, content| rewritten_within(Kind::Model, number, content, to))
+    rewritten(file, &|number, content| within(Kind::Model, number, content, to))
 }
 
-/// A field's new content; none where it stays as it is.
-fn rewritten_within(
-    kind: Kind,
-    number: u64,
-    content: &[u8],
-    to: &dyn Fn(&str) -> String,
-) -> io::Result<Option<Vec<u8>>> {
+/// What becomes of a field.
+enum Field {
+    Stays,
+    Goes,
+    Becomes(Vec<u8>),
+}
+
+fn within(kind: Kind, number: u64, content: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Field> {
     match kind.field(number) {
         Holds::Message(kind) => {
-            rewritten(content, &|number, inner| rewritten_within(kind, number, inner, to)).map(Some)
+            rewritten(content, &|number, inner| within(kind, number, inner, to)).map(Field::Becomes)
         }
-        Holds::Tensor => {
-            rewritten(content, &|number, entry| if number == 13 { relocated_entry(entry, to) } else { Ok(None) })
-                .map(Some)
-        }
-        Holds::Other => Ok(None),
+        Holds::Tensor => relocated_tensor(content, to),
+        Holds::Other => Ok(Field::Stays),
     }
 }
 
-/// The entry `location` of a tensor's external data; none of others.
-fn relocated_entry(entry: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Option<Vec<u8>>> {
-    let mut walker = Walker { file: Cursor::new(entry), at: 0, found: Tensors::default() };
-    let (key, value) = walker.entry(entry.len() as u64)?;
-    let field = |number: u64, text: &str| {
-        let mut out = Vec::new();
-        push_field(&mut out, number, text.as_bytes());
-        out
-    };
-    Ok((key == "location").then(|| [field(1, &key), field(2, &to(&value))].concat()))
+fn relocated_tensor(content: &[u8], to: &dyn Fn(&str) -> String) -> io::Result<Field> {
+    let tensor = Walker::new(Cursor::new(content)).tensor(content.len() as u64)?;
+    if !tensor.is_external {
+        return Ok(Field::Stays);
+    }
+    let without = |number, _: &[u8]| Ok(if number == EXTERNAL_DATA { Field::Goes } else { Field::Stays });
+    let mut out = rewritten(content, &without)?;
+    let said = [
+        ("location", to(&tensor.location)),
+        ("offset", tensor.offset.unwrap_or(0).to_string()),
+        ("length", tensor.bytes().to_string()),
+    ];
+    for (key, value) in said {
+        let mut entry = Vec::new();
+        push_field(&mut entry, 1, key.as_bytes());
+        push_field(&mut entry, 2, value.as_bytes());
+        push_field(&mut out, EXTERNAL_DATA, &entry);
+    }
+    Ok(Field::Becomes(out))
 }
 
-/// A message of which `new` gives the content of some fields.
-fn rewritten(message: &[u8], new: &dyn Fn(u64, &[u8]) -> io::Result<Option<Vec<u8>>>) -> io::Result<Vec<u8>> {
-    let mut walker = Walker { file: Cursor::new(message), at: 0, found: Tensors::default() };
+/// A message with what `new` makes of its fields that have a length.
+fn rewritten(message: &[u8], new: &dyn Fn(u64, &[u8]) -> io::Result<Field>) -> io::Result<Vec<u8>> {
+    let mut walker = Walker::new(Cursor::new(message));
     let (end, mut out) = (message.len() as u64, Vec::with_capacity(message.len()));
     while walker.at < end {
         let start = walker.at as usize;
@@ -140,9 +150,10 @@ fn rewritten(message: &[u8], new: &dyn Fn(u64, &[u8]) -> io::Result<Option<Vec<u
             walker.skip(size)?;
         }
         let after = walker.at as usize;
-        match (wire == 2).then(|| new(number, &message[content..after])).transpose()?.flatten() {
-            Some(replaced) => push_field(&mut out, number, &replaced),
-            None => out.extend_from_slice(&message[start..after]),
+        match if wire == 2 { new(number, &message[content..after])? } else { Field::Stays } {
+            Field::Stays => out.extend_from_slice(&message[start..after]),
+            Field::Becomes(replaced) => push_field(&mut out, number, &replaced),
+            Field::Goes => {}
         }
     }
     Ok(out)
@@ -159,6 +170,48 @@ fn push_field(out: &mut Vec<u8>, number: u64, content: &[u8]) {
     out.extend_from_slice(content);
 }
 
+/// The field of a tensor that says where its data are.
+const EXTERNAL_DATA: u64 = 13;
+
+/// What is read of a tensor.
+#[derive(Default)]
+struct Tensor {
+    name: String,
+    dtype: Option<Datatype>,
+    /// None: more than can be counted.
+    elements: Option<u64>,
+    is_external: bool,
+    location: String,
+    offset: Option<u64>,
+    length: Option<u64>,
+}
+
+impl Tensor {
+    fn times(&mut self, length: u64) {
+        self.elements = self.elements.and_then(|elements| elements.checked_mul(length));
+    }
+
+    /// Of its data in another file: as many as are told, else as its shape needs.
+    fn bytes(&self) -> u64 {
+        let size = self.dtype.and_then(Datatype::size).unwrap_or(0) as u64;
+        self.length.or_else(|| self.elements?.checked_mul(size)).unwrap_or(u64::MAX)
+    }
+}
+
+impl Tensors {
+    fn add(&mut self, tensor: Tensor) -> io::Result<()> {
+        self.types.extend(tensor.dtype);
+        if !tensor.is_external {
+            return Ok(());
+        }
+        let end = tensor.offset.unwrap_or(0).checked_add(tensor.bytes());
+        let end = end.ok_or_else(|| invalid("data beyond any file's end"))?;
+        let is_complete = tensor.offset.is_some() && tensor.length.is_some();
+        self.external.push(External { tensor: tensor.name, location: tensor.location, end, is_complete });
+        Ok(())
+    }
+}
+
 struct Walker<F> {
     file: F,
     at: u64,
@@ -166,6 +219,10 @@ struct Walker<F> {
 }
 
 impl<F: BufRead + Seek> Walker<F> {
+    fn new(file: F) -> Self {
+        Self { file, at: 0, found: Tensors::default() }
+    }
+
     fn message(&mut self, kind: Kind, end: u64, depth: usize) -> io::Result<()> {
         if depth > MAX_DEPTH {
             return Err(invalid("messages in messages without end"));
@@ -177,7 +234,10 @@ impl<F: BufRead + Seek> Walker<F> {
             }
             match (kind.field(number), wire) {
                 (Holds::Message(kind), 2) => self.message(kind, self.at + length, depth + 1)?,
-                (Holds::Tensor, 2) => self.tensor(self.at + length)?,
+                (Holds::Tensor, 2) => {
+                    let tensor = self.tensor(self.at + length)?;
+                    self.found.add(tensor)?;
+                }
                 (_, 0) => {}
                 _ => self.skip(length)?,
             }
@@ -185,24 +245,30 @@ impl<F: BufRead + Seek> Walker<F> {
         Ok(())
     }
 
-    /// Source: `TensorProto`: data_type 2, name 8, external_data 13 (key 1, value 2), data_location 14.
-    fn tensor(&mut self, end: u64) -> io::Result<()> {
-        let (mut external, mut is_external) = (External::default(), false);
-        let (mut offset, mut length) = (0u64, 0u64);
+    /// Source: `TensorProto`: dims 1, data_type 2, name 8, external_data 13 (key 1, value 2), data_location 14.
+    fn tensor(&mut self, end: u64) -> io::Result<Tensor> {
+        let mut tensor = Tensor { elements: Some(1), ..Tensor::default() };
         while self.at < end {
             let (number, wire, size) = self.field(end)?;
             match (number, wire) {
-                (2, 0) => self.found.types.extend(i32::try_from(size).ok().and_then(datatype)),
-                (14, 0) => is_external = size == 1,
-                (8, 2) => external.tensor = self.text(size)?,
-                (13, 2) => {
+                (1, 0) => tensor.times(size),
+                (1, 2) => {
+                    let packed = self.at + size;
+                    while self.at < packed {
+                        let length = self.varint()?;
+                        tensor.times(length);
+                    }
+                }
+                (2, 0) => tensor.dtype = i32::try_from(size).ok().and_then(datatype),
+                (14, 0) => tensor.is_external = size == 1,
+                (8, 2) => tensor.name = self.text(size)?,
+                (EXTERNAL_DATA, 2) => {
                     let (key, value) = self.entry(self.at + size)?;
+                    let number = || value.trim().parse().map_err(|_| invalid("a place of data that is no number"));
                     match key.as_str() {
-                        "location" => external.location = value,
-                        "offset" => {
-                            offset = value.trim().parse().map_err(|_| invalid("an offset that is no number"))?
-                        }
-                        "length" => length = value.trim().parse().map_err(|_| invalid("a length that is no number"))?,
+                        "location" => tensor.location = value,
+                        "offset" => tensor.offset = Some(number()?),
+                        "length" => tensor.length = Some(number()?),
                         _ => {}
                     }
                 }
@@ -210,11 +276,7 @@ impl<F: BufRead + Seek> Walker<F> {
                 _ => self.skip(size)?,
             }
         }
-        if is_external {
-            external.end = offset.checked_add(length).ok_or_else(|| invalid("data beyond any file's end"))?;
-            self.found.external.push(external);
-        }
-        Ok(())
+        Ok(tensor)
     }
 
     fn entry(&mut self, end: u64) -> io::Result<(String, String)> {

@@ -60,7 +60,7 @@ fn read(path: &Path, settings: &Settings) -> Result<Model, Problem> {
     options.prepack_weights(settings.prepack_weights);
     let unread = |error: std::io::Error| failed("cannot read the model", error);
     let beside = external::files(path).map_err(unread)?;
-    if !beside.iter().all(|file| is_taken(&file.location)) {
+    if !beside.iter().all(|file| file.is_complete && is_taken(&file.location)) {
         let name = |location: &str| {
             let place = beside.iter().position(|file| file.location == location).unwrap_or_default();
             format!("{place}.data")
