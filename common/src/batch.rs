@@ -248,7 +248,7 @@ impl<'a> Batch<'a> {
         let message = format!(
             "{name}={shape:?} has {length} on axis {axis}, which is taken for the batch, but the batch sizes are {list}"
         );
-        let other = if axis == 0 { 1 } else { 0 };
+        let other = usize::from(axis == 0);
         Err(Problem::invalid(SHAPES, message).with_hint(format!(
             "give 1 there, or --batch-sizes {length}; where the batch is another axis: --batch-axis {name}={other}, \
              where the input has none: --batch-axis {name}=none"

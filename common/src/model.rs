@@ -174,7 +174,6 @@ fn first_axis() -> Option<u32> {
     Some(0)
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 fn is_first_axis(axis: &Option<u32>) -> bool {
     *axis == first_axis()
 }

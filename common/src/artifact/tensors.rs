@@ -150,7 +150,8 @@ fn rewritten(message: &[u8], new: &dyn Fn(u64, &[u8]) -> io::Result<Field>) -> i
             walker.skip(size)?;
         }
         let after = walker.at as usize;
-        match if wire == 2 { new(number, &message[content..after])? } else { Field::Stays } {
+        let field = if wire == 2 { new(number, &message[content..after])? } else { Field::Stays };
+        match field {
             Field::Stays => out.extend_from_slice(&message[start..after]),
             Field::Becomes(replaced) => push_field(&mut out, number, &replaced),
             Field::Goes => {}
