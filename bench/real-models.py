@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = os.environ.get("MODELMETER", str(ROOT / "target/release/modelmeter"))
 WHERE = Path(os.environ.get("MODELS", Path(tempfile.gettempdir()) / "modelmeter-real-models"))
-BUDGET = os.environ.get("BUDGET", "16s")
+BUDGET = os.environ.get("BUDGET", "24s")
 
 # kind, package, file in its wheel, flags
 MODELS = [
