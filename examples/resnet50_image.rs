@@ -156,6 +156,7 @@ mod tests {
             batch_size,
             seed: 0,
             data: None,
+            output_axes: Default::default(),
         };
         ImageClient::new(Bytes::new(), subject)
     }

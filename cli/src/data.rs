@@ -13,14 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What `--data` says; none: nothing.
+/// What `--data` says; none: nothing. What is no file of an input is a literal or range, as the request keeps it too.
 ///
 /// # Errors
 /// `invalid_argument` for words that are no `INPUT=FILE`, or an archive beside them.
 pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
     let wrong = |word: &str| {
-        Problem::invalid("data", format!("'{word}' does not name the input that it is for"))
-            .with_hint("use --data INPUT=FILE for each input, or one --data FILE.npz for all")
+        Problem::invalid("data", format!("'{word}' does not say which input it is for"))
+            .with_hint("--data INPUT=FILE, --data INPUT=16000 or --data INPUT=0..10 for each input, or one --data FILE.npz for all")
     };
     match words {
         [] => Ok(None),
@@ -47,7 +47,7 @@ pub fn source(words: &[String]) -> Result<Option<Source>, Problem> {
 /// What does not fit, before anything starts.
 pub fn check(request: &mut Request, model: &Model) -> Result<Option<DataSet>, Problem> {
     let files = request.data.as_ref().map_or(Ok(None), Files::read)?;
-    files.map(|files| files.fit(&model.inputs, &mut request.shapes)).transpose()
+    files.map(|files| files.fit(&model.inputs, &mut request.shapes, &request.batch_axes)).transpose()
 }
 
 /// Puts the data into the hub, fitted to the model.

@@ -267,6 +267,7 @@ fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
+    request.batch_axes.extend(args.batch_axes.iter().cloned());
     request.load = load(args, &request.load)?;
     let stop = &mut request.stop;
     stop.certified |= args.certified;
@@ -459,7 +460,7 @@ mod tests {
 
     #[test]
     fn every_field_of_a_request_has_its_flag() {
-        let line = "m.onnx --engines onnx,rten --set onnx.threads=1,2 --shape x=1,3 --shape x=1,5 --devices cpu,gpu --batch-sizes 1,2 \
+        let line = "m.onnx --engines onnx,rten --set onnx.threads=1,2 --shape x=1,3 --shape x=1,5 --batch-axis x=1 --devices cpu,gpu --batch-sizes 1,2 \
              --concurrency 1,4 --batches 9 --precision 3% --min-duration 1s --max-duration 5s --timeout 2s --max-in-flight 7 \
              --budget 1m --sla p95=50ms --repeats 3 --inspector mine --data x=f.npy --seed 7 --priority 20 --deadline 1h --no-wait --labels a=b,c=d";
         let got = serde_json::to_value(job(line).request).unwrap();

@@ -15,9 +15,12 @@ use modelmeter_common::{
 use modelmeter_serving::reference;
 use modelmeter_worker::{
     endpoint::Endpoint,
-    inspector::{self, ServerWait},
+    inspector::{self, Metadata, ServerWait},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// Characters of an artifact's sha256 that make a version.
 const VERSION_LENGTH: usize = 12;
@@ -126,8 +129,7 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
     let inputs = match telling.first() {
         Some(one) => {
             telling.iter().try_for_each(|other| same_inputs(one, other))?;
-            stated_alike(&files.inputs, one)?;
-            one.inputs.clone()
+            filled(&one.inputs, &files.inputs, |spec| !spec.is_shaped())?
         }
         None if !files.inputs.is_empty() => files.inputs.clone(),
         None => {
@@ -144,6 +146,7 @@ pub async fn files(files: &Files) -> Result<Local, Problem> {
         artifacts,
         inputs,
         outputs: telling.first().map(|one| one.outputs.clone()).unwrap_or_default(),
+        weights: opened.iter().flat_map(|(opened, _)| opened.weights.iter().copied()).collect(),
     };
     Ok(Local { model, files: opened.into_iter().map(|(opened, path)| (opened.artifact, path)).collect() })
 }
@@ -173,25 +176,52 @@ fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
         .with_hint("export them with the same names, types and shapes"))
 }
 
-/// What the user states must be what the model says, where it does.
-fn stated_alike(stated: &[TensorSpec], told: &Opened) -> Result<(), Problem> {
-    if stated.is_empty() || alike(stated, &told.inputs) {
-        return Ok(());
+/// What is told of the inputs, with what the user states of them: tensors where none are told, the shapes that `is_untold`
+/// finds missing, the lengths of open axes.
+fn filled(
+    told: &[TensorSpec],
+    stated: &[TensorSpec],
+    is_untold: impl Fn(&TensorSpec) -> bool,
+) -> Result<Vec<TensorSpec>, Problem> {
+    if told.is_empty() {
+        return Ok(stated.to_vec());
     }
-    let message = format!("--input says {}, but the model takes {}", signature(stated), signature(&told.inputs));
-    Err(Problem::invalid("input", message).with_hint("leave --input out; use --shape for the lengths of open axes"))
+    let contradicts = || {
+        let message = format!("{} is stated, but the model takes {}", signature(stated), signature(told));
+        Problem::invalid("input", message).with_hint(
+            "--input fills what is not told: leave it out for the others; --shape gives open axes their lengths",
+        )
+    };
+    let is_told = |input: &TensorSpec| told.iter().any(|known| known.name == input.name);
+    if !stated.iter().all(is_told) {
+        return Err(contradicts());
+    }
+    let fill = |known: &TensorSpec| {
+        let Some(input) = stated.iter().find(|input| input.name == known.name) else { return Ok(known.clone()) };
+        if is_untold(known) && input.dtype == known.dtype {
+            return Ok(input.clone());
+        }
+        if !fit(input, known) {
+            return Err(contradicts());
+        }
+        let axis = |(known, stated): (&Dim, &Dim)| match (known, stated) {
+            (Dim::Dynamic(_), Dim::Fixed(_)) => stated.clone(),
+            _ => known.clone(),
+        };
+        Ok(TensorSpec { shape: known.shape.iter().zip(&input.shape).map(axis).collect(), ..known.clone() })
+    };
+    told.iter().map(fill).collect()
 }
 
 /// The same tensors; an axis that is open in one may be fixed in the other.
 fn alike(these: &[TensorSpec], others: &[TensorSpec]) -> bool {
-    let differ = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
-    let fit = |a: &TensorSpec, b: &TensorSpec| {
-        a.name == b.name
-            && a.dtype == b.dtype
-            && a.shape.len() == b.shape.len()
-            && !a.shape.iter().zip(&b.shape).any(|(a, b)| differ(a, b))
-    };
     these.len() == others.len() && these.iter().all(|a| others.iter().any(|b| fit(a, b)))
+}
+
+fn fit(a: &TensorSpec, b: &TensorSpec) -> bool {
+    let differ = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
+    let axes = || a.shape.len() == b.shape.len() && !a.shape.iter().zip(&b.shape).any(|(a, b)| differ(a, b));
+    a.name == b.name && a.dtype == b.dtype && (!a.is_shaped() || !b.is_shaped() || axes())
 }
 
 fn signature(inputs: &[TensorSpec]) -> String {
@@ -222,7 +252,8 @@ fn version(artifacts: &[ArtifactRef]) -> String {
     whole.chars().take(VERSION_LENGTH).collect()
 }
 
-/// The signature of a model at an endpoint, as its server tells it.
+/// The signature of a model at an endpoint, as its server tells it, with what the user states of it. A server may tell
+/// nothing: then that is all there is.
 async fn told(
     endpoint: &Endpoint,
     name: &str,
@@ -230,11 +261,19 @@ async fn told(
     stated: &[TensorSpec],
     patience: ServerWait<'_>,
 ) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
-    if !stated.is_empty() {
-        return Err(Problem::invalid("input", "the server tells the model's inputs, so they cannot be stated")
-            .with_hint("leave --input out"));
-    }
-    let metadata = inspector::metadata(protocol, endpoint, name, patience).await.map_err(|problem| Problem {
+    let found = inspector::metadata(protocol, endpoint, name, patience).await;
+    let metadata = match found {
+        Err(problem) if problem.code == Code::InvalidArgument && !stated.is_empty() => Metadata::default(),
+        Err(problem) => return Err(unattached(problem)),
+        Ok(metadata) => metadata,
+    };
+    // A shape without axes is how protocols say both: a scalar, and nothing.
+    let inputs = filled(&metadata.inputs, stated, |spec| spec.shape.is_empty())?;
+    Ok((inputs, metadata.outputs))
+}
+
+fn unattached(problem: Problem) -> Problem {
+    Problem {
         field: problem.field.or_else(|| Some("endpoint".into())),
         hint: problem
             .hint
@@ -242,8 +281,7 @@ async fn told(
         // Whatever it was, it was found before anything started.
         code: if problem.code.exit_code() == 2 { problem.code } else { Code::Unreachable },
         message: problem.message,
-    })?;
-    Ok((metadata.inputs, metadata.outputs))
+    }
 }
 
 /// The inputs as the user states them, of a server that does not; that it is there at all is seen.
@@ -264,7 +302,8 @@ fn attached(endpoint: &Endpoint, name: &str, inputs: Vec<TensorSpec>, outputs: V
     let version = signature_version(&endpoint.to_string(), &inputs, &outputs);
     let id = ModelRef { name: name.to_owned(), version };
     let (schema_version, created_at) = (SCHEMA_VERSION, Timestamp::now());
-    let model = Model { schema_version, id, created_at, artifacts: Vec::new(), inputs, outputs };
+    let weights = BTreeSet::new();
+    let model = Model { schema_version, id, created_at, artifacts: Vec::new(), inputs, outputs, weights };
     Local { model, files: Vec::new() }
 }
 

@@ -178,7 +178,7 @@ fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
             TaskState::Done => "done".to_owned(),
             TaskState::Invalid => "invalid: no load point is valid".to_owned(),
             TaskState::Cancelled => "cancelled".to_owned(),
-            TaskState::Failed => format!("failed: {reason}"),
+            TaskState::Failed => format!("failed: {}", shortened(reason)),
             TaskState::Waiting | TaskState::Queued => continue,
         };
         lines.push(format!("[{done}/{all}] {}: {what}", describe(cell, inputs)));
@@ -191,6 +191,15 @@ fn changes(before: Option<&Status>, now: &Status) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The beginning of a reason, which is told whole below the table.
+fn shortened(reason: &str) -> String {
+    const MOST: usize = 100;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +256,9 @@ mod tests {
             changes(Some(&second), &third),
             ["[2/2] rten cpu batch 1: done", "[2/2] rten cpu batch 2: failed: it died"]
         );
+        let long = status(vec![cell(1, Failed, Some(&"why ".repeat(100)))]);
+        let [line] = changes(None, &long).try_into().unwrap();
+        assert!(line.ends_with("why …") && line.len() < 150, "{line}");
         let turn = status((1..5).map(|n| cell(n, Waiting, Some("waits for its turn"))).collect());
         assert!(changes(None, &turn).is_empty());
         let gone = status((1..5).map(stuck).collect());
@@ -257,7 +269,7 @@ mod tests {
     #[test]
     fn cells_that_differ_in_shape_alone_have_lines_of_their_own() {
         let of = |length, state| CellStatus {
-            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Int64, shape: vec![1, length] }],
+            inputs: vec![TensorShape::new("x", Datatype::Int64, vec![1, length])],
             ..cell(1, state, None)
         };
         let before = status(vec![of(128, TaskState::Claimed), of(512, TaskState::Queued)]);

@@ -186,6 +186,7 @@ pub async fn dry_run(
         Ok((request, model, pool::pools(&client.workers().await?)))
     };
     let (request, model, pools) = within(stop, sketched).await?;
+    batch_notes(&request, &model, progress);
     status::dryrun(&request.certified(), &model, &pools)
 }
 
@@ -205,7 +206,8 @@ async fn prepare(config: &Config, job: Job, progress: &Progress) -> Result<Place
         return prepare_embedded(config, job, progress).await;
     }
     let (mut client, local) = on_cluster(config, &job).await?;
-    let request = store(&job.target, job.request, local.as_ref(), config, &mut client).await?;
+    let (request, model) = store(&job.target, job.request, local.as_ref(), config, &mut client).await?;
+    batch_notes(&request, &model, progress);
     Ok(Place { client, embedded: None, request })
 }
 
@@ -224,23 +226,24 @@ async fn on_cluster(config: &Config, job: &Job) -> Result<(Client, Option<Local>
     Ok((client, models::local(&job.target, &config.home, ServerWait::NONE).await?))
 }
 
-/// Puts model and data into the hub; gives the request that names them.
+/// Puts model and data into the hub; gives the request that names them, and the model.
 async fn store(
     target: &Target,
     request: Request,
     local: Option<&Local>,
     config: &Config,
     client: &mut Client,
-) -> Result<Request, Problem> {
+) -> Result<(Request, Model), Problem> {
     let model = models::in_hub(target, local, client).await?;
     let mut request = Request { model: model.id.to_string(), ..request };
     data::store(&mut request, &model, &config.home, client).await?;
-    Ok(request)
+    Ok((request, model))
 }
 
 async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
     let sketch = sketch(config, job, progress).await?;
     no_gpu_note(&sketch.request, progress);
+    batch_notes(&sketch.request, &sketch.model, progress);
     let patience = patience(sketch.request.no_wait, progress);
     let mut embedded = Embedded::start(&config.home, &patience).await?;
     match into_embedded(&mut embedded, config, sketch, patience).await {
@@ -333,7 +336,7 @@ async fn into_embedded(
     let mut client = embedded.client().await?;
     let Sketch { target, request, inspectors, local, mut offer, slots, cells, .. } = sketch;
     leave_unused(&mut offer.specs, &cells, &slots);
-    let request = store(&target, request, local.as_ref(), config, &mut client).await?;
+    let (request, _) = store(&target, request, local.as_ref(), config, &mut client).await?;
     embedded.add_worker(config, slots, offer, inspectors, patience).await?;
     // There is no other worker to wait for.
     Ok((client, Request { no_wait: true, ..request }))
@@ -398,6 +401,23 @@ fn some_can_run(cells: &[Cell], pools: &[Pool]) -> Result<(), Problem> {
     match reasons.and_then(|reasons| reasons.into_iter().next()) {
         Some(problem) => Err(Problem { code: Code::NotInstalled, ..problem }),
         None => Ok(()),
+    }
+}
+
+/// What is taken for the batch, where that may not be what was meant.
+fn batch_notes(request: &Request, model: &Model, progress: &Progress) {
+    // What is wrong with it is said by whoever measures it.
+    let Ok((batch, sizes)) = request.batch(model) else { return };
+    batch.notes(&request.shapes, &sizes).iter().for_each(|note| progress.say(note));
+    if let ([], [only]) = (&request.batch_sizes[..], &sizes[..]) {
+        progress.say(&format!("the model takes batches of {only} alone"));
+    }
+    // A server says of a single value what it says of a shape that it does not tell: nothing.
+    for input in model.inputs.iter().filter(|input| model.artifacts.is_empty() && input.shape.is_empty()) {
+        let (name, dtype) = (&input.name, input.dtype.as_str().to_ascii_lowercase());
+        progress.say(&format!(
+            "the server tells no axes of input '{name}', so a single value is sent; if it has axes: --input {name}:{dtype}:4"
+        ));
     }
 }
 

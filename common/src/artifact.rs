@@ -4,7 +4,9 @@
 //! anything starts. Loading a model to run it is the engine's.
 
 pub mod archive;
+pub mod external;
 pub mod savedmodel;
+mod tensors;
 pub mod triton;
 pub mod verify;
 
@@ -20,9 +22,9 @@ use modelmeter_proto::onnx::{
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Cursor, Read, Write},
     path::Path,
 };
 
@@ -38,51 +40,60 @@ pub struct Opened {
     pub inputs: Vec<TensorSpec>,
     /// What it gives.
     pub outputs: Vec<TensorSpec>,
+    /// The element types of its weights, where the format says them.
+    pub weights: BTreeSet<Datatype>,
     /// The file's or directory's name without its extension: the model's name where it has no other.
     pub name_stem: String,
 }
 
-/// Reads the model at `path` whole and checks it. A directory's artifact is its [`archive`].
-///
-/// # Errors
-/// `not_found` when nothing is there; `invalid_argument` when it is not what its name or kind says, is cut off, keeps
-/// its weights elsewhere, or has inputs or outputs that are not plain tensors.
-pub fn open(path: &Path) -> Result<Opened, Problem> {
-    let format = detect(path)?;
-    let (artifact, (inputs, outputs)) = match format {
-        Format::Onnx => {
-            let (bytes, sha256) = read_hashed(path)?;
-            let artifact = ArtifactRef { format, sha256, bytes: bytes.len() as u64 };
-            (artifact, onnx_signature(bytes).map_err(|what| what.at(path))?)
-        }
-        Format::Torchscript | Format::Savedmodel | Format::Triton | Format::Data => {
-            let signature = signature(path, format)?;
-            (addressed(path, format)?, signature)
-        }
-    };
-    let name_stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Opened { artifact, inputs, outputs, name_stem })
+/// What a model says of itself.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Signature {
+    /// What it takes.
+    pub inputs: Vec<TensorSpec>,
+    /// What it gives.
+    pub outputs: Vec<TensorSpec>,
+    /// The element types of its weights, where the format says them.
+    pub weights: BTreeSet<Datatype>,
 }
 
-/// Inputs and outputs of an artifact, as it says them itself: none of a TorchScript file or of test data.
+/// Reads the model at `path` whole and checks it. The artifact of a directory, and of an ONNX file with its data in files
+/// beside it ([`external`]), is an [`archive`].
+///
+/// # Errors
+/// `not_found` when nothing is there; `invalid_argument` when it is not what its name or kind says, is cut off, lacks a
+/// file that holds its data, or has inputs that are not plain tensors.
+pub fn open(path: &Path) -> Result<Opened, Problem> {
+    let format = detect(path)?;
+    let Signature { inputs, outputs, weights } = signature(path, format)?;
+    let artifact = addressed(path, format)?;
+    let name_stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Opened { artifact, inputs, outputs, weights, name_stem })
+}
+
+/// What an artifact says of itself: nothing of a TorchScript file or of test data. An ONNX file may be the folder that its
+/// archive was unpacked to.
 ///
 /// # Errors
 /// As [`open`].
-pub fn signature(path: &Path, format: Format) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
+pub fn signature(path: &Path, format: Format) -> Result<Signature, Problem> {
     match format {
-        Format::Onnx => onnx_signature(read_hashed(path)?.0).map_err(|what| what.at(path)),
-        Format::Torchscript => check_torchscript(path).map(|()| (Vec::new(), Vec::new())),
-        Format::Data => Ok((Vec::new(), Vec::new())),
+        Format::Onnx => {
+            let path = external::model_file(path);
+            onnx_signature(&path, read_whole(&path)?).map_err(|what| what.at(&path))
+        }
+        Format::Torchscript => check_torchscript(path).map(|()| Signature::default()),
+        Format::Data => Ok(Signature::default()),
         Format::Savedmodel => {
             let found = savedmodel::read(path).map_err(|what| {
                 invalid(format!("{} cannot be served: {what}", path.display()))
                     .with_hint("save it with tf.saved_model.save(…, signatures=…) or model.export(…)")
             })?;
-            Ok((found.inputs, found.outputs))
+            Ok(Signature { inputs: found.inputs, outputs: found.outputs, weights: BTreeSet::new() })
         }
         Format::Triton => {
             let found = triton::read(path).map_err(|what| invalid(format!("{}: {what}", path.display())))?;
-            Ok((found.inputs, found.outputs))
+            Ok(Signature { inputs: found.inputs, outputs: found.outputs, weights: BTreeSet::new() })
         }
     }
 }
@@ -161,22 +172,18 @@ pub fn detect(path: &Path) -> Result<Format, Problem> {
     Ok(if matches!(extension.as_str(), "pt" | "pth") { Format::Torchscript } else { Format::Onnx })
 }
 
-/// Reads a file in pieces, hashing on the way; gives its bytes and the sha256 in hex.
-fn read_hashed(path: &Path) -> Result<(Bytes, String), Problem> {
-    const PIECE: usize = 1 << 20;
+/// The bytes of an ONNX file.
+fn read_whole(path: &Path) -> Result<Bytes, Problem> {
     let failed = |error: std::io::Error| unreadable(path, &error);
     let mut file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     if size > MAX_ONNX_BYTES {
-        return Err(invalid(format!("{} has {size} bytes: an ONNX file has at most 2 GiB", path.display())));
+        return Err(invalid(format!("{} has {size} bytes: an ONNX file has at most 2 GiB", path.display()))
+            .with_hint("save larger weights beside it: onnx.save_model(…, save_as_external_data=True)"));
     }
     let mut bytes = BytesMut::zeroed(usize::try_from(size).expect("under 2 GiB"));
-    let mut hash = Sha256::new();
-    for piece in bytes.chunks_mut(PIECE) {
-        file.read_exact(piece).map_err(failed)?;
-        hash.update(&*piece);
-    }
-    Ok((bytes.freeze(), hex(hash)))
+    file.read_exact(&mut bytes).map_err(failed)?;
+    Ok(bytes.freeze())
 }
 
 fn invalid(message: impl Into<String>) -> Problem {
@@ -199,7 +206,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
 enum Flaw {
     NotOnnx,
     Truncated(String),
-    External(String),
+    External(String, &'static str),
     NoInputs,
     Unsupported(String),
 }
@@ -215,10 +222,7 @@ impl Flaw {
                 format!("{file} is a damaged or cut off ONNX file: {what}"),
                 "copy or export the file again, and compare its size with the original's",
             ),
-            Self::External(tensor) => (
-                format!("{file} keeps weights in other files (tensor '{tensor}')"),
-                "save it as one file: onnx.save_model(onnx.load(f), out, save_as_external_data=False)",
-            ),
+            Self::External(what, hint) => (format!("{file}: {what}"), hint),
             Self::NoInputs => (format!("{file} has no graph inputs"), "a model to profile takes at least one tensor"),
             Self::Unsupported(what) => {
                 (format!("{file}: {what}"), "inputs and outputs must be tensors of plain numbers, booleans or strings")
@@ -228,9 +232,11 @@ impl Flaw {
     }
 }
 
-/// Inputs and outputs of an ONNX file.
-fn onnx_signature(bytes: Bytes) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Flaw> {
+/// What the ONNX file at `path`, which holds these bytes, says of itself. Outputs that are no tensors are left out.
+fn onnx_signature(path: &Path, bytes: Bytes) -> Result<Signature, Flaw> {
     scan(&bytes)?;
+    let tensors = tensors::read(Cursor::new(&bytes)).map_err(|error| Flaw::Truncated(error.to_string()))?;
+    external::check(path, &tensors).map_err(|(what, hint)| Flaw::External(what, hint))?;
     let model = ModelProto::decode(bytes).map_err(|error| Flaw::Truncated(error.to_string()))?;
     let graph = model.graph.ok_or_else(|| Flaw::Truncated("it has no graph".into()))?;
     if model.opset_import.is_empty() {
@@ -238,14 +244,14 @@ fn onnx_signature(bytes: Bytes) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Fl
     }
     graph.initializer.iter().try_for_each(check_initializer)?;
     let inputs = specs(graph_inputs(&graph), "input")?;
-    let outputs = specs(graph.output.iter(), "output")?;
+    let outputs = specs(graph.output.iter().filter(|output| tensor_type(output).is_some()), "output")?;
     if inputs.is_empty() {
         return Err(Flaw::NoInputs);
     }
     if outputs.is_empty() {
-        return Err(Flaw::Unsupported("the graph has no outputs".into()));
+        return Err(Flaw::Unsupported("the graph has no outputs that are tensors".into()));
     }
-    Ok((inputs, outputs))
+    Ok(Signature { inputs, outputs, weights: tensors.types })
 }
 
 /// Old exporters list the weights among the inputs: those are not asked of the client.
@@ -258,9 +264,15 @@ fn specs<'a>(values: impl Iterator<Item = &'a ValueInfoProto>, role: &str) -> Re
     values.map(|value| spec(value, role)).collect()
 }
 
+fn tensor_type(value: &ValueInfoProto) -> Option<&type_proto::Tensor> {
+    match value.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor),
+    }
+}
+
 fn spec(value: &ValueInfoProto, role: &str) -> Result<TensorSpec, Flaw> {
     let name = &value.name;
-    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+    let Some(tensor) = tensor_type(value) else {
         return Err(Flaw::Unsupported(format!("{role} '{name}' is not a tensor")));
     };
     let dtype = datatype(tensor.elem_type).ok_or_else(|| {
@@ -269,7 +281,7 @@ fn spec(value: &ValueInfoProto, role: &str) -> Result<TensorSpec, Flaw> {
         Flaw::Unsupported(format!("{role} '{name}' has elements of the unsupported type {got}"))
     })?;
     let Some(shape) = &tensor.shape else {
-        return Err(Flaw::Unsupported(format!("{role} '{name}' has no shape")));
+        return Ok(TensorSpec { name: name.clone(), dtype, shape: TensorSpec::unshaped() });
     };
     let shape = shape.dim.iter().map(|dim| match &dim.value {
         Some(dimension::Value::DimValue(length)) => {
@@ -303,10 +315,10 @@ pub fn datatype(onnx: i32) -> Option<Datatype> {
     })
 }
 
-/// A weight must be in the file, and whole.
+/// A weight that is in the file must be whole.
 fn check_initializer(tensor: &TensorProto) -> Result<(), Flaw> {
     if tensor.data_location == tensor_proto::DataLocation::External as i32 {
-        return Err(Flaw::External(tensor.name.clone()));
+        return Ok(());
     }
     let Some(size) = datatype(tensor.data_type).and_then(Datatype::size) else { return Ok(()) };
     let wanted = tensor.dims.iter().try_fold(size as u64, |bytes, &dim| bytes.checked_mul(u64::try_from(dim).ok()?));
@@ -321,19 +333,13 @@ fn check_initializer(tensor: &TensorProto) -> Result<(), Flaw> {
 /// Walks the fields of the outermost message. It tells what is no ONNX at all (a picture, a text) from an ONNX
 /// file that ends too early, which a decoder's error does not.
 fn scan(bytes: &[u8]) -> Result<(), Flaw> {
-    // Field numbers of ModelProto and their wire types: 0 a varint, 2 with a length.
-    let known = |field: u64, wire: u64| match field {
-        1 | 5 => wire == 0,
-        2..=4 | 6..=8 | 14 | 20 | 25 | 26 => wire == 2,
-        _ => false,
-    };
     let (mut rest, mut versioned) = (bytes, false);
     let cut = |versioned: bool| {
         if versioned { Flaw::Truncated(format!("it ends after {} bytes", bytes.len())) } else { Flaw::NotOnnx }
     };
     while !rest.is_empty() {
         let tag = varint(&mut rest).ok_or_else(|| cut(versioned))?;
-        if !known(tag >> 3, tag & 7) {
+        if !tensors::is_model_field(tag >> 3, tag & 7) {
             return Err(if versioned { Flaw::Truncated("it has unknown parts".into()) } else { Flaw::NotOnnx });
         }
         let value = varint(&mut rest).ok_or_else(|| cut(versioned))?;

@@ -87,13 +87,138 @@ fn a_weight_shorter_than_its_dimensions_is_refused() {
     assert!(refused(&model).contains("tensor 'w' of dimensions [2, 3] has 20 bytes"));
 }
 
+/// A message in a field of another: enough of protobuf for the parts of ONNX that are not read otherwise.
+fn within(fields: &[u64], inner: Vec<u8>) -> Vec<u8> {
+    let number = |mut n: u64| {
+        let mut bytes = Vec::new();
+        while n > 127 {
+            bytes.push((n & 127) as u8 | 128);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    };
+    fields.iter().rev().fold(inner, |inner, field| [number(field << 3 | 2), number(inner.len() as u64), inner].concat())
+}
+
+/// A TensorProto `name` of FP16 whose data lie at `location`, from byte 8 to byte 8 + `length`.
+fn elsewhere(name: &str, location: &str, length: u64) -> Vec<u8> {
+    let entry = |key: &str, value: &str| within(&[13], [within(&[1], key.into()), within(&[2], value.into())].concat());
+    let (kind, external) = (vec![2 << 3, 10], vec![14 << 3, 1]);
+    let said = [("location", location), ("offset", "8"), ("length", &length.to_string())];
+    [kind, within(&[8], name.into()), said.map(|(key, value)| entry(key, value)).concat(), external].concat()
+}
+
+/// The model with more fields, in a folder with `data/w.bin` of 24 bytes beside it.
+fn beside(more: &[Vec<u8>]) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/w.bin"), [9; 24]).unwrap();
+    let path = folder.path().join("net.onnx");
+    std::fs::write(&path, [model().encode_to_vec(), more.concat()].concat()).unwrap();
+    (folder, path)
+}
+
 #[test]
-fn weights_in_other_files_are_refused() {
-    let mut model = model();
-    let weight = &mut model.graph.as_mut().unwrap().initializer[0];
-    weight.data_location = tensor_proto::DataLocation::External as i32;
-    weight.raw_data = Bytes::new();
-    assert!(refused(&model).contains("keeps weights in other files (tensor 'w')"));
+fn data_in_other_files_go_with_the_model_wherever_the_format_has_tensors() {
+    // initializer; attribute t, tensors, g → initializer; sparse initializer; a function's node; training's graph
+    for place in [
+        &[7, 5][..],
+        &[7, 1, 5, 5],
+        &[7, 1, 5, 10],
+        &[7, 1, 5, 6, 5],
+        &[7, 1, 5, 11, 1, 5, 5],
+        &[7, 15, 1],
+        &[7, 1, 5, 22, 2],
+        &[25, 7, 5, 5],
+        &[25, 11, 5],
+        &[20, 1, 5],
+    ] {
+        let (folder, path) = beside(&[within(place, elsewhere("w2", "./data/w.bin", 16))]);
+        let opened = open(&path).unwrap_or_else(|problem| panic!("{place:?}: {problem}"));
+        assert!(opened.weights.contains(&Datatype::Fp16), "{place:?}: {:?}", opened.weights);
+        assert_eq!(opened.inputs[0].name, "x");
+        let renamed =
+            external::renamed(&std::fs::read(&path).unwrap(), |location| format!("{location}.{}", "x".repeat(200)));
+        let found = tensors::read(Cursor::new(renamed.unwrap())).unwrap();
+        let renamed = &found.external[0];
+        assert!(renamed.location.starts_with("./data/w.bin.xxx") && renamed.is_complete, "{place:?}");
+        assert_eq!((renamed.end, found.types, found.external.len()), (24, opened.weights.clone(), 1), "{place:?}");
+        let mut packed = Vec::new();
+        archive::write_to(&path, &mut packed).unwrap();
+        assert_eq!(opened.artifact.sha256, crate::wire::sha256_hex(&packed), "{place:?}");
+        let unpacked = tempfile::tempdir().unwrap();
+        archive::unpack(packed.as_slice(), unpacked.path()).unwrap();
+        assert_eq!(std::fs::read(unpacked.path().join("data/w.bin")).unwrap(), [9; 24], "{place:?}");
+        assert_eq!(
+            std::fs::read(external::model_file(unpacked.path())).unwrap(),
+            std::fs::read(&path).unwrap(),
+            "{place:?}"
+        );
+        assert_eq!(signature(unpacked.path(), Format::Onnx).unwrap().inputs, opened.inputs);
+        let archive_file = folder.path().join("packed");
+        std::fs::write(&archive_file, packed).unwrap();
+        assert!(archive::is_archive(&archive_file).unwrap() && !archive::is_archive(&path).unwrap());
+    }
+}
+
+#[test]
+fn data_in_other_files_are_part_of_the_address() {
+    let (folder, path) = beside(&[within(&[7, 5], elsewhere("w2", "data/w.bin", 16))]);
+    let before = open(&path).unwrap().artifact;
+    std::fs::write(folder.path().join("data/w.bin"), [8; 24]).unwrap();
+    assert_ne!(open(&path).unwrap().artifact.sha256, before.sha256);
+    let renamed = folder.path().join("other.onnx");
+    std::fs::rename(&path, &renamed).unwrap();
+    std::fs::write(folder.path().join("data/w.bin"), [9; 24]).unwrap();
+    assert_eq!(open(&renamed).unwrap().artifact, before, "the file's name is not part of it");
+}
+
+#[test]
+fn a_place_that_is_not_told_follows_from_the_shape() {
+    let entry = within(&[13], [within(&[1], "location".into()), within(&[2], "data/w.bin".into())].concat());
+    let of = |rows: u8| [vec![1 << 3, rows, 1 << 3, 2, 2 << 3, 1], entry.clone(), vec![14 << 3, 1]].concat();
+    let (_folder, path) = beside(&[within(&[7, 5], of(3))]);
+    open(&path).unwrap();
+    assert!(!external::files(&path).unwrap()[0].is_complete);
+    let told = external::renamed(&std::fs::read(&path).unwrap(), str::to_owned).unwrap();
+    let found = tensors::read(Cursor::new(told)).unwrap();
+    assert_eq!((found.external[0].end, found.external[0].is_complete), (24, true));
+    let (_folder, path) = beside(&[within(&[7, 5], of(4))]);
+    assert!(open(&path).unwrap_err().message.contains("cut off: it has 24"));
+}
+
+#[test]
+fn data_that_are_missing_cut_off_or_outside_are_refused() {
+    for (location, length, why) in [
+        ("gone.data", 16, "which is not there"),
+        ("data/w.bin", 17, "which is cut off: it has 24"),
+        ("data", 1, "which is no file"),
+        ("../w.bin", 1, "outside the model's folder"),
+        ("data/../../w.bin", 1, "outside the model's folder"),
+        ("/etc/passwd", 1, "outside the model's folder"),
+        ("", 1, "does not say in which file"),
+        ("model.onnx", 1, "the model's own name"),
+        ("data/w.bin", u64::MAX, "beyond any file's end"),
+    ] {
+        let (_folder, path) = beside(&[within(&[7, 5], elsewhere("w2", location, length))]);
+        let problem = open(&path).unwrap_err();
+        assert!(problem.message.contains(why) && problem.hint.is_some(), "{location}: {problem}");
+        assert_eq!(problem.field.as_deref(), Some("model"));
+    }
+}
+
+#[test]
+fn a_shape_that_is_not_told_and_outputs_that_are_no_tensors_are_no_flaw() {
+    let mut open_shape = model();
+    let graph = open_shape.graph.as_mut().unwrap();
+    let sequence = within(&[12], [within(&[1], "map".into()), within(&[2, 4, 1, 1], vec![1 << 3, 1])].concat());
+    let shapeless = type_proto::Tensor { elem_type: 1, shape: None };
+    graph.output[0].r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(shapeless)) });
+    let bytes = [open_shape.encode_to_vec(), within(&[7], sequence)].concat();
+    let opened = open_bytes("m.onnx", &bytes).unwrap();
+    assert_eq!(opened.outputs.len(), 1, "{:?}", opened.outputs);
+    assert!(!opened.outputs[0].is_shaped() && opened.inputs[0].is_shaped());
 }
 
 #[test]
@@ -104,7 +229,7 @@ fn a_graph_without_inputs_is_refused() {
 }
 
 #[test]
-fn unsupported_elements_and_missing_shapes_are_refused() {
+fn unsupported_elements_are_refused() {
     let mut complex = model();
     complex.graph.as_mut().unwrap().input[0] = value("x", 14, &[]);
     assert!(refused(&complex).contains("input 'x' has elements of the unsupported type COMPLEX64"));
@@ -113,7 +238,7 @@ fn unsupported_elements_and_missing_shapes_are_refused() {
     assert!(refused(&unknown).contains("number 99"));
     let mut untyped = model();
     untyped.graph.as_mut().unwrap().output[0].r#type = None;
-    assert!(refused(&untyped).contains("output 'y' is not a tensor"));
+    assert!(refused(&untyped).contains("no outputs that are tensors"));
 }
 
 #[test]

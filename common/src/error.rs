@@ -35,6 +35,8 @@ pub enum Code {
     Storage,
     /// A defect of modelmeter.
     Internal,
+    /// The engine does not take the model, or what it is sent: the same would happen again.
+    EngineRefused,
 }
 
 impl Code {
@@ -55,6 +57,7 @@ impl Code {
             Self::Unauthenticated => "unauthenticated",
             Self::Storage => "storage",
             Self::Internal => "internal",
+            Self::EngineRefused => "engine_refused",
         }
     }
 
@@ -85,7 +88,7 @@ impl Code {
             Self::AlreadyExists => 6,
             Self::Busy | Self::Storage => 8,
             Self::NotInstalled | Self::NoWorker => 9,
-            Self::Internal | Self::EngineFailed | Self::BadResponse => 13,
+            Self::Internal | Self::EngineFailed | Self::EngineRefused | Self::BadResponse => 13,
             Self::Unreachable => 14,
             Self::Unauthenticated => 16,
         }

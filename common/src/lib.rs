@@ -5,6 +5,7 @@
 //! launches, measures, stores or serves.
 
 pub mod artifact;
+pub mod batch;
 pub mod broker;
 pub mod cgroup;
 pub mod config;

@@ -2,7 +2,7 @@
 
 use crate::{Problem, Timestamp, error::did_you_mean};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 /// `name:version`, as the hub knows a model.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -112,6 +112,9 @@ pub struct Model {
     pub inputs: Vec<TensorSpec>,
     /// Its outputs.
     pub outputs: Vec<TensorSpec>,
+    /// The element types of its weights, as far as its files say; empty: not known.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub weights: BTreeSet<Datatype>,
 }
 
 /// A tensor in a signature: some axes may be open.
@@ -121,8 +124,23 @@ pub struct TensorSpec {
     pub name: String,
     /// The element type.
     pub dtype: Datatype,
-    /// Axis by axis; the first is the batch if it is open.
+    /// Axis by axis; [`TensorSpec::UNSHAPED`] where not even their number is told.
     pub shape: Vec<Dim>,
+}
+
+impl TensorSpec {
+    /// The one axis of a tensor of which the shape is not told, number of axes included.
+    pub const UNSHAPED: &str = "...";
+
+    /// A shape that is not told.
+    pub fn unshaped() -> Vec<Dim> {
+        vec![Dim::Dynamic(Self::UNSHAPED.into())]
+    }
+
+    /// Whether the shape is told.
+    pub fn is_shaped(&self) -> bool {
+        !matches!(&self.shape[..], [Dim::Dynamic(only)] if only == Self::UNSHAPED)
+    }
 }
 
 /// One axis of a signature.
@@ -147,9 +165,25 @@ pub struct TensorShape {
     pub dtype: Datatype,
     /// Axis by axis, the batch included.
     pub shape: Vec<u64>,
+    /// The axis that is as long as the batch; null where it has none, or one of a fixed length.
+    #[serde(default = "first_axis", skip_serializing_if = "is_first_axis")]
+    pub batch_axis: Option<u32>,
+}
+
+fn first_axis() -> Option<u32> {
+    Some(0)
+}
+
+fn is_first_axis(axis: &Option<u32>) -> bool {
+    *axis == first_axis()
 }
 
 impl TensorShape {
+    /// A tensor with the batch on its first axis.
+    pub fn new(name: impl Into<String>, dtype: Datatype, shape: Vec<u64>) -> Self {
+        Self { name: name.into(), dtype, shape, batch_axis: first_axis() }
+    }
+
     /// Number of elements; more than there can be where they are too many to count.
     pub fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |product, n| product.saturating_mul(*n))

@@ -2,6 +2,7 @@
 
 use crate::{
     Problem, RequestId, Timestamp,
+    batch::{Batch, Stated},
     load::{Load, Sla, Stop},
     model::{Dim, Format, Model, ModelRef},
     testdata::Source,
@@ -41,11 +42,14 @@ pub struct Request {
     pub engines: Vec<String>,
     /// Per engine, per setting: one value or a list; each combination is a cell.
     pub engine_settings: BTreeMap<String, BTreeMap<String, Value>>,
-    /// Per input, the whole shapes (batch axis included, its length is replaced by the batch size).
+    /// Per input, the whole shapes (batch axis included: 1 or a batch size, by which it is replaced); per named open axis,
+    /// its lengths.
     pub shapes: BTreeMap<String, Vec<Vec<u64>>>,
+    /// Per input, the axis that counts the items of a call, or `none`; by default as the model's axes are named.
+    pub batch_axes: BTreeMap<String, Stated>,
     /// `cpu`, `gpu`, `all` or device classes.
     pub devices: Vec<String>,
-    /// Items in a call.
+    /// Items in a call; empty: 1, 2, 4 and 8, or the only number that the model takes.
     pub batch_sizes: Vec<u32>,
     /// The load.
     pub load: Load,
@@ -82,8 +86,9 @@ impl Default for Request {
             engines: vec!["auto".into()],
             engine_settings: BTreeMap::new(),
             shapes: BTreeMap::new(),
+            batch_axes: BTreeMap::new(),
             devices: vec!["cpu".into()],
-            batch_sizes: vec![1, 2, 4, 8],
+            batch_sizes: Vec::new(),
             load: Load::default(),
             batches: None,
             stop: Stop::default(),
@@ -120,7 +125,6 @@ impl Request {
         not_empty("model", self.model.is_empty())?;
         not_empty("engines", self.engines.is_empty())?;
         not_empty("devices", self.devices.is_empty())?;
-        not_empty("batch_sizes", self.batch_sizes.is_empty())?;
         for &batch in &self.batch_sizes {
             within("batch_sizes", u64::from(batch), 1, u64::from(MAX_BATCH_SIZE))?;
         }
@@ -145,11 +149,8 @@ impl Request {
             }
         }
         for (input, shapes) in &self.shapes {
-            if shapes.is_empty() || shapes.iter().any(|s| s.contains(&0)) {
-                return Err(Problem::invalid(
-                    "shapes",
-                    format!("'{input}' needs at least one shape, of lengths of 1 or more"),
-                ));
+            if shapes.is_empty() {
+                return Err(Problem::invalid("shapes", format!("'{input}' needs at least one shape")));
             }
         }
         self.validate_load()?;
@@ -225,44 +226,20 @@ impl Request {
         }
     }
 
-    /// The axes besides the batch that the model leaves open and no shape sets: the error asks for them.
-    pub fn check_shapes(&self, model: &Model) -> Result<(), Problem> {
-        for (name, shapes) in &self.shapes {
-            let Some(input) = model.inputs.iter().find(|input| &input.name == name) else {
-                let known: Vec<_> = model.inputs.iter().map(|i| i.name.as_str()).collect();
-                return Err(Problem::invalid("shapes", format!("the model has no input '{name}'"))
-                    .with_hint(format!("its inputs are {}", known.join(", "))));
-            };
-            for shape in shapes {
-                let fits = shape.len() == input.shape.len()
-                    && shape
-                        .iter()
-                        .zip(&input.shape)
-                        .skip(1)
-                        .all(|(got, dim)| !matches!(dim, Dim::Fixed(n) if n != got));
-                if !fits {
-                    return Err(Problem::invalid(
-                        "shapes",
-                        format!("{name}={shape:?} does not fit {}", describe(&input.shape)),
-                    ));
-                }
-            }
+    /// The batch of the model that it is about, with its sizes, once shapes and axes are found to fit.
+    ///
+    /// # Errors
+    /// `invalid_argument` for what the model does not have, and what is still open.
+    pub fn batch<'a>(&self, model: &'a Model) -> Result<(Batch<'a>, Vec<u32>), Problem> {
+        if model.inputs.is_empty() && self.inspector.is_none() {
+            let message = format!("nothing tells what model {} takes", model.id.name);
+            return Err(Problem::invalid("input", message)
+                .with_hint("state it without its batch axis, for example --input x:fp32:3,224,224"));
         }
-        for input in &model.inputs {
-            let open = input.shape.iter().skip(1).any(|dim| matches!(dim, Dim::Dynamic(_)));
-            if open && !self.shapes.contains_key(&input.name) {
-                return Err(Problem::invalid(
-                    "shapes",
-                    format!("input '{}' has open axes: {}", input.name, describe(&input.shape)),
-                )
-                .with_hint(format!(
-                    "set them, for example --shape {}={}",
-                    input.name,
-                    example(&input.shape)
-                )));
-            }
-        }
-        Ok(())
+        let batch = Batch::of(&model.inputs, &self.batch_axes)?;
+        let sizes = batch.sizes(&self.batch_sizes);
+        batch.check_shapes(&self.shapes, &sizes)?;
+        Ok((batch, sizes))
     }
 }
 
@@ -277,15 +254,6 @@ pub fn describe(shape: &[Dim]) -> String {
         })
         .collect();
     format!("[{}]", axes.join(", "))
-}
-
-fn example(shape: &[Dim]) -> String {
-    let axis = |(i, dim): (usize, &Dim)| match dim {
-        Dim::Fixed(n) => n.to_string(),
-        Dim::Dynamic(_) if i == 0 => "1".into(),
-        Dim::Dynamic(_) => "224".into(),
-    };
-    shape.iter().enumerate().map(axis).collect::<Vec<_>>().join(",")
 }
 
 fn not_empty(field: &str, empty: bool) -> Result<(), Problem> {
@@ -359,6 +327,9 @@ pub struct RequestDoc {
     /// The device classes that each engine is measured on.
     #[serde(default)]
     pub devices_of: BTreeMap<String, BTreeSet<String>>,
+    /// The axis that counts items in each output of which that is known; none: its rows are its own.
+    #[serde(default)]
+    pub output_axes: BTreeMap<String, Option<u32>>,
     /// Why it could not be expanded, where that is what ended it.
     #[serde(default)]
     pub error: Option<Problem>,

@@ -75,6 +75,9 @@ pub struct Plan {
     pub seed: u64,
     /// Test data of the user's own.
     pub data: Option<ArtifactRef>,
+    /// The axis that counts items in each output of which that is known; none: its rows are its own.
+    #[serde(default)]
+    pub output_axes: BTreeMap<String, Option<u32>>,
 }
 
 /// What a worker gets with a claim.

@@ -4,10 +4,11 @@
 use crate::pool::{self, Kind, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
+    batch::Batch,
     device::{self, CPU_CLASS},
     engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
-    model::{ArtifactRef, Dim, Format, Model, TensorShape},
+    model::{ArtifactRef, Format, Model, TensorShape},
     request::{MAX_CALL_BYTES, MAX_CELLS, MAX_TASKS, Request, RequestDoc},
     status::Abilities,
     task::{Cell, DEFAULT_INSPECTOR, Plan, Task},
@@ -50,7 +51,7 @@ fn resolving_pools(doc: &RequestDoc) -> Vec<Pool> {
 /// Every combination; with `on_offer`, of an engine only with the devices where some slot has it.
 fn matrix(request: &Request, model: &Model, pools: &[Pool], on_offer: bool) -> Result<Vec<Cell>, Problem> {
     request.validate()?;
-    request.check_shapes(model)?;
+    let (batch, sizes) = request.batch(model)?;
     let devices = devices(request, pools)?;
     let engines = engines(request, model, &devices, pools)?;
     let inspector = inspector(request, pools)?;
@@ -62,7 +63,7 @@ fn matrix(request: &Request, model: &Model, pools: &[Pool], on_offer: bool) -> R
                     continue;
                 }
                 for shapes in shapes(request)? {
-                    for &batch_size in &unique(&request.batch_sizes) {
+                    for &batch_size in &sizes {
                         if cells.len() >= MAX_CELLS || cells.len() * request.repeats as usize >= MAX_TASKS {
                             return Err(too_many());
                         }
@@ -73,7 +74,7 @@ fn matrix(request: &Request, model: &Model, pools: &[Pool], on_offer: bool) -> R
                             engine_settings: settings.clone(),
                             device_class: device_class.clone(),
                             batch_size,
-                            inputs: inputs(model, &shapes, batch_size)?,
+                            inputs: inputs(&batch, &shapes, batch_size)?,
                             inspector: inspector.to_owned(),
                         });
                     }
@@ -90,12 +91,18 @@ pub fn resolved(request: &Request, cells: &[Cell]) -> Request {
     let distinct = |of: fn(&Cell) -> &String| -> Vec<String> {
         cells.iter().map(of).collect::<BTreeSet<_>>().into_iter().cloned().collect()
     };
-    narrowed(request, &distinct(|cell| &cell.engine), &distinct(|cell| &cell.device_class))
+    let sizes: BTreeSet<u32> = cells.iter().map(|cell| cell.batch_size).collect();
+    let sizes: Vec<u32> = sizes.into_iter().collect();
+    narrowed(request, &distinct(|cell| &cell.engine), &distinct(|cell| &cell.device_class), &sizes)
 }
 
-/// The request on these engines and devices: settings of an engine that `auto` did not choose mean nothing.
-pub fn narrowed(request: &Request, engines: &[String], devices: &[String]) -> Request {
+/// The request on these engines and devices: settings of an engine that `auto` did not choose mean nothing. `sizes` are
+/// those that the model has where none are named.
+pub fn narrowed(request: &Request, engines: &[String], devices: &[String], sizes: &[u32]) -> Request {
     let mut narrowed = Request { engines: engines.to_vec(), devices: devices.to_vec(), ..request.clone() };
+    if narrowed.batch_sizes.is_empty() {
+        narrowed.batch_sizes = sizes.to_vec();
+    }
     narrowed.engine_settings.retain(|engine, _| engines.contains(engine));
     narrowed
 }
@@ -148,7 +155,8 @@ pub fn kinds(doc: &RequestDoc) -> Vec<Kind<'_>> {
             .product()
     };
     let of_shapes: u64 = request.shapes.values().map(|shapes| shapes.len() as u64).product();
-    let alike = of_shapes * unique(&request.batch_sizes).len() as u64 * u64::from(request.repeats);
+    let sizes: BTreeSet<u32> = request.batch_sizes.iter().copied().collect();
+    let alike = of_shapes * sizes.len() as u64 * u64::from(request.repeats);
     let mut kinds = Vec::new();
     for engine in &request.engines {
         let runs = |class: &&String| doc.devices_of.get(engine).is_none_or(|classes| classes.contains(*class));
@@ -177,6 +185,7 @@ pub fn plan(request: &Request, rounds: u64) -> Plan {
             Some(Source::Stored(data)) => Some(data.clone()),
             _ => None,
         },
+        output_axes: BTreeMap::new(),
     }
 }
 
@@ -217,7 +226,20 @@ fn engines(request: &Request, model: &Model, devices: &[String], pools: &[Pool])
     }
     check_endpoint(request, pools)?;
     let distinct: BTreeSet<&String> = request.engines.iter().collect();
+    distinct.iter().try_for_each(|name| check_types(name, model))?;
     distinct.into_iter().map(|name| Ok((name.clone(), artifact(name, model, pools)?))).collect()
+}
+
+/// That an engine has the model's element types, where it is known which it has.
+fn check_types(engine: &str, model: &Model) -> Result<(), Problem> {
+    let Some(lacking) = engine::find(engine).and_then(|info| info.lacks_type_of(model)) else { return Ok(()) };
+    let can = ENGINES.iter().filter(|info| info.name != "null" && info.lacks_type_of(model).is_none());
+    let can: Vec<&str> = can.filter(|info| fitting(model, info.formats).is_some()).map(|info| info.name).collect();
+    let hint = match &can[..] {
+        [] => "no engine of ours has it: convert the model".to_owned(),
+        some => format!("engines that can: {}", some.join(", ")),
+    };
+    Err(Problem::invalid("engines", format!("engine '{engine}' does not have its types: {lacking}")).with_hint(hint))
 }
 
 /// The inspector of its cells: the engines' own, or one that some slot has.
@@ -279,7 +301,7 @@ fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>
     let own = own.into_iter().filter(|name| engine::find(name).is_none());
     let loading = ENGINES.iter().map(|info| info.name).filter(|name| *name != "null").chain(own).filter_map(|name| {
         let attached = model.artifacts.is_empty() && engine::find(name).is_some_and(|info| info.formats.is_empty());
-        let artifact = fitting(model, &formats(name, pools));
+        let artifact = fitting(model, &formats(name, pools)).filter(|_| check_types(name, model).is_ok());
         (attached || artifact.is_some()).then(|| (name.to_owned(), artifact))
     });
     let on_offer =
@@ -292,6 +314,10 @@ fn nothing_to_choose(model: &Model, devices: &[String], missing: &[Chosen], pool
     let mut pairs = missing.iter().flat_map(|(name, _)| devices.iter().map(move |class| (name, class)));
     if let Some((name, class)) = pairs.find(|(name, class)| pool::reason(name, class, pools).is_some()) {
         return pool::missing(name, class, pools).with_field("engines");
+    }
+    let loading = ENGINES.iter().filter(|info| info.name != "null" && fitting(model, info.formats).is_some());
+    if let Some(problem) = loading.filter_map(|info| check_types(info.name, model).err()).next_back() {
+        return problem;
     }
     let on = devices.join(", ");
     Problem::new(Code::NoWorker, format!("no slot offers an engine for {} ({}) on {on}", model.id, has(model)))
@@ -337,49 +363,17 @@ fn product<V, W: Clone>(
     Ok(combinations)
 }
 
-/// The concrete inputs at this batch size. An open first axis is the batch; a fixed one must equal it,
-/// unless another input has the open one.
-fn inputs(model: &Model, shapes: &BTreeMap<String, Vec<u64>>, batch: u32) -> Result<Vec<TensorShape>, Problem> {
-    let open = model.inputs.iter().any(|input| matches!(input.shape.first(), Some(Dim::Dynamic(_))));
-    let mut inputs = Vec::new();
-    for input in &model.inputs {
-        let given = shapes.get(&input.name);
-        let mut shape = Vec::with_capacity(input.shape.len());
-        for (axis, dim) in input.shape.iter().enumerate() {
-            shape.push(match (dim, given) {
-                (Dim::Dynamic(_), _) if axis == 0 => u64::from(batch),
-                (Dim::Fixed(n), _) => *n,
-                (Dim::Dynamic(_), Some(given)) => given[axis],
-                (Dim::Dynamic(_), None) => {
-                    return Err(Problem::invalid("shapes", format!("input '{}' has open axes", input.name)));
-                }
-            });
-        }
-        if !open && shape.first().is_some_and(|n| *n != u64::from(batch)) {
-            return Err(Problem::invalid(
-                "batch_sizes",
-                format!("{batch}, but the model's batch axis is fixed at {}", shape[0]),
-            )
-            .with_hint("export the model with a dynamic batch axis, or ask for that batch size alone"));
-        }
-        inputs.push(TensorShape { name: input.name.clone(), dtype: input.dtype, shape });
-    }
-    if batch != 1 && inputs.iter().all(|input| input.shape.is_empty()) {
-        return Err(Problem::invalid("batch_sizes", format!("{batch}, but the model has no batch axis"))
-            .with_hint("ask for batch size 1 alone"));
-    }
+/// The inputs of a call, if it is not too large to be sent.
+fn inputs(batch: &Batch<'_>, shapes: &BTreeMap<String, Vec<u64>>, size: u32) -> Result<Vec<TensorShape>, Problem> {
+    let inputs = batch.inputs(shapes, size)?;
     let bytes = inputs.iter().fold(0, |sum: u64, input| sum.saturating_add(input.bytes()));
     if bytes > MAX_CALL_BYTES {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let message = format!("a call of {batch} items takes {:.1} GiB", gib(bytes));
+        let message = format!("a call of {size} items takes {:.1} GiB", gib(bytes));
         let hint = format!("at most {} GiB: smaller shapes or batches", gib(MAX_CALL_BYTES));
         return Err(Problem::invalid("shapes", message).with_hint(hint));
     }
     Ok(inputs)
-}
-
-fn unique(sizes: &[u32]) -> BTreeSet<u32> {
-    sizes.iter().copied().collect()
 }
 
 fn has(model: &Model) -> String {

@@ -57,20 +57,21 @@ impl Engine {
             return Err(settings::unknown(&options.engine));
         }
         let settings = settings::parse(&options.engine, &options.settings)?;
-        let opened = artifact::open(&options.model)?;
-        if opened.artifact.format != Format::Onnx {
-            let message = format!("engine {} loads onnx, not {}", options.engine, opened.artifact.format);
+        let format = artifact::detect(&options.model)?;
+        if format != Format::Onnx {
+            let message = format!("engine {} loads onnx, not {format}", options.engine);
             return Err(Problem::invalid("model", message));
         }
+        let signature = artifact::signature(&options.model, format)?;
         let (version, runner) = match options.engine.as_str() {
-            "null" => (modelmeter_common::VERSION.to_owned(), Runner::Inline(Null::new(&opened))),
+            "null" => (modelmeter_common::VERSION.to_owned(), Runner::Inline(Null::new(&signature))),
             "rten" => {
-                let backends = backend::rten::load(&options.model, &opened, &settings)?;
+                let backends = backend::rten::load(&options.model, &signature, &settings)?;
                 (backend::rten::VERSION.to_owned(), Runner::Threads(spawn(backends)?))
             }
             _ => {
                 let located = crate::onnxruntime::locate(options.onnxruntime.as_deref())?;
-                let backends = backend::onnx::load(&located, &options.model, &opened, &settings)?;
+                let backends = backend::onnx::load(&located, &options.model, &signature, &settings)?;
                 (located.version, Runner::Threads(spawn(backends)?))
             }
         };
@@ -79,8 +80,8 @@ impl Engine {
             name: options.engine.clone(),
             version,
             model_name: options.model_name.clone(),
-            inputs: opened.inputs,
-            outputs: opened.outputs,
+            inputs: signature.inputs,
+            outputs: signature.outputs,
             runner,
         })
     }

@@ -108,7 +108,7 @@ pub fn metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
     let one = |spec: &TensorSpec| TensorMetadata {
         name: spec.name.clone(),
         datatype: spec.dtype.as_str().to_owned(),
-        shape: spec.shape.iter().map(length).collect(),
+        shape: spec.shape.iter().filter(|_| spec.is_shaped()).map(length).collect(),
     };
     specs.iter().map(one).collect()
 }

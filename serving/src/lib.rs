@@ -62,7 +62,7 @@ pub struct Options {
 /// here, once and for speed.
 ///
 /// # Errors
-/// What [`check_settings`] and `modelmeter_common::artifact::open` refuse; `not_installed` without an ONNX Runtime;
+/// What [`check_settings`] and `modelmeter_common::artifact::signature` refuse; `not_installed` without an ONNX Runtime;
 /// `engine_failed` when the engine cannot load the model; `internal` when a listener fails.
 pub fn serve(
     options: Options,

@@ -95,11 +95,14 @@ fn check(spec: &TensorSpec, given: &Given<'_>) -> Result<Vec<u64>, Problem> {
     if given.datatype != spec.dtype.as_str() {
         return Err(wrong(format!("datatype is '{}'", given.datatype)));
     }
-    let fits = given.shape.len() == spec.shape.len()
-        && given.shape.iter().zip(&spec.shape).all(|(&length, dim)| match dim {
-            Dim::Fixed(fixed) => u64::try_from(length).is_ok_and(|length| length == *fixed),
-            Dim::Dynamic(_) => length >= 1,
-        });
+    let fits = !spec.is_shaped()
+        || given.shape.len() == spec.shape.len()
+            && given.shape.iter().zip(&spec.shape).all(|(&length, dim)| match dim {
+                Dim::Fixed(fixed) => u64::try_from(length).is_ok_and(|length| length == *fixed),
+                Dim::Dynamic(_) => true,
+            });
+    // An open axis may be empty, as the past of a first step is.
+    let fits = fits && given.shape.iter().all(|&length| length >= 0);
     if !fits {
         return Err(wrong(format!("shape is {:?}", given.shape)));
     }
@@ -122,7 +125,7 @@ fn check_symbols(specs: &[TensorSpec], tensors: &[Tensor]) -> Result<(), Problem
         return Ok(());
     }
     let mut seen: Vec<(&str, u64, &str)> = Vec::new();
-    for (spec, tensor) in specs.iter().zip(tensors) {
+    for (spec, tensor) in specs.iter().zip(tensors).filter(|(spec, _)| spec.is_shaped()) {
         for (dim, &length) in spec.shape.iter().zip(&tensor.shape) {
             let Dim::Dynamic(symbol) = dim else { continue };
             match seen.iter().find(|(known, ..)| known == symbol && !symbol.is_empty()) {

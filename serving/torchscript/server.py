@@ -18,6 +18,8 @@ from model import Model, Refused, invalid, last_line
 from wire import DATATYPES, InferRequest, WireError, boolean, delimited, encode_response, fields, string, tensor_header, text
 
 PLATFORM = "pytorch_torchscript"
+# What modelmeter takes for a model that would not load the next time either (sysexits.h, EX_DATAERR).
+EXIT_REFUSED = 65
 
 
 class Service:
@@ -232,6 +234,10 @@ def cores():
     return min(usable, len(set(zip(fields[::2], fields[1::2]))) or usable)
 
 
+class DoesNotLoad(Exception):
+    """The model does not load: it would not the next time."""
+
+
 def say(line):
     print(f"torchscript: {line}", file=sys.stderr, flush=True)
 
@@ -259,7 +265,10 @@ def run(options):
     # Left to itself torch may take a single thread, with which it leaves oneDNN aside for many a convolution.
     torch.set_num_threads(settings.get("threads", cores()))
     device = read_device(torch, options.device)
-    model = Model(torch, options.model, device, signature, instances)
+    try:
+        model = Model(torch, options.model, device, signature, instances)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise DoesNotLoad(last_line(error)) from error
     pool = ThreadPoolExecutor(instances) if instances > 1 or device.type != "cpu" else None
     asyncio.run(serve(grpc, Service(model, options.model_name, version_of(torch)), pool, options))
 
@@ -273,6 +282,9 @@ def main():
     except ImportError as error:
         say(f"{sys.executable} has no {error.name}: pip install torch grpcio")
         return 1
+    except DoesNotLoad as error:
+        say(f"cannot serve {options.model}: {error}")
+        return EXIT_REFUSED
     except Exception as error:
         say(f"cannot serve {options.model}: {last_line(error)}")
         return 1

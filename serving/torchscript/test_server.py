@@ -360,7 +360,7 @@ class Live(unittest.TestCase):
         running.process.wait(DEADLINE_S)
         self.assertLess(time.monotonic() - began, 2)
 
-    def test_what_cannot_be_served_is_one_line_and_status_1(self):
+    def test_what_cannot_be_served_is_one_line_and_a_model_that_never_loads_has_its_own_status(self):
         good = self.save(Scale(), torch.zeros(1, 4))
         bad = os.path.join(self.folder.name, "bad.pt")
         with open(bad, "wb") as file:
@@ -369,18 +369,18 @@ class Live(unittest.TestCase):
         self.addCleanup(taken.close)
         port = str(taken.getsockname()[1])
         two = json.dumps({"inputs": [{"name": n, "dtype": "FP32", "shape": [-1]} for n in "ab"]})
-        for model, more, why in [
-            (bad, [], "does not load"),
-            (good + ".none", [], "does not load"),
-            (good, ["--settings", '{"batching": 1}'], "has no setting 'batching'"),
-            (good, ["--device", "tpu"], "device"),
-            (good, ["--signature", two], "forward takes"),
-            (good, ["--grpc-port", port], f"gRPC port {port}"),
-            (good, ["--http-port", port], f"HTTP port {port}"),
+        for model, more, why, status in [
+            (bad, [], "does not load", server.EXIT_REFUSED),
+            (good + ".none", [], "does not load", server.EXIT_REFUSED),
+            (good, ["--settings", '{"batching": 1}'], "has no setting 'batching'", 1),
+            (good, ["--device", "tpu"], "device", 1),
+            (good, ["--signature", two], "forward takes", server.EXIT_REFUSED),
+            (good, ["--grpc-port", port], f"gRPC port {port}", 1),
+            (good, ["--http-port", port], f"HTTP port {port}", 1),
         ]:
             words = [sys.executable, server.__file__, "--model", model, "--model-name", "m", "--grpc-port", "0", "--http-port", "0"]
             ended = subprocess.run([*words, *more], capture_output=True, text=True, timeout=DEADLINE_S)
-            self.assertEqual(ended.returncode, 1, ended.stderr)
+            self.assertEqual(ended.returncode, status, ended.stderr)
             last = ended.stderr.strip().splitlines()[-1]
             self.assertTrue(last.startswith("torchscript: cannot serve") and why in last, ended.stderr)
             self.assertNotIn("Traceback", ended.stderr)

@@ -1,5 +1,5 @@
 //! The artifact cache: `<home>/cache/<sha256>.<format>`, filled from the coordinator; checked against its sha256 then,
-//! and by its length at each use. A directory's archive is unpacked; the folder has its name only once it is whole.
+//! and by its length at each use. An archive is unpacked; the folder has its name only once it is whole.
 
 use crate::{coordinator::Coordinator, storage};
 use modelmeter_common::{
@@ -61,7 +61,12 @@ impl Cache {
         }
         let fresh = Fresh(self.folder.join(format!("{sha256}-{}.tmp", uuid::Uuid::new_v4())));
         self.fetch(artifact, coordinator, &fresh.0).await?;
-        if matches!(artifact.format, Format::Savedmodel | Format::Triton) {
+        let packed = match artifact.format {
+            Format::Savedmodel | Format::Triton => true,
+            Format::Onnx => archive::is_archive(&fresh.0).map_err(|e| storage("read", &fresh.0, &e))?,
+            Format::Torchscript | Format::Data => false,
+        };
+        if packed {
             return unpacked(fresh, path).await;
         }
         fs::rename(&fresh.0, &path).await.map_err(|e| storage("write", &path, &e))?;

@@ -214,7 +214,12 @@ impl Slot {
             }
         };
         if let Err(problem) = &measured {
-            tracing::warn!(task = %attempt.task, attempt = attempt.number, %problem, "the attempt failed");
+            let said = problem.message.lines().next().unwrap_or_default();
+            // What ends the task is told as its result.
+            match problem.code.retryable() {
+                true => tracing::warn!(task = %attempt.task, attempt = attempt.number, "the attempt failed: {said}"),
+                false => tracing::info!(task = %attempt.task, attempt = attempt.number, "the task failed: {said}"),
+            }
             // Whatever it was, the next task shall not inherit it.
             self.stop_engine().await;
             if problem.code == Code::Busy {

@@ -149,6 +149,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
             logs: of_this_worker("logs"),
             run: of_this_worker("run"),
             census: Census::default(),
+            launched: Default::default(),
         })
     });
     let places: Vec<_> = places.collect();

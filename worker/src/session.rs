@@ -7,12 +7,13 @@ use crate::{
     attempts::Attempt,
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
-    inspector::{self, Custom, Inspector, ServerWait, Subject},
+    inspector::{self, Custom, Inspector, Remark, ServerWait, Subject},
     load::{self, Aim, Bench, Measure, Rules, Slice, Target},
     sample::{Idle, Monitor, Probes},
     threads::available_cores,
 };
 use async_trait::async_trait;
+use futures::TryFutureExt;
 use modelmeter_common::{
     Code, Problem,
     device::{Device, DeviceKind},
@@ -22,6 +23,7 @@ use modelmeter_common::{
     testdata::DataSet,
 };
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -86,11 +88,14 @@ pub(crate) async fn measure(
     deploy(context, place, kept, cell, &assignment.plan.stop, attempt).await?;
     let deployment = kept.as_mut().expect("deployed just now");
     let data = test_data(context, &assignment.plan).await?;
-    let mut target = target(deployment, cell, assignment.plan.seed, data, custom, place).await?;
+    let plan = &assignment.plan;
+    let asked = Asked { seed: plan.seed, data, output_axes: plan.output_axes.clone() };
+    let mut target = target(deployment, cell, asked, custom, place).await?;
     target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
     let inspector = target.inspector.clone();
     let measured = async {
-        let first_inference_ms = first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
+        let (first_inference_ms, remarks) =
+            first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, place).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
@@ -104,7 +109,7 @@ pub(crate) async fn measure(
             engine_cpus: place.cores.clone().filter(|_| deployment.is_local()),
         };
         finished.begin(deployed.clone());
-        let points = points(context, target, probes, statistics, assignment, attempt, finished);
+        let points = points(context, target, probes, statistics, assignment, attempt, (finished, &remarks));
         Ok::<_, Problem>(Done { points: alive(deployment, points).await?, deployment: deployed })
     };
     let measured = measured.await;
@@ -194,12 +199,19 @@ fn fitting_engine<'a>(context: &'a Context, cell: &Cell) -> Result<&'a EngineSpe
     }
 }
 
+/// What requests are made of besides the cell, and what is known of the answers.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub seed: u64,
+    pub data: Option<Arc<DataSet>>,
+    pub output_axes: BTreeMap<String, Option<u32>>,
+}
+
 /// Makes the requests, off the runtime's threads: a large batch takes a while.
 pub(crate) async fn target(
     deployment: &mut Deployment,
     cell: &Cell,
-    seed: u64,
-    data: Option<Arc<DataSet>>,
+    asked: Asked,
     custom: Option<&Custom>,
     place: &Arc<Place>,
 ) -> Result<Target, Problem> {
@@ -218,8 +230,9 @@ pub(crate) async fn target(
         inputs: cell.inputs.clone(),
         outputs: metadata.outputs,
         batch_size: cell.batch_size,
-        seed,
-        data,
+        seed: asked.seed,
+        data: asked.data,
+        output_axes: asked.output_axes,
     };
     let endpoint = deployment.endpoint.clone();
     let inspector: Arc<dyn Inspector> = match custom {
@@ -249,12 +262,27 @@ async fn first_inference(
     target: &Target,
     stop: &Stop,
     attempt: &Attempt,
-) -> Result<Option<f64>, Problem> {
+) -> Result<(Option<f64>, Vec<Remark>), Problem> {
     let timeout = Duration::from_millis(stop.first_timeout_ms());
     attempt.progress(format!("waiting for the first answer, at most {} s", timeout.as_secs_f64()));
-    let first = alive(deployment, load::first_inference(target, timeout, &context.stop)).await?;
+    let called = load::first_inference(target, timeout, &context.stop).map_err(|problem| match problem.code {
+        Code::EngineRefused => match target.inspector.doubts() {
+            Some(doubts) => problem.with_hint(doubts),
+            None => problem,
+        },
+        _ => problem,
+    });
+    let first = alive(deployment, called).await?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
-    Ok(is_first.then_some(first.latency_ms))
+    Ok((is_first.then_some(first.latency_ms), first.remarks))
+}
+
+/// What the first answer showed holds for each point, whose checks are a sample.
+fn add_remarks(point: &mut Point, remarks: &[Remark]) {
+    let is_new = |remark: &&Remark| !point.warnings.iter().any(|warning| warning.code == remark.code);
+    let new = remarks.iter().filter(is_new);
+    let new: Vec<_> = new.map(|r| Warning { code: r.code.into(), message: r.message.clone() }).collect();
+    point.warnings.extend(new);
 }
 
 /// How long after its connections an engine's end may show.
@@ -276,7 +304,12 @@ async fn alive<T>(deployment: &Deployment, work: impl Future<Output = Result<T, 
 fn may_be_explained(problem: &Problem) -> bool {
     let by_the_engine = matches!(
         problem.code,
-        Code::EngineFailed | Code::DeadlineExceeded | Code::BadResponse | Code::Unreachable | Code::InvalidArgument
+        Code::EngineFailed
+            | Code::EngineRefused
+            | Code::DeadlineExceeded
+            | Code::BadResponse
+            | Code::Unreachable
+            | Code::InvalidArgument
     );
     by_the_engine && problem.field.as_deref() != Some("inspector")
 }
@@ -303,6 +336,8 @@ struct Told<'a> {
     bench: Bench,
     attempt: &'a Attempt,
     finished: &'a Finished,
+    /// What the first answer showed.
+    remarks: &'a [Remark],
     /// Other workers may run on the same cores.
     shared_cpu: bool,
     /// The inspector that makes the calls itself.
@@ -339,6 +374,7 @@ impl Measure for Told<'_> {
         if let (Some(before), Some(after)) = (before, self.server_times().await) {
             point.server = Some(self.add(load, after.since(before)));
         }
+        add_remarks(&mut point, self.remarks);
         if self.shared_cpu {
             mark_shared(&mut point, self.plan.stop.certified);
         }
@@ -365,7 +401,7 @@ async fn points(
     statistics: Option<Statistics>,
     assignment: &Assignment,
     attempt: &Attempt,
-    finished: &Finished,
+    (finished, remarks): (&Finished, &[Remark]),
 ) -> Result<Vec<Point>, Problem> {
     let plan = &assignment.plan;
     // An SLA only steers what searches for it.
@@ -376,7 +412,7 @@ async fn points(
     let bench = Bench::new(target, rules, probes, context.stop.clone());
     let budget = plan.budget_ms.map(Duration::from_millis);
     let shared_cpu = context.shared_cpu;
-    let mut told = Told { bench, attempt, finished, shared_cpu, caller, plan, statistics, server: Vec::new() };
+    let mut told = Told { bench, attempt, finished, remarks, shared_cpu, caller, plan, statistics, server: Vec::new() };
     let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await?;
     if points.iter().any(|point| point.latency.is_empty()) {
         // Where the engine died of it, that is told a moment later, and is what failed.

@@ -37,7 +37,17 @@ pub fn cpu() -> Device {
 pub fn place(folder: &Path, ports: PortPolicy) -> Place {
     let lock = DeviceLock::take(&folder.join("locks"), &Claim::new(None, &[0], false), "w", 0).unwrap();
     let [logs, run] = ["logs", "run"].map(|name| folder.join(name));
-    Place { index: 0, device: cpu(), cores: None, lock, ports, logs, run, census: Default::default() }
+    Place {
+        index: 0,
+        device: cpu(),
+        cores: None,
+        lock,
+        ports,
+        logs,
+        run,
+        census: Default::default(),
+        launched: Default::default(),
+    }
 }
 
 /// An engine that runs a program.

@@ -6,7 +6,7 @@ use crate::{
     inspector::Output,
     load,
     lock::{Claim, DeviceLock},
-    session,
+    session::{self, Asked},
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Problem, device::Device, task::Cell};
@@ -33,7 +33,17 @@ impl Trial {
         let claim = Claim::new(device.uuid.as_deref(), &cores, false);
         let lock = DeviceLock::take(lock_dir, &claim, NAME, 0)?;
         let [logs, run] = ["logs", "run"].map(|what| home.join(what).join(NAME));
-        let place = Place { index: 0, device, cores: None, lock, ports, logs, run, census: Census::default() };
+        let place = Place {
+            index: 0,
+            device,
+            cores: None,
+            lock,
+            ports,
+            logs,
+            run,
+            census: Census::default(),
+            launched: Default::default(),
+        };
         Ok(Self { place: Arc::new(place) })
     }
 
@@ -75,7 +85,7 @@ async fn answer(
     timeout: Duration,
     place: &Arc<Place>,
 ) -> Result<Vec<Output>, Problem> {
-    let target = session::target(deployment, cell, seed, None, None, place).await?;
+    let target = session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
     let answer = load::call_once(&target.endpoint, &target.call, timeout, &CancellationToken::new()).await?;
     target.inspector.check(&answer.message)?;
     target.inspector.decode(&answer.message)

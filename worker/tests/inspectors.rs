@@ -167,7 +167,7 @@ async fn a_rust_type_is_made_for_its_cell_and_gets_the_users_data() {
     let spec =
         TensorSpec { name: "x".into(), dtype: Datatype::Fp32, shape: vec![Dim::Dynamic(String::new()), Dim::Fixed(4)] };
     let files = Files::read(&Source::Files([("x".into(), file)].into())).unwrap().unwrap();
-    let (artifact, bytes) = files.fit(&[spec], &mut BTreeMap::new()).unwrap().encode();
+    let (artifact, bytes) = files.fit(&[spec], &mut BTreeMap::new(), &BTreeMap::new()).unwrap().encode();
     bench.coordinator.book().artifacts.insert(artifact.sha256.clone(), bytes);
     task.plan.data = Some(artifact);
 

@@ -9,6 +9,7 @@ pub use profile::{Budget, Format, LoadMode, ProfileArgs, ReportArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{
+    batch::Stated,
     config::{Config, Ports},
     model::{self, TensorSpec},
 };
@@ -129,9 +130,12 @@ pub struct CheckArgs {
     /// Engines to compare with the first of them; auto: every engine that can run here
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     pub engines: Vec<String>,
-    /// Shape of an input, batch axis first, as x=1,3,224,224; repeat it for other inputs
+    /// Shape of an input, its batch as 1, as x=1,3,224,224; or length of an open axis by its name, as seq=128; repeat it for others
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape)]
     pub shapes: Vec<(String, Vec<u64>)>,
+    /// Axis of an input that counts the items of the call, from 0, or none, as x=1; repeat it for other inputs
+    #[arg(long = "batch-axis", value_name = "INPUT=AXIS", value_parser = parse::batch_axis)]
+    pub batch_axes: Vec<(String, Stated)>,
     /// Items of the call
     #[arg(long, default_value_t = 2)]
     pub batch_size: u32,
@@ -162,7 +166,8 @@ pub struct ArtifactArgs {
     /// Triton model directory with its config.pbtxt
     #[arg(long, value_name = "DIR")]
     pub triton: Option<PathBuf>,
-    /// Input of the model without its batch axis, as x:fp32:3,224,224; repeat it for other inputs
+    /// Input of the model without its batch axis, as x:fp32:3,224,224, where file or server does not tell it; repeat it for
+    /// other inputs
     #[arg(long = "input", value_name = "NAME:TYPE:SHAPE", value_parser = parse::tensor)]
     pub inputs: Vec<TensorSpec>,
 }

@@ -3,6 +3,7 @@
 use super::Budget;
 use modelmeter_common::{
     Problem,
+    batch::Stated,
     config::{self, Ports},
     load::Sla,
     model::{Dim, TensorSpec},
@@ -98,6 +99,16 @@ pub fn shape(text: &str) -> Result<(String, Vec<u64>), Problem> {
     }
 }
 
+/// Where the batch of an input is: `x=1`, or `x=none`.
+pub fn batch_axis(text: &str) -> Result<(String, Stated), Problem> {
+    let wrong = || wrong(text, "an input with its batch axis", "x=1 or x=none");
+    let (name, axis) = text.rsplit_once('=').ok_or_else(wrong)?;
+    match (name.trim(), axis.parse()) {
+        ("", _) | (_, Err(_)) => Err(wrong()),
+        (name, Ok(axis)) => Ok((name.to_owned(), axis)),
+    }
+}
+
 /// One setting of one engine, with one value or several: `onnx.threads=1,2`.
 pub fn setting(text: &str) -> Result<(String, String, Value), Problem> {
     let wrong = || wrong(text, "an engine's setting", "onnx.threads=1,2");
@@ -186,6 +197,8 @@ mod tests {
         assert_eq!(sla("p99.9=1.5s").unwrap(), Sla { percentile: 99.9, latency_ms: 1500.0 });
         assert_eq!(shape("x=1,3,224,224").unwrap(), ("x".into(), vec![1, 3, 224, 224]));
         assert_eq!(shape("a=b=1,2").unwrap().0, "a=b");
+        assert_eq!(batch_axis("x=1").unwrap(), ("x".into(), Stated(Some(1))));
+        assert_eq!(batch_axis("x=none").unwrap().1, Stated(None));
         assert_eq!(setting("onnx.threads=1,2").unwrap(), ("onnx".into(), "threads".into(), json!([1, 2])));
         assert_eq!(setting("rten.mode=fast").unwrap().2, json!("fast"));
         assert_eq!(setting("onnx.arena=true").unwrap().2, json!(true));
@@ -214,6 +227,8 @@ mod tests {
             sla("95=50ms").unwrap_err(),
             shape("x=1,a").unwrap_err(),
             shape("1,3").unwrap_err(),
+            batch_axis("x=first").unwrap_err(),
+            batch_axis("1").unwrap_err(),
             setting("threads=1").unwrap_err(),
             setting("onnx.threads=").unwrap_err(),
             pair("team").unwrap_err(),

@@ -7,6 +7,7 @@ use super::{
 use crate::report::View;
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
+    batch::Stated,
     config::{Config, Ports},
     load::{Arrivals, Sla},
 };
@@ -149,13 +150,18 @@ pub struct ProfileArgs {
     /// Setting of an engine, as onnx.threads=1,2; each value is a cell of its own; repeat it for other settings
     #[arg(long = "set", value_name = "ENGINE.SETTING=VALUES", value_parser = parse::setting, help_heading = "What to measure")]
     pub engine_settings: Vec<(String, String, Value)>,
-    /// Shape of an input, batch axis first, as x=1,3,224,224; repeat it for other inputs, or for more shapes
+    /// Shape of an input, its batch as 1, as x=1,3,224,224; or length of an open axis by its name, as seq=128; repeat it for
+    /// others
     #[arg(long = "shape", value_name = "INPUT=SHAPE", value_parser = parse::shape, help_heading = "What to measure")]
     pub shapes: Vec<(String, Vec<u64>)>,
+    /// Axis of an input that counts the items of a call, from 0, or none, as x=1; repeat it for other inputs [default: the
+    /// axis that is named so, else an open first one]
+    #[arg(long = "batch-axis", value_name = "INPUT=AXIS", value_parser = parse::batch_axis, help_heading = "What to measure")]
+    pub batch_axes: Vec<(String, Stated)>,
     /// Devices: cpu, gpu, all, a device class, or one GPU of this machine as gpu:0 or by its UUID [default: cpu]
     #[arg(long, value_delimiter = ',', help_heading = "What to measure")]
     pub devices: Vec<String>,
-    /// Items in each call, as 1,2,4 or a range, 2:8:2 [default: 1,2,4,8]
+    /// Items in each call, as 1,2,4 or a range, 2:8:2 [default: 1,2,4,8, or the only number that the model takes]
     #[arg(
         long,
         value_delimiter = ',',
@@ -180,9 +186,9 @@ pub struct ProfileArgs {
     /// Custom inspector that makes the calls, by its name in the configuration [default: the engine's own]
     #[arg(long, value_name = "NAME", help_heading = "What to measure")]
     pub inspector: Option<String>,
-    /// Test data: INPUT=FILE with a .npy file or raw little-endian elements, repeated for other inputs; or one .npz file
-    /// for all inputs [default: random]
-    #[arg(long, value_name = "FILE", help_heading = "What to measure")]
+    /// Test data of an input: a .npy file or raw little-endian elements, as x=x.npy; a value, as rate=16000; or a range to
+    /// draw from, as ids=0..30522; repeat it for other inputs; or one .npz file for all [default: random; integers 0 and 1]
+    #[arg(long, value_name = "INPUT=DATA", help_heading = "What to measure")]
     pub data: Vec<String>,
 
     /// Kind of load [default: closed, with as many calls in flight as give the best throughput]

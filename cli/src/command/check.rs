@@ -90,6 +90,7 @@ fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result
         batch_sizes: vec![args.batch_size],
         ..Request::default()
     };
+    request.batch_axes.extend(args.batch_axes.iter().cloned());
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
@@ -145,6 +146,12 @@ fn deviation(first: &[Output], other: &[Output]) -> Result<f64, String> {
     if first.len() != other.len() || first.is_empty() {
         return Err(format!("it gave {} outputs, the first engine {}", other.len(), first.len()));
     }
+    let apart = |a: f64, b: f64| match a == b || a.is_nan() && b.is_nan() {
+        true => 0.0,
+        // What is not a number in one answer alone is as far as can be.
+        false if a.is_nan() || b.is_nan() => f64::INFINITY,
+        false => (a - b).abs(),
+    };
     let pair = |(place, one): (usize, &Output)| {
         let two = other.iter().find(|output| output.name == one.name).unwrap_or(&other[place]);
         if one.shape != two.shape {
@@ -156,7 +163,7 @@ fn deviation(first: &[Output], other: &[Output]) -> Result<f64, String> {
         let words =
             |output: &Output| format!("output {} is of type {}, which cannot be compared", output.name, output.dtype);
         let (a, b) = (numbers(one).ok_or_else(|| words(one))?, numbers(two).ok_or_else(|| words(two))?);
-        let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let largest = a.iter().zip(&b).map(|(&a, &b)| apart(a, b)).fold(0.0, f64::max);
         // What does not vary must be the same.
         Ok(if largest == 0.0 { 0.0 } else { largest / std_dev(&a) })
     };
@@ -171,10 +178,12 @@ fn between_items(output: &Output) -> Option<f64> {
     (elements > 0).then(|| (0..elements).map(column).sum::<f64>() / elements as f64)
 }
 
+/// Of the values that are numbers: masks may be infinite.
 fn std_dev(values: &[f64]) -> f64 {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt()
+    let finite = || values.iter().filter(|value| value.is_finite());
+    let n = finite().count().max(1) as f64;
+    let mean = finite().sum::<f64>() / n;
+    (finite().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt()
 }
 
 /// The elements as numbers; none for strings.
@@ -285,6 +294,7 @@ mod tests {
             artifacts: vec![ArtifactRef { format: Format::Onnx, sha256: "ab".into(), bytes: 3 }],
             inputs: vec![TensorSpec { name: "x".into(), dtype: Datatype::Fp32, shape }],
             outputs: vec![],
+            weights: Default::default(),
         }
     }
 
@@ -296,6 +306,10 @@ mod tests {
         let why = deviation(&first, &[output("logits", &[1.0, -1.0])]).unwrap_err();
         assert_eq!(why, "output logits is [2, 1], the first engine's [2, 2]");
         assert_eq!(deviation(&first, &[]).unwrap_err(), "it has 0 outputs, the first engine 1");
+        let masked = [output("logits", &[1.0, f32::NEG_INFINITY, -1.0, f32::NAN])];
+        assert_eq!(deviation(&masked, &masked), Ok(0.0));
+        assert_eq!(deviation(&masked, &[output("logits", &[1.0, f32::NEG_INFINITY, -0.5, f32::NAN])]), Ok(0.5));
+        assert_eq!(deviation(&masked, &first), Ok(f64::INFINITY));
     }
 
     #[test]

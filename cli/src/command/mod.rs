@@ -89,7 +89,7 @@ async fn dispatch(context: Context, command: Command) -> Result<u8, Failure> {
         Command::Engines => engines::run(&context)?,
         Command::Selfcheck => selfcheck::run(&context).await?,
         Command::Results(args) => listing::results(&context, &args).await?,
-        Command::Serve(args) => serve::run(args).await?,
+        Command::Serve(args) => serve::run(args, context.json).await?,
     })
 }
 

@@ -1,7 +1,8 @@
 //! `serve`: the process that the built-in engines are.
 
+use super::complain;
 use crate::{args::ServeArgs, interrupt};
-use modelmeter_common::{Code, Problem};
+use modelmeter_common::{Code, Problem, engine::EXIT_REFUSED};
 use modelmeter_serving::{Options, serve};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -17,7 +18,7 @@ fn settings(args: &ServeArgs) -> Result<BTreeMap<String, Value>, Problem> {
     })
 }
 
-pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
+pub(super) async fn run(args: ServeArgs, json: bool) -> Result<u8, Problem> {
     let settings = settings(&args)?;
     let stop = interrupt::listen()?;
     let grpc = bind(args.host, args.grpc_port, "grpc-port").await?;
@@ -31,8 +32,14 @@ pub(super) async fn run(args: ServeArgs) -> Result<u8, Problem> {
         settings,
         onnxruntime: args.onnxruntime,
     };
-    serve(options, grpc, http, stop).await?;
-    Ok(0)
+    match serve(options, grpc, http, stop).await {
+        // Whatever else ends a server may be gone the next time.
+        Err(problem) if matches!(problem.code, Code::InvalidArgument | Code::NotInstalled | Code::EngineFailed) => {
+            complain(&problem, json);
+            Ok(EXIT_REFUSED)
+        }
+        ended => ended.map(|()| 0),
+    }
 }
 
 async fn bind(host: IpAddr, port: u16, field: &str) -> Result<TcpListener, Problem> {

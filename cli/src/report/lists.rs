@@ -266,7 +266,7 @@ mod tests {
             engine_settings: BTreeMap::new(),
             device: "cpu".into(),
             batch_size: 1,
-            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Int64, shape: vec![1, length] }],
+            inputs: vec![TensorShape::new("x", Datatype::Int64, vec![1, length])],
             repeats: 1,
             slots: 1,
             reason: None,

@@ -37,12 +37,12 @@ fn screen(group: &Group, view: View) -> String {
     let table = cells(group).fit(view.width, paint);
     let points = view.points.then(|| each_point(group).fit(view.width, paint));
     let mut text = format!("{}\n{table}", heading(group, view));
-    for table in &points {
+    if let Some(table) = &points {
         text += &format!("\n{table}");
     }
     let shown: Vec<&Table> = std::iter::once(&table).chain(&points).collect();
     let legend = legend(&shown);
-    for line in &legend {
+    if let Some(line) = &legend {
         text += &format!("{}\n", paint.dim(line));
     }
     for part in [words::lines(group, view), if view.plot { plot::lines(group, view) } else { Vec::new() }] {
@@ -76,11 +76,12 @@ fn heading(group: &Group, view: View) -> String {
     lines.join("\n") + "\n"
 }
 
-/// `x FP32 [N, 3, 224, 224]`, the batch axis left open.
+/// `x FP32 [N, 3, 224, 224]`, the batch axis left open where it is.
 pub(crate) fn shapes(inputs: &[TensorShape]) -> String {
     let one = |input: &TensorShape| {
-        let axes: Vec<String> =
-            input.shape.iter().enumerate().map(|(i, n)| if i == 0 { "N".into() } else { n.to_string() }).collect();
+        let axis =
+            |(at, n): (usize, &u64)| if Some(at as u32) == input.batch_axis { "N".into() } else { n.to_string() };
+        let axes: Vec<String> = input.shape.iter().enumerate().map(axis).collect();
         format!("{} {} [{}]", input.name, input.dtype, axes.join(", "))
     };
     inputs.iter().map(one).collect::<Vec<_>>().join(", ")

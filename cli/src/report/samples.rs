@@ -108,7 +108,7 @@ fn base(batch_size: u32, points: Vec<ProfilePoint>) -> Profile {
         labels: BTreeMap::new(),
         model: ModelRef { name: "mlp".into(), version: "0123456789ab".into() },
         artifact: None,
-        inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![u64::from(batch_size), 784] }],
+        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![u64::from(batch_size), 784])],
         inspector: "default".into(),
         engine: ProfileEngine {
             name: "rten".into(),

@@ -1,7 +1,9 @@
-//! Directories as one artifact: a tar that is the same to the byte for the same content, so that its sha256 names it.
+//! Several files as one artifact, directories and models with their data beside them: a tar that is the same to the byte
+//! for the same content, so that its sha256 names it.
 //!
 //! Entries are the regular files alone, sorted by path, without times, owners or modes. Links are followed.
 
+use super::external;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -13,16 +15,22 @@ use tar::{Archive, Builder, EntryType, Header};
 /// More levels than this are a loop of links.
 const MAX_DEPTH: usize = 16;
 
-/// Writes what travels of an artifact: a file's bytes, a directory's archive.
+/// Writes what travels of an artifact: a file's bytes; the archive of a directory, or of an ONNX file and the files that
+/// hold its data.
 ///
 /// # Errors
 /// What reading or writing failed with.
 pub fn write_to(path: &Path, out: &mut impl Write) -> io::Result<()> {
-    if !path.is_dir() {
-        return io::copy(&mut File::open(path)?, out).map(drop);
-    }
     let mut files = BTreeMap::new();
-    collect(path, Path::new(""), 0, &mut files)?;
+    if path.is_dir() {
+        collect(path, Path::new(""), 0, &mut files)?;
+    } else {
+        match external::members(path) {
+            Ok(members) if members.len() > 1 => files = members,
+            // Whatever is not an ONNX file travels as it is.
+            _ => return io::copy(&mut File::open(path)?, out).map(drop),
+        }
+    }
     let mut archive = Builder::new(out);
     for (name, file) in files {
         let file = File::open(file)?;
@@ -52,6 +60,23 @@ fn collect(folder: &Path, name: &Path, depth: usize, files: &mut BTreeMap<PathBu
         }
     }
     Ok(())
+}
+
+/// Whether the file is an archive. No ONNX file begins like one.
+///
+/// # Errors
+/// What reading failed with.
+pub fn is_archive(path: &Path) -> io::Result<bool> {
+    let mut head = [0; 512];
+    match File::open(path)?.read_exact(&mut head) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let header = Header::from_byte_slice(&head);
+    // The sum of the header's bytes, its own field as spaces. Source: POSIX.1-2017, pax, "ustar Interchange Format".
+    let sum = head.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) });
+    Ok(header.as_gnu().is_some() && header.cksum().is_ok_and(|said| said == sum.sum::<u32>()))
 }
 
 /// Unpacks an archive below `folder`. Regular files alone, and none outside it.

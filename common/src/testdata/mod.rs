@@ -3,17 +3,24 @@
 //!
 //! What belongs here: file formats and fitting. Random data is the inspector's.
 
+mod fill;
 mod npy;
 mod npz;
+mod raw;
+
+pub use fill::{Fill, half};
 
 use crate::{
     Problem,
+    batch::{Batch, Stated},
     model::{ArtifactRef, Datatype, Dim, Format, TensorShape, TensorSpec},
     request::describe,
     wire::sha256_hex,
 };
 use bytes::{Bytes, BytesMut};
-use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
+use modelmeter_proto::kserve::{
+    InferParameter, ModelInferRequest, infer_parameter::ParameterChoice, model_infer_request::InferInputTensor,
+};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -34,7 +41,7 @@ pub enum Source {
     Stored(ArtifactRef),
     /// In an `.npz` file of the user's machine, an array for each input.
     Archive(PathBuf),
-    /// In a file of the user's machine for each input: `.npy`, else raw little-endian elements.
+    /// In a file of the user's machine for each input: `.npy`, else raw little-endian elements; or a [`Fill`] instead.
     Files(BTreeMap<String, PathBuf>),
 }
 
@@ -50,19 +57,26 @@ pub struct Array {
 }
 
 /// What was in a user's files, before it is known what the model takes.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Files(BTreeMap<String, Content>);
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 enum Content {
     Array(Array),
-    /// Elements without a shape.
-    Raw(Bytes),
+    /// Elements without a shape, and the file that they are from.
+    Raw(Bytes, PathBuf),
+    Fill(Fill),
 }
 
 /// Test data by input; inputs that are not in it get random data.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct DataSet(BTreeMap<String, Array>);
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct DataSet {
+    arrays: BTreeMap<String, Array>,
+    fills: BTreeMap<String, Fill>,
+}
+
+/// The parameter by which a [`Fill`] travels.
+const FILL: &str = "fill";
 
 impl Files {
     /// Reads a user's files; none where the data is in the hub already.
@@ -84,40 +98,59 @@ impl Files {
                     .collect::<Result<_, _>>()?
             }
             Source::Files(files) => {
-                files.iter().map(|(name, path)| Ok((name.clone(), one(path)?))).collect::<Result<_, Problem>>()?
+                let content = |path: &PathBuf| match path.to_str().and_then(Fill::parse) {
+                    Some(fill) => Ok(Content::Fill(fill)),
+                    None => one(path),
+                };
+                files.iter().map(|(name, path)| Ok((name.clone(), content(path)?))).collect::<Result<_, Problem>>()?
             }
         };
         Ok(Some(Self(contents)))
     }
 
     /// Fits the data to what the model takes. Axes other than the batch that the model leaves open, and that no
-    /// shape of the request sets, are set in `shapes` as the data has them.
+    /// shape of the request sets, are set in `shapes` as the data has them. `batch_axes` is where the request says that the
+    /// batch is.
     ///
     /// # Errors
     /// `invalid_argument` with what was given, what the model takes, and how to change the one into the other.
-    pub fn fit(self, inputs: &[TensorSpec], shapes: &mut BTreeMap<String, Vec<Vec<u64>>>) -> Result<DataSet, Problem> {
+    pub fn fit(
+        self,
+        inputs: &[TensorSpec],
+        shapes: &mut BTreeMap<String, Vec<Vec<u64>>>,
+        batch_axes: &BTreeMap<String, Stated>,
+    ) -> Result<DataSet, Problem> {
         if self.0.is_empty() {
             return Err(Problem::invalid(FIELD, "holds no array").with_hint("np.savez(\"data.npz\", x=images)"));
         }
-        let mut fitted = BTreeMap::new();
+        let mut fitted = DataSet::default();
+        let batch = Batch::of(inputs, batch_axes)?;
         for (name, content) in self.0 {
-            let Some(input) = inputs.iter().find(|input| input.name == name) else {
+            let Some(place) = inputs.iter().position(|input| input.name == name) else {
                 let known: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
                 return Err(Problem::invalid(FIELD, format!("the model has no input '{name}'"))
                     .with_hint(format!("its inputs are {}", known.join(", "))));
             };
-            let wanted = Wanted::new(input, inputs, shapes)?;
+            let input = &inputs[place];
+            if let Content::Fill(fill) = content {
+                fill.check(&name, input.dtype)?;
+                fitted.fills.insert(name, fill);
+                continue;
+            }
+            let wanted = Wanted::new(input, &batch, place, shapes)?;
             let array = match content {
+                Content::Raw(raw, path) => wanted.shaped(raw, &path)?,
                 Content::Array(array) => array,
-                Content::Raw(raw) => wanted.shaped(raw)?,
+                Content::Fill(_) => unreachable!("taken above"),
             };
             wanted.check(&array)?;
             if wanted.is_open() {
-                shapes.insert(name.clone(), vec![array.shape.clone()]);
+                let one_item = |(at, axis)| if Some(at) == wanted.items { 1 } else { axis };
+                shapes.insert(name.clone(), vec![array.shape.iter().copied().enumerate().map(one_item).collect()]);
             }
-            fitted.insert(name, array);
+            fitted.arrays.insert(name, array);
         }
-        Ok(DataSet(fitted))
+        Ok(fitted)
     }
 }
 
@@ -140,7 +173,12 @@ fn one(path: &Path) -> Result<Content, Problem> {
         Some("npy") => npy::parse(&bytes).map(Content::Array).map_err(|flaw| wrong(path, &flaw)),
         Some("npz") => Err(wrong(path, "an .npz file is for all inputs together")
             .with_hint(format!("leave the input's name out: --data {}", path.display()))),
-        _ => Ok(Content::Raw(bytes)),
+        _ => match raw::what_else(path, &bytes) {
+            Some(what) => Err(wrong(path, &format!("it is {what}, not an array")).with_hint(
+                "save what the model takes: np.save(\"x.npy\", array), or its raw elements without a header",
+            )),
+            None => Ok(Content::Raw(bytes, path.to_owned())),
+        },
     }
 }
 
@@ -151,20 +189,20 @@ fn wrong(path: &Path, flaw: &str) -> Problem {
 /// What an input takes.
 struct Wanted<'a> {
     input: &'a TensorSpec,
-    /// Its axes, as far as model and request set them; the first is none where it counts items.
+    /// Its axes, as far as model and request set them; the one that counts items is none.
     axes: Vec<Option<u64>>,
-    batched: bool,
+    /// The axis that counts items.
+    items: Option<usize>,
 }
 
 impl<'a> Wanted<'a> {
     fn new(
         input: &'a TensorSpec,
-        all: &[TensorSpec],
+        batch: &Batch<'_>,
+        place: usize,
         shapes: &BTreeMap<String, Vec<Vec<u64>>>,
     ) -> Result<Self, Problem> {
-        let open_first = |input: &TensorSpec| matches!(input.shape.first(), Some(Dim::Dynamic(_)));
-        // Where no input has an open first axis, a fixed one is the batch.
-        let batched = open_first(input) || !all.iter().any(open_first) && !input.shape.is_empty();
+        let items = batch.items(place);
         let given = match shapes.get(&input.name).map(Vec::as_slice) {
             None => None,
             Some([one]) => Some(one),
@@ -174,21 +212,33 @@ impl<'a> Wanted<'a> {
             }
         };
         let axis = |(i, dim): (usize, &Dim)| match dim {
-            _ if i == 0 && batched => None,
+            _ if Some(i) == items => None,
             Dim::Fixed(n) => Some(*n),
-            Dim::Dynamic(_) => given.and_then(|shape| shape.get(i).copied()),
+            Dim::Dynamic(name) => match given {
+                Some(shape) => shape.get(i).copied(),
+                None => crate::batch::length_of(name, |name| shapes.get(name).cloned()),
+            },
         };
-        Ok(Self { input, axes: input.shape.iter().enumerate().map(axis).collect(), batched })
+        Ok(Self { input, axes: input.shape.iter().enumerate().map(axis).collect(), items })
     }
 
     /// Whether the data is what sets some of its axes.
     fn is_open(&self) -> bool {
-        self.axes.iter().skip(usize::from(self.batched)).any(Option::is_none)
+        self.others().any(|axis| axis.is_none())
+    }
+
+    /// Its axes without the one that counts items.
+    fn others(&self) -> impl Iterator<Item = Option<u64>> {
+        self.axes.iter().enumerate().filter(|(at, _)| Some(*at) != self.items).map(|(_, axis)| *axis)
     }
 
     fn describe(&self) -> String {
         let name = &self.input.name;
-        let items = if self.batched { ", its first axis counting items" } else { ", without a batch axis" };
+        let items = match self.items {
+            Some(0) => ", its first axis counting items".to_owned(),
+            Some(axis) => format!(", its axis {axis} counting items"),
+            None => ", without a batch axis".to_owned(),
+        };
         format!("input '{name}' takes {} {}{items}", self.input.dtype, describe(&self.input.shape))
     }
 
@@ -206,23 +256,26 @@ impl<'a> Wanted<'a> {
             && array.shape.iter().zip(&self.axes).all(|(got, want)| want.is_none_or(|want| want == *got));
         if !fits {
             let message = format!("{}, the data has shape {:?}", self.describe(), array.shape);
-            let hint = match self.batched {
+            let hint = match self.items.is_some() {
                 true => "an array of items, one after another, such as np.stack(items)",
                 false => "the whole input as it is sent, such as array.reshape(…)",
             };
             return Err(Problem::invalid(FIELD, message).with_hint(hint));
         }
-        match array.shape.contains(&0) {
+        match self.items.is_some_and(|items| array.shape[items] == 0) {
             true => Err(Problem::invalid(FIELD, format!("the data for input '{}' is empty", input.name))),
             false => Ok(()),
         }
     }
 
     /// Raw elements with the shape that follows from their number.
-    fn shaped(&self, raw: Bytes) -> Result<Array, Problem> {
+    fn shaped(&self, raw: Bytes, path: &Path) -> Result<Array, Problem> {
         let (input, dtype) = (self.input, self.input.dtype);
-        let skip = usize::from(self.batched);
-        let item: Option<u64> = self.axes.iter().skip(skip).copied().product();
+        if dtype.size().is_some_and(|size| size > 1) && raw::is_text(&raw) {
+            return Err(wrong(path, "it is text, not an array")
+                .with_hint(format!("{dtype} elements as np.save or array.tofile write them")));
+        }
+        let item: Option<u64> = self.others().product();
         let Some(item) = item else {
             let message = format!("{}: raw data does not tell its open axes", self.describe());
             return Err(Problem::invalid(FIELD, message)
@@ -233,14 +286,13 @@ impl<'a> Wanted<'a> {
                 .with_hint(format!("{dtype} elements, little-endian, in C order, without a header"))
         })?;
         let items = elements / item.max(1);
-        if items * item != elements || items == 0 || (!self.batched && items != 1) {
+        let counted = self.items.is_some();
+        if items * item != elements || (counted && items == 0) || (!counted && items != 1 && item > 0) {
             let message = format!("{}: {item} elements an item; the raw data has {elements}", self.describe());
             return Err(Problem::invalid(FIELD, message).with_hint("give whole items, without a header"));
         }
-        let mut shape: Vec<u64> = self.axes.iter().skip(skip).map(|axis| axis.unwrap_or(1)).collect();
-        if self.batched {
-            shape.insert(0, items);
-        }
+        let shape = self.axes.iter().enumerate();
+        let shape = shape.map(|(at, axis)| if Some(at) == self.items { items } else { axis.unwrap_or(1) }).collect();
         Ok(Array { dtype, shape, raw })
     }
 }
@@ -294,19 +346,19 @@ impl DataSet {
     /// # Errors
     /// `invalid_argument` where the data does not fit.
     pub fn contents(&self, tensor: &TensorShape, nth: u64) -> Result<Option<Bytes>, Problem> {
-        let Some(array) = self.0.get(&tensor.name) else { return Ok(None) };
+        let Some(array) = self.arrays.get(&tensor.name) else { return Ok(None) };
         if array.shape == tensor.shape && array.dtype == tensor.dtype {
             return Ok(Some(array.raw.clone()));
         }
-        let (items, batch) = (array.shape.first().copied(), tensor.shape.first().copied());
-        let (Some(items @ 1..), Some(batch), true, true) =
-            (items, batch, array.dtype == tensor.dtype, array.shape.get(1..) == tensor.shape.get(1..))
-        else {
+        let Some(axis) = items_axis(array, tensor) else {
             let message =
                 format!("input '{}' is sent as {:?}, the data has {:?}", tensor.name, tensor.shape, array.shape);
             return Err(Problem::invalid(FIELD, message));
         };
-        let per_item = tensor.shape[1..].iter().product::<u64>() as usize;
+        let (items, batch) = (array.shape[axis], tensor.shape[axis]);
+        // Of each item so many elements lie together, and so many times.
+        let per_item = tensor.shape[axis + 1..].iter().product::<u64>() as usize;
+        let times = tensor.shape[..axis].iter().product::<u64>() as usize;
         let bounds: Box<dyn Fn(usize) -> usize> = match array.dtype.size() {
             Some(size) => Box::new(move |item| item * per_item * size),
             None => {
@@ -316,10 +368,22 @@ impl DataSet {
         };
         let first = nth * batch;
         let mut out = BytesMut::new();
-        for item in (first..first + batch).map(|i| (i % items) as usize) {
-            out.extend_from_slice(&array.raw[bounds(item)..bounds(item + 1)]);
+        for block in (0..times).map(|time| time * items as usize) {
+            for item in (first..first + batch).map(|i| block + (i % items) as usize) {
+                out.extend_from_slice(&array.raw[bounds(item)..bounds(item + 1)]);
+            }
         }
         Ok(Some(out.freeze()))
+    }
+
+    /// What fills an input.
+    pub fn fill(&self, input: &str) -> Option<&Fill> {
+        self.fills.get(input)
+    }
+
+    /// Whether it has something for an input.
+    pub fn has(&self, input: &str) -> bool {
+        self.arrays.contains_key(input) || self.fills.contains_key(input)
     }
 
     /// As it travels: a KServe v2 `ModelInferRequest` of all items. With it, what it is known by.
@@ -330,9 +394,14 @@ impl DataSet {
             shape: array.shape.iter().map(|&axis| axis as i64).collect(),
             ..InferInputTensor::default()
         };
+        let fill = |(name, fill): (&String, &Fill)| InferInputTensor {
+            name: name.clone(),
+            parameters: [(FILL.to_owned(), text_parameter(fill.to_string()))].into(),
+            ..InferInputTensor::default()
+        };
         let bytes = ModelInferRequest {
-            inputs: self.0.iter().map(input).collect(),
-            raw_input_contents: self.0.values().map(|array| array.raw.clone()).collect(),
+            inputs: self.arrays.iter().map(input).chain(self.fills.iter().map(fill)).collect(),
+            raw_input_contents: self.arrays.values().map(|array| array.raw.clone()).collect(),
             ..ModelInferRequest::default()
         }
         .encode_to_vec();
@@ -346,9 +415,16 @@ impl DataSet {
     pub fn decode(bytes: Bytes) -> Result<Self, Problem> {
         let flaw = |what: &str| Problem::invalid(FIELD, format!("the stored test data does not read: {what}"));
         let message = ModelInferRequest::decode(bytes).map_err(|e| flaw(&e.to_string()))?;
-        if message.inputs.len() != message.raw_input_contents.len() {
+        let (fills, arrays): (Vec<_>, Vec<_>) =
+            message.inputs.into_iter().partition(|input| input.parameters.contains_key(FILL));
+        if arrays.len() != message.raw_input_contents.len() {
             return Err(flaw("inputs without contents"));
         }
+        let fill = |input: InferInputTensor| {
+            let fill = input.parameters.get(FILL).and_then(parameter_text).and_then(Fill::parse);
+            Ok((input.name, fill.ok_or_else(|| flaw("a literal that is none"))?))
+        };
+        let fills = fills.into_iter().map(fill).collect::<Result<_, Problem>>()?;
         let array = |(input, raw): (InferInputTensor, Bytes)| {
             let dtype: Datatype = input.datatype.parse()?;
             let shape: Option<Vec<u64>> = input.shape.iter().map(|&axis| u64::try_from(axis).ok()).collect();
@@ -359,8 +435,29 @@ impl DataSet {
             }
             Ok((input.name, Array { dtype, shape, raw }))
         };
-        message.inputs.into_iter().zip(message.raw_input_contents).map(array).collect::<Result<_, _>>().map(Self)
+        let arrays = arrays.into_iter().zip(message.raw_input_contents).map(array).collect::<Result<_, _>>()?;
+        Ok(Self { arrays, fills })
     }
+}
+
+fn text_parameter(text: String) -> InferParameter {
+    InferParameter { parameter_choice: Some(ParameterChoice::StringParam(text)) }
+}
+
+fn parameter_text(parameter: &InferParameter) -> Option<&str> {
+    match &parameter.parameter_choice {
+        Some(ParameterChoice::StringParam(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// The axis that counts items: the only one in which the data differ from what is sent.
+fn items_axis(array: &Array, tensor: &TensorShape) -> Option<usize> {
+    let differing = |(at, (has, sent)): (usize, (&u64, &u64))| (has != sent).then_some(at);
+    let mut axes = array.shape.iter().zip(&tensor.shape).enumerate().filter_map(differing);
+    let alike = array.dtype == tensor.dtype && array.shape.len() == tensor.shape.len();
+    let only = axes.next().filter(|&axis| alike && array.shape[axis] > 0);
+    only.filter(|_| axes.next().is_none())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ fn spec(name: &str, dtype: Datatype, shape: &[Option<u64>]) -> TensorSpec {
 }
 
 fn tensor(name: &str, dtype: Datatype, shape: &[u64]) -> TensorShape {
-    TensorShape { name: name.into(), dtype, shape: shape.to_vec() }
+    TensorShape::new(name, dtype, shape.to_vec())
 }
 
 /// A `.npy` file of version 1, as `numpy.save` writes it.
@@ -36,7 +36,7 @@ impl Folder {
 
     fn fit(&self, name: &str, content: &[u8], inputs: &[TensorSpec]) -> Result<DataSet, Problem> {
         let source = Source::Files([(inputs[0].name.clone(), self.file(name, content))].into());
-        Files::read(&source)?.unwrap().fit(inputs, &mut BTreeMap::new())
+        Files::read(&source)?.unwrap().fit(inputs, &mut BTreeMap::new(), &BTreeMap::new())
     }
 }
 
@@ -54,7 +54,7 @@ fn what_numpy_wrote_is_read_stored_and_deflated() {
     for (file, words) in fixtures {
         let path = Folder::new();
         let source = Source::Archive(path.file("a.npz", file));
-        let data = Files::read(&source).unwrap().unwrap().fit(&inputs, &mut BTreeMap::new()).unwrap();
+        let data = Files::read(&source).unwrap().unwrap().fit(&inputs, &mut BTreeMap::new(), &BTreeMap::new()).unwrap();
         let x = data.contents(&tensor("x", Datatype::Fp32, &[2, 4]), 1).unwrap().unwrap();
         assert_eq!(floats(&x), [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0], "items 2 and, again, 0");
         let got = data.contents(&tensor("words", Datatype::Bytes, &[3]), 0).unwrap().unwrap();
@@ -89,7 +89,7 @@ fn an_input_without_a_batch_axis_is_sent_whole_and_open_axes_come_from_the_data(
         ("ids".to_owned(), folder.file("ids.npy", &npy("<i8", "(1, 5)", &[0; 40]))),
     ]));
     let mut shapes = BTreeMap::new();
-    let data = Files::read(&files).unwrap().unwrap().fit(&inputs, &mut shapes).unwrap();
+    let data = Files::read(&files).unwrap().unwrap().fit(&inputs, &mut shapes, &BTreeMap::new()).unwrap();
     assert_eq!(shapes, BTreeMap::from([("ids".to_owned(), vec![vec![1, 5]])]));
     let whole = data.contents(&tensor("scale", Datatype::Fp64, &[]), 7).unwrap().unwrap();
     assert_eq!(whole, 1.5f64.to_le_bytes().as_slice());
@@ -153,7 +153,8 @@ fn files_that_are_no_test_data_are_named() {
     assert!(read(&damaged).message.contains("damaged"), "{}", read(&damaged));
     let whole = Source::Archive(folder.file("d.npz", include_bytes!("fixtures/stored.npz")));
     let other = [spec("y", Datatype::Fp32, &[None, Some(4)])];
-    let unknown = Files::read(&whole).unwrap().unwrap().fit(&other, &mut BTreeMap::new()).unwrap_err();
+    let unknown =
+        Files::read(&whole).unwrap().unwrap().fit(&other, &mut BTreeMap::new(), &BTreeMap::new()).unwrap_err();
     assert!(unknown.message.contains("no input") && unknown.hint.unwrap().contains("inputs are y"));
 }
 
@@ -164,4 +165,70 @@ fn a_request_names_it_in_three_ways() {
     assert_eq!(read(r#"{"x":"a.npy"}"#), Source::Files([("x".into(), "a.npy".into())].into()));
     let stored = read(r#"{"format":"data","sha256":"ab","bytes":3}"#);
     assert!(matches!(stored, Source::Stored(ArtifactRef { format: Format::Data, bytes: 3, .. })), "{stored:?}");
+}
+
+#[test]
+fn literals_and_ranges_fill_whatever_shape_and_travel_with_arrays() {
+    let inputs = [
+        spec("x", Datatype::Fp32, &[None, Some(2)]),
+        TensorSpec { name: "rate".into(), dtype: Datatype::Int64, shape: vec![] },
+        spec("ids", Datatype::Int32, &[None, Some(3)]),
+    ];
+    let folder = Folder::new();
+    let files = [("x", folder.file("x.bin", &[0; 16])), ("rate", "8000".into()), ("ids", "5..9".into())];
+    let source = Source::Files(files.map(|(name, path)| (name.to_owned(), path)).into());
+    let mut shapes = BTreeMap::new();
+    let data = Files::read(&source).unwrap().unwrap().fit(&inputs, &mut shapes, &BTreeMap::new()).unwrap();
+    let data = DataSet::decode(data.encode().1.into()).unwrap();
+    assert!(data.has("x") && data.fill("x").is_none() && data.has("rate") && data.has("ids"));
+    let rate = tensor("rate", Datatype::Int64, &[]);
+    assert_eq!(data.fill("rate").unwrap().contents(&rate, || 0.0), 8000i64.to_le_bytes().to_vec());
+    assert_eq!(data.fill("ids"), Some(&Fill::Range(5.0, 9.0)));
+    let wrong = Source::Files([("ids".to_owned(), "0.5".into())].into());
+    let problem = Files::read(&wrong).unwrap().unwrap().fit(&inputs, &mut shapes, &BTreeMap::new()).unwrap_err();
+    assert!(problem.field.as_deref() == Some("data") && problem.message.contains("takes INT32, not 0.5"), "{problem}");
+}
+
+#[test]
+fn items_are_counted_on_the_axis_that_is_the_batch() {
+    let state = TensorSpec {
+        name: "state".into(),
+        dtype: Datatype::Uint8,
+        shape: vec![Dim::Fixed(2), Dim::Dynamic("batch".into()), Dim::Fixed(2)],
+    };
+    let folder = Folder::new();
+    let raw: Vec<u8> = (0..12).collect();
+    let data = folder.fit("a.npy", &npy("|u1", "(2, 3, 2)", &raw), std::slice::from_ref(&state)).unwrap();
+    let sent = data.contents(&tensor("state", Datatype::Uint8, &[2, 2, 2]), 1).unwrap().unwrap();
+    assert_eq!(sent, vec![4, 5, 0, 1, 10, 11, 6, 7], "items 2 and, again, 0, of both layers");
+    let refused = folder.fit("a.npy", &npy("|u1", "(3, 3, 2)", &[0; 18]), &[state]).unwrap_err();
+    assert!(refused.message.contains("its axis 1 counting items"), "{refused}");
+}
+
+#[test]
+fn lengths_that_the_data_sets_are_not_its_number_of_items() {
+    let inputs = [spec("x", Datatype::Fp32, &[None, None])];
+    let folder = Folder::new();
+    let source = Source::Files([("x".into(), folder.file("a.npy", &npy("<f4", "(3, 2)", &[0; 24])))].into());
+    let mut shapes = BTreeMap::new();
+    Files::read(&source).unwrap().unwrap().fit(&inputs, &mut shapes, &BTreeMap::new()).unwrap();
+    assert_eq!(shapes["x"], [vec![1, 2]]);
+}
+
+#[test]
+fn files_that_are_no_arrays_are_refused_as_such() {
+    let folder = Folder::new();
+    let bytes = [spec("x", Datatype::Uint8, &[None, Some(1)])];
+    let halves = [spec("x", Datatype::Fp16, &[None, Some(1)])];
+    for (name, content, inputs, what) in [
+        ("a.bin", &b"\x89PNG\r\n\x1a\n"[..], &bytes, "a PNG picture"),
+        ("cat.jpg", b"whatever", &bytes, "a picture"),
+        ("rows.csv", b"1,2\n", &bytes, "a table of text"),
+        ("a.bin", b"RIFF....WAVE", &bytes, "a RIFF file"),
+        ("notes", b"one two three four\n.", &halves, "text, not an array"),
+    ] {
+        let problem = folder.fit(name, content, inputs).unwrap_err();
+        assert!(problem.message.contains(what) && problem.hint.is_some(), "{name}: {problem}");
+    }
+    assert!(folder.fit("text.bin", b"one two three four\n.", &bytes).is_ok(), "bytes may be those of a text");
 }

@@ -25,6 +25,7 @@ fn request() -> RequestDoc {
         request: Request { sla: Some(Sla { percentile: 95.0, latency_ms: 12.0 }), repeats: 3, ..Request::default() },
         formats: BTreeMap::new(),
         devices_of: BTreeMap::new(),
+        output_axes: BTreeMap::new(),
         error: None,
     }
 }

@@ -27,6 +27,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
     let model = model(core, &request).await?;
     let cells = expand::cells(&request, &model, &core.pools().await?)?;
     let tasks = cells.len() as u64 * u64::from(request.repeats);
+    let output_axes = request.batch(&model)?.0.of_outputs(&model.outputs);
     let doc = RequestDoc {
         id,
         schema_version: SCHEMA_VERSION,
@@ -40,6 +41,7 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         request: expand::resolved(&request, &cells),
         formats: expand::formats_of(&cells),
         devices_of: expand::devices_of(&cells),
+        output_axes,
         error: None,
     };
     if core.hub.insert_request(&doc).await? == Inserted::Existed {
@@ -80,7 +82,7 @@ pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
         Some(_) => pool::rounds(expand::kinds(doc), &core.pools().await?),
         None => 1,
     };
-    Ok(expand::plan(&doc.request, rounds))
+    Ok(Plan { output_axes: doc.output_axes.clone(), ..expand::plan(&doc.request, rounds) })
 }
 
 /// The model of a request that makes sense as far as it goes.
@@ -99,7 +101,8 @@ async fn model(core: &Core, request: &Request) -> Result<Model, Problem> {
 }
 
 fn same_again(stored: RequestDoc, request: &Request) -> Result<(u64, bool), Problem> {
-    if stored.request == expand::narrowed(request, &stored.request.engines, &stored.request.devices) {
+    let of = &stored.request;
+    if *of == expand::narrowed(request, &of.engines, &of.devices, &of.batch_sizes) {
         return Ok((stored.tasks, true));
     }
     Err(Problem::new(Code::AlreadyExists, format!("request {} exists with other content", stored.id))

@@ -2,7 +2,7 @@ use super::*;
 use crate::hub::conformance::documents;
 use modelmeter_common::{
     SCHEMA_VERSION,
-    model::{Datatype, ModelRef, TensorSpec},
+    model::{Datatype, Dim, ModelRef, TensorSpec},
     request::RequestState,
 };
 use serde_json::json;
@@ -21,6 +21,7 @@ fn model() -> Model {
             shape: vec![batch, Dim::Fixed(4), Dim::Dynamic("h".into())],
         }],
         outputs: vec![],
+        weights: BTreeSet::new(),
     }
 }
 
@@ -131,7 +132,7 @@ fn settings_of_an_engine_that_is_not_offered_are_left_out() {
     assert_eq!(cells_again(&self::stored(&request, &chosen), &model()).unwrap(), chosen);
     let stored = resolved(&request, &chosen);
     assert_eq!(stored.engine_settings.keys().collect::<Vec<_>>(), ["onnx"]);
-    assert_eq!(narrowed(&request, &stored.engines, &stored.devices), stored, "and is known again");
+    assert_eq!(narrowed(&request, &stored.engines, &stored.devices, &stored.batch_sizes), stored, "and is known again");
 }
 
 #[test]
@@ -187,4 +188,62 @@ fn a_stored_request_needs_the_slots_that_its_cells_need() {
         assert_eq!(by_pool(&pool, kinds(&doc)), by_pool(&pool, of_cells), "{pool:?}");
     }
     assert_eq!(kinds(&doc).iter().map(|kind| kind.tasks).sum::<u64>(), 3 * cells.len() as u64);
+}
+
+#[test]
+fn auto_goes_only_to_engines_that_have_the_models_types() {
+    let auto = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
+    let chosen = |model: &Model| -> Vec<String> {
+        let cells = cells(&auto, model, &pools()).unwrap();
+        cells.iter().map(|cell| cell.engine.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    };
+    assert_eq!(chosen(&model()), ["onnx", "rten"]);
+    let mut halves = model();
+    halves.inputs[0].dtype = Datatype::Bf16;
+    assert_eq!(chosen(&halves), ["onnx"]);
+    let mut outputs = model();
+    outputs.outputs = vec![TensorSpec { dtype: Datatype::Fp64, ..model().inputs[0].clone() }];
+    assert_eq!(chosen(&outputs), ["onnx"]);
+    let weights = Model { weights: [Datatype::Fp32, Datatype::Bf16].into(), ..model() };
+    assert_eq!(chosen(&weights), ["onnx"]);
+    let taken = Model { weights: [Datatype::Fp16, Datatype::Int64].into(), ..model() };
+    assert_eq!(chosen(&taken), ["onnx", "rten"], "rten makes FP16 weights FP32");
+    let named = Request { engine_settings: BTreeMap::new(), ..request() };
+    let refused = cells(&named, &halves, &pools()).unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("engines"));
+    assert!(refused.message.contains("'rten'") && refused.message.contains("input 'x' is BF16"), "{refused}");
+    assert!(refused.hint.unwrap().contains("onnx"));
+    let mut words = model();
+    words.inputs[0].dtype = Datatype::Bytes;
+    let refused = cells(&auto, &words, &pools()).unwrap_err();
+    assert!(refused.message.contains("input 'x' is BYTES"), "{refused}");
+}
+
+#[test]
+fn without_sizes_the_models_only_batch_is_what_is_measured() {
+    let plain = Request { batch_sizes: Vec::new(), engine_settings: BTreeMap::new(), ..request() };
+    let sizes = |model: &Model, request: &Request| {
+        let cells = cells(request, model, &pools()).unwrap();
+        assert_eq!(cells_again(&stored(request, &cells), model).unwrap(), cells, "and again");
+        cells.iter().map(|cell| cell.batch_size).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(sizes(&model(), &plain), [1, 2, 4, 8].into());
+    let mut fixed = model();
+    fixed.inputs[0].shape[0] = Dim::Fixed(3);
+    let one = Request { shapes: [("x".into(), vec![vec![3, 4, 8]])].into(), ..plain };
+    assert_eq!(sizes(&fixed, &one), [3].into());
+    let asked = Request { batch_sizes: vec![1], ..one };
+    assert!(cells(&asked, &fixed, &pools()).unwrap_err().message.contains("fixed at 3"));
+}
+
+#[test]
+fn a_model_that_tells_no_inputs_is_not_called_without_any() {
+    let silent = Model { inputs: Vec::new(), ..model() };
+    let plain = Request { shapes: BTreeMap::new(), engine_settings: BTreeMap::new(), ..request() };
+    let refused = cells(&plain, &silent, &pools()).unwrap_err();
+    assert!(refused.field.as_deref() == Some("input") && refused.hint.unwrap().contains("--input x:fp32"));
+    let own = Request { inspector: Some("mine".into()), batch_sizes: vec![1], ..plain };
+    let abilities = Abilities { inspectors: ["mine".to_owned()].into(), ..Abilities::default() };
+    let pools = [Pool::of("cpu", vec!["rten".into(), "onnx".into()], abilities)];
+    assert!(cells(&own, &silent, &pools).is_ok(), "an inspector of the user's own makes its own calls");
 }

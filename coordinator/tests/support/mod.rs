@@ -87,6 +87,7 @@ impl House {
                 shape: vec![Dim::Dynamic("batch".into()), Dim::Fixed(4)],
             }],
             outputs: vec![],
+            weights: Default::default(),
         };
         let header = ArtifactHeader { sha256: artifact.sha256, format: "onnx".into(), bytes: artifact.bytes };
         self.put_artifact(header, BYTES).await;

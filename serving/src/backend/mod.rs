@@ -5,10 +5,7 @@ pub mod onnx;
 pub mod rten;
 
 use crate::tensor::Tensor;
-use modelmeter_common::{
-    Code, Problem,
-    model::{Datatype, TensorSpec},
-};
+use modelmeter_common::{Code, Problem, artifact::Signature, engine};
 
 /// Runs one model.
 pub trait Backend: Send {
@@ -28,8 +25,10 @@ pub trait Backend: Send {
 }
 
 /// That an engine has each element type in a signature.
-fn check_types(engine: &str, specs: &[TensorSpec], has: &[Datatype]) -> Result<(), Problem> {
-    let Some(spec) = specs.iter().find(|spec| !has.contains(&spec.dtype)) else { return Ok(()) };
+fn check_types(engine: &str, signature: &Signature) -> Result<(), Problem> {
+    let has = engine::find(engine).map_or(&[][..], |info| info.types);
+    let mut specs = signature.inputs.iter().chain(&signature.outputs);
+    let Some(spec) = specs.find(|spec| !has.contains(&spec.dtype)) else { return Ok(()) };
     let names: Vec<&str> = has.iter().map(|dtype| dtype.as_str()).collect();
     let message = format!("engine {engine} cannot serve tensor '{}' of type {}", spec.name, spec.dtype);
     Err(Problem::invalid("engines", message).with_hint(format!("it has {}", names.join(", "))))

@@ -4,8 +4,8 @@ use crate::tensor::Tensor;
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
-    artifact::Opened,
-    model::{Datatype, Dim},
+    artifact::Signature,
+    model::{Datatype, Dim, TensorSpec},
 };
 
 /// Answers up to this size share one block of zeros.
@@ -29,21 +29,23 @@ pub struct Null {
 impl Null {
     /// An open axis of an output is as long as the input axis of the same name, the first as long as the batch, any
     /// other 1.
-    pub fn new(opened: &Opened) -> Self {
+    pub fn new(model: &Signature) -> Self {
         let of = |symbol: &str| {
             let named = |dim: &Dim| matches!(dim, Dim::Dynamic(name) if name == symbol && !name.is_empty());
-            opened
+            model
                 .inputs
                 .iter()
                 .enumerate()
                 .find_map(|(input, spec)| spec.shape.iter().position(named).map(|axis| Axis::Of { input, axis }))
         };
-        let batch = || opened.inputs.first().filter(|x| !x.shape.is_empty()).map(|_| Axis::Of { input: 0, axis: 0 });
+        let batch = || model.inputs.first().filter(|x| !x.shape.is_empty()).map(|_| Axis::Of { input: 0, axis: 0 });
         let axis = |(at, dim): (usize, &Dim)| match dim {
             Dim::Fixed(length) => Axis::Fixed(*length),
             Dim::Dynamic(symbol) => of(symbol).or_else(|| batch().filter(|_| at == 0)).unwrap_or(Axis::Fixed(1)),
         };
-        let outputs = opened.outputs.iter().map(|o| (o.dtype, o.shape.iter().enumerate().map(axis).collect()));
+        // Of a shape that is not told, one number.
+        let shape = |output: &TensorSpec| if output.is_shaped() { output.shape.clone() } else { Vec::new() };
+        let outputs = model.outputs.iter().map(|o| (o.dtype, shape(o).iter().enumerate().map(axis).collect()));
         Self { outputs: outputs.collect() }
     }
 

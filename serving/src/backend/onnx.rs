@@ -7,7 +7,7 @@ use crate::{
     tensor::{Tensor, elements},
 };
 use bytes::Bytes;
-use modelmeter_common::{Problem, artifact::Opened, model::Datatype};
+use modelmeter_common::{Problem, artifact::Signature, model::Datatype};
 use ort::{
     environment::Environment,
     logging::LogLevel,
@@ -16,23 +16,6 @@ use ort::{
     value::{DynTensor, DynTensorValueType, DynValue, TensorElementType, TensorRef},
 };
 use std::path::Path;
-
-/// Everything but strings.
-const TYPES: [Datatype; 13] = [
-    Datatype::Bool,
-    Datatype::Uint8,
-    Datatype::Uint16,
-    Datatype::Uint32,
-    Datatype::Uint64,
-    Datatype::Int8,
-    Datatype::Int16,
-    Datatype::Int32,
-    Datatype::Int64,
-    Datatype::Fp16,
-    Datatype::Bf16,
-    Datatype::Fp32,
-    Datatype::Fp64,
-];
 
 /// One instance: a session of its own.
 pub struct Onnx {
@@ -47,18 +30,17 @@ pub struct Onnx {
 /// # Errors
 /// `invalid_argument` for strings, `not_installed` when the library does not load, `engine_failed` for what
 /// ONNX Runtime says of the model.
-pub fn load(located: &Located, path: &Path, opened: &Opened, settings: &Settings) -> Result<Vec<Onnx>, Problem> {
-    check_types("onnx", &opened.inputs, &TYPES)?;
-    check_types("onnx", &opened.outputs, &TYPES)?;
+pub fn load(located: &Located, path: &Path, signature: &Signature, settings: &Settings) -> Result<Vec<Onnx>, Problem> {
+    check_types("onnx", signature)?;
     let environment = onnxruntime::environment(located)?;
     let instance = |_| {
         let session = session(&environment, path, settings)
             .map_err(|error| failed("ONNX Runtime cannot load the model", error))?;
         Ok(Onnx {
             session,
-            inputs: opened.inputs.iter().map(|input| input.name.clone()).collect(),
-            outputs: opened.outputs.iter().map(|output| (output.name.clone(), output.dtype)).collect(),
-            scratch: vec![Vec::new(); opened.inputs.len()],
+            inputs: signature.inputs.iter().map(|input| input.name.clone()).collect(),
+            outputs: signature.outputs.iter().map(|output| (output.name.clone(), output.dtype)).collect(),
+            scratch: vec![Vec::new(); signature.inputs.len()],
         })
     };
     (0..settings.instances).map(instance).collect()

@@ -5,17 +5,17 @@ use crate::{
     settings::Settings,
     tensor::{Tensor, elements, into_bytes},
 };
-use modelmeter_common::{Code, Problem, artifact::Opened, model::Datatype};
+use modelmeter_common::{
+    Code, Problem,
+    artifact::{Signature, external},
+    model::Datatype,
+};
 use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::Layout;
 use std::{path::Path, sync::Arc};
 
 /// The version of the rten crate that is linked; a test compares it with the lock file.
 pub const VERSION: &str = "0.27.0";
-
-/// rten computes with FP32, INT32, INT8 and UINT8, and keeps INT64 and BOOL as INT32.
-const TYPES: [Datatype; 6] =
-    [Datatype::Fp32, Datatype::Int32, Datatype::Int64, Datatype::Bool, Datatype::Int8, Datatype::Uint8];
 
 /// One instance: the model is shared, threads are not.
 pub struct Rten {
@@ -32,22 +32,21 @@ pub struct Rten {
 ///
 /// # Errors
 /// `invalid_argument` for element types that rten has not, `engine_failed` for what it cannot load.
-pub fn load(path: &Path, opened: &Opened, settings: &Settings) -> Result<Vec<Rten>, Problem> {
-    check_types("rten", &opened.inputs, &TYPES)?;
-    check_types("rten", &opened.outputs, &TYPES)?;
+pub fn load(path: &Path, signature: &Signature, settings: &Settings) -> Result<Vec<Rten>, Problem> {
+    check_types("rten", signature)?;
     let model = Arc::new(read(path, settings)?);
     let nodes = |specs: &[modelmeter_common::model::TensorSpec]| {
         let ids: Result<Vec<NodeId>, _> = specs.iter().map(|spec| model.node_id(&spec.name)).collect();
         ids.map_err(|error| failed("rten cannot find a tensor", error))
     };
-    let (inputs, outputs) = (nodes(&opened.inputs)?, nodes(&opened.outputs)?);
+    let (inputs, outputs) = (nodes(&signature.inputs)?, nodes(&signature.outputs)?);
     let instance = |_| {
         let pool = Arc::new(ThreadPool::with_num_threads(settings.threads));
         Rten {
             model: model.clone(),
             inputs: inputs.clone(),
             outputs: outputs.clone(),
-            types: opened.outputs.iter().map(|output| output.dtype).collect(),
+            types: signature.outputs.iter().map(|output| output.dtype).collect(),
             options: RunOptions::default().with_thread_pool(Some(pool.clone())),
             pool,
             scratch: vec![Vec::new(); inputs.len()],
@@ -59,17 +58,37 @@ pub fn load(path: &Path, opened: &Opened, settings: &Settings) -> Result<Vec<Rte
 fn read(path: &Path, settings: &Settings) -> Result<Model, Problem> {
     let mut options = ModelOptions::with_all_ops();
     options.prepack_weights(settings.prepack_weights);
+    let unread = |error: std::io::Error| failed("cannot read the model", error);
+    let beside = external::files(path).map_err(unread)?;
+    if !beside.iter().all(|file| file.is_complete && is_taken(&file.location)) {
+        let name = |location: &str| {
+            let place = beside.iter().position(|file| file.location == location).unwrap_or_default();
+            format!("{place}.data")
+        };
+        for file in &beside {
+            options.external_data(&name(&file.location), std::fs::read(&file.path).map_err(unread)?);
+        }
+        let model = std::fs::read(path).and_then(|model| external::renamed(&model, name)).map_err(unread)?;
+        return options.load(model).map_err(unloaded);
+    }
     // A file is read piece by piece, but only under this name: a cache may name files by their sha256.
     let model = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         options.load_file(path)
     } else {
-        let bytes = std::fs::read(path).map_err(|error| failed("cannot read the model", error))?;
-        options.load(bytes)
+        options.load(std::fs::read(path).map_err(unread)?)
     };
-    model.map_err(|error| {
-        failed("rten cannot load the model", error)
-            .with_hint("try another engine: --engines onnx runs every ONNX operator")
-    })
+    model.map_err(unloaded)
+}
+
+fn unloaded(error: impl std::fmt::Display) -> Problem {
+    failed("rten cannot load the model", error).with_hint("try another engine: --engines onnx runs every ONNX operator")
+}
+
+/// Whether rten takes a data file of this name: one beside the model, called `….data` or `….onnx_data`.
+fn is_taken(location: &str) -> bool {
+    let path = Path::new(location);
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    path.file_name() == Some(path.as_os_str()) && (extension.starts_with("data") || extension.starts_with("onnx_data"))
 }
 
 impl Backend for Rten {

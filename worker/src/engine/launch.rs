@@ -210,10 +210,15 @@ impl Drop for Process {
 
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with code {code}"),
+        (Some(code), _) => ended_with(code),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended".into(),
     }
+}
+
+/// How an engine ended that gave this exit code.
+pub(super) fn ended_with(code: i32) -> String {
+    format!("exited with code {code}")
 }
 
 /// Reads the output to its end on a thread of its own, so that the engine never blocks on a full pipe.

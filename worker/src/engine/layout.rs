@@ -7,6 +7,7 @@ use super::{
 use crate::storage;
 use modelmeter_common::{
     Problem,
+    artifact::external,
     device::DeviceKind,
     model::{Format, TensorShape},
     request::MAX_BATCH_SIZE,
@@ -23,7 +24,7 @@ use std::{
 /// How an engine wants its artifact.
 #[derive(Clone, Debug, Default)]
 pub enum Layout {
-    /// As it is: `{model}` is the artifact's file or directory.
+    /// As it is: `{model}` is the artifact's file or directory; of an ONNX file with its data beside it the ONNX file.
     #[default]
     Plain,
     /// `{model}` is a Triton model repository.
@@ -37,6 +38,8 @@ pub enum Layout {
 pub(super) struct Laid {
     /// What `{model}` stands for.
     pub model: Option<PathBuf>,
+    /// The file or folder that holds it and all that goes with it.
+    pub root: Option<PathBuf>,
     /// The model's name in the server.
     pub name: String,
     /// Arguments after the engine's own.
@@ -84,7 +87,12 @@ impl Layout {
     ) -> Result<Laid, Problem> {
         let name = template::model_name(&cell.model.name);
         if matches!(self, Self::Plain) {
-            return Ok(Laid { model: artifact.map(Path::to_owned), name, args: Vec::new(), folder: None });
+            let model = match &cell.artifact {
+                Some(about) if about.format == Format::Onnx => artifact.map(external::model_file),
+                _ => artifact.map(Path::to_owned),
+            };
+            let root = artifact.map(Path::to_owned);
+            return Ok(Laid { model, root, name, args: Vec::new(), folder: None });
         }
         let (Some(artifact), Some(about)) = (artifact, &cell.artifact) else {
             return Err(Problem::invalid("model", format!("engine {} needs an artifact", cell.engine)));
@@ -105,7 +113,8 @@ impl Layout {
             Self::Tfs => (name.clone(), tfs::lay_out(&material)?),
             Self::Plain => unreachable!("returned above"),
         };
-        Ok(Laid { model: Some(folder.0.clone()), name, args, folder: Some(folder) })
+        let root = Some(folder.0.clone());
+        Ok(Laid { model: root.clone(), root, name, args, folder: Some(folder) })
     }
 }
 

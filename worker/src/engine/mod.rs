@@ -24,6 +24,7 @@ pub(crate) use launch::{Command, Process, start};
 pub(crate) use running::note;
 pub(crate) use watched::Census;
 
+use launch::ended_with;
 use ready::Asked;
 use running::{Running, Setup};
 
@@ -32,7 +33,7 @@ use modelmeter_common::{
     Code, Problem,
     container::Container,
     device::{Device, DeviceKind},
-    engine::Protocol,
+    engine::{EXIT_REFUSED, Protocol},
     model::Format,
     task::Cell,
 };
@@ -40,7 +41,10 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::{Instant, timeout_at};
@@ -169,6 +173,27 @@ pub(crate) struct Place {
     pub run: PathBuf,
     /// Of the engines launched here.
     pub census: Census,
+    /// How many have been, since each has a log of its own.
+    pub launched: AtomicU64,
+}
+
+/// Logs that a slot keeps: a request seldom has more deployments, and its logs are there until it ends.
+const LOGS: u64 = 1000;
+
+impl Place {
+    /// Where the next engine launched here logs. The oldest of many logs goes.
+    fn log(&self, engine: &str) -> PathBuf {
+        let number = self.launched.fetch_add(1, Ordering::Relaxed);
+        if let Some(oldest) = number.checked_sub(LOGS) {
+            let prefix = format!("slot{}-{oldest}-", self.index);
+            let files = std::fs::read_dir(&self.logs).into_iter().flatten().flatten();
+            for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(&prefix)) {
+                // One that stays takes some space.
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+        self.logs.join(format!("slot{}-{number}-{engine}.log", self.index))
+    }
 }
 
 /// Waits until no engine launched on these places is left, at most until the deadline. One that was dropped is killed,
@@ -273,6 +298,9 @@ impl Deployment {
         tokio::select! {
             biased;
             died = running.ended() => {
+                if died == ended_with(EXIT_REFUSED.into()) {
+                    return Err(running.refusal(&spec.name).await);
+                }
                 let message = format!("engine {} {died} before it was ready", spec.name);
                 Err(running.explain(Problem::new(Code::EngineFailed, message)).await)
             }

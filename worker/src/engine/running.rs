@@ -104,11 +104,11 @@ impl Setup<'_> {
             metrics: ports.pair.metrics,
         };
         let without_model = self.values(&laid.name, None, &inside);
-        let model = laid.model.as_deref().map(|path| mounted(path, container, &without_model)).transpose()?;
-        let target = model.as_ref().map(|(_, target)| Path::new(target));
-        let values = Values { model: target, ..without_model };
+        let model = laid.root.as_deref().map(|path| mounted(path, container, &without_model)).transpose()?;
+        let target = model.as_ref().map(|(_, target)| model_inside(&laid, target));
+        let values = Values { model: target.as_deref(), ..without_model };
         // What was laid out names itself by its path here.
-        let inside_of = |arg: &String| match (&laid.model, &model) {
+        let inside_of = |arg: &String| match (&laid.root, &model) {
             (Some(here), Some((_, target))) => arg.replace(&here.display().to_string(), target),
             _ => arg.clone(),
         };
@@ -161,7 +161,7 @@ impl Setup<'_> {
     }
 
     fn log(&self) -> PathBuf {
-        self.place.logs.join(format!("{}-slot{}.log", self.spec.name, self.place.index))
+        self.place.log(&self.spec.name)
     }
 }
 
@@ -178,6 +178,15 @@ fn mounted(path: &Path, container: &Container, values: &Values<'_>) -> Result<(P
         None => format!("/model/{}", path.file_name().unwrap_or_default().to_string_lossy()),
     };
     Ok((source, target))
+}
+
+/// Where in a container `{model}` lies whose root is mounted there.
+fn model_inside(laid: &Laid, target: &str) -> PathBuf {
+    let below = laid.model.as_deref().zip(laid.root.as_deref()).and_then(|(model, root)| model.strip_prefix(root).ok());
+    match below {
+        Some(below) if below != Path::new("") => Path::new(target).join(below),
+        _ => target.into(),
+    }
 }
 
 /// The note lets the next worker end an orphan; without it the inherited lock still does.
@@ -228,13 +237,34 @@ impl Running {
     pub async fn explain(&self, mut problem: Problem) -> Problem {
         let watched = self.watched();
         let lines = watched.last_lines().await;
-        if !lines.is_empty() && !problem.message.contains(LAST_LINES) {
+        // A refusal has said why.
+        let is_open = problem.code != Code::EngineRefused;
+        if is_open && !lines.is_empty() && !problem.message.contains(LAST_LINES) {
             problem.message.push_str(LAST_LINES);
             problem.message.push_str(&lines);
         }
-        let hint = || format!("the whole log is {}", watched.log_path.display());
-        problem.hint = problem.hint.or_else(|| Some(hint()));
+        let log = self.where_the_log_is();
+        problem.hint = match problem.hint {
+            Some(hint) if is_open => Some(hint),
+            Some(hint) => Some(format!("{hint}; {log}")),
+            None => Some(log),
+        };
         problem
+    }
+
+    /// Why an engine ended that does not take its model: the last thing that it said.
+    pub async fn refusal(&self, engine: &str) -> Problem {
+        let lines = self.watched().last_lines().await;
+        let hint = lines.lines().rev().find_map(|line| line.strip_prefix("hint: "));
+        let said = lines.lines().rev().find(|line| !line.is_empty() && !line.starts_with("hint: "));
+        let said = said.map_or("it does not say why", |line| line.strip_prefix("error: ").unwrap_or(line));
+        let log = self.where_the_log_is();
+        Problem::new(Code::EngineRefused, format!("engine {engine} does not take the model: {said}"))
+            .with_hint(hint.map_or_else(|| log.clone(), |hint| format!("{hint}; {log}")))
+    }
+
+    fn where_the_log_is(&self) -> String {
+        format!("the whole log is {}", self.watched().log_path.display())
     }
 
     fn watched(&self) -> &Watched {

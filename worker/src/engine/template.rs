@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn the_signature_leaves_the_batch_open_and_a_gpu_is_the_first_that_is_seen() {
         let settings = BTreeMap::new();
-        let inputs = [TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![8, 3, 224] }];
+        let inputs = [TensorShape::new("x", Datatype::Fp32, vec![8, 3, 224])];
         let values = Values { inputs: &inputs, ..values(&settings) };
         assert_eq!(values.expand("{device}").unwrap(), "cuda:0");
         let cpu = Device { kind: DeviceKind::Cpu, ..DEVICE.clone() };

@@ -50,7 +50,7 @@ async fn an_engine_that_dies_fails_at_once_with_its_last_lines() {
         problem.message.contains("exited with code 3") && problem.message.ends_with("model m is broken"),
         "{problem}"
     );
-    assert!(problem.hint.unwrap().contains("test-slot0.log"));
+    assert!(problem.hint.unwrap().contains("slot0-0-test.log"));
     assert!(started.elapsed() < spec.ready_timeout / 2);
 }
 
@@ -155,4 +155,33 @@ async fn a_killed_workers_engine_keeps_its_device_locked_until_the_next_ends_it(
     assert!(alive("child") && alive("escaped"), "the orphans are what this is about");
     let _lock = take().unwrap();
     assert!(!alive("child") && !alive("escaped"));
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_take_its_model_says_so_in_one_line_and_is_not_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));
+    let words = "echo starting; echo 'error: the opset is too new'; echo 'hint: export it again'; exit 65";
+    let spec = testing::engine("sh", &["-c", words]);
+    let problem = Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+    assert_eq!(problem.code, Code::EngineRefused);
+    assert!(!problem.code.retryable());
+    assert_eq!(problem.message, "engine test does not take the model: the opset is too new");
+    let hint = problem.hint.unwrap();
+    assert!(hint.starts_with("export it again; the whole log is "), "{hint}");
+}
+
+#[tokio::test]
+async fn each_deployment_has_a_log_of_its_own_and_the_oldest_of_many_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));
+    for word in ["first", "second"] {
+        let spec = testing::engine("sh", &["-c", &format!("echo {word}; exit 3")]);
+        Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+    }
+    let log = |number: u64| fs::read_to_string(folder.path().join(format!("logs/slot0-{number}-test.log")));
+    assert_eq!((log(0).unwrap().trim(), log(1).unwrap().trim()), ("first", "second"));
+    place.launched.store(LOGS, Ordering::Relaxed);
+    place.log("test");
+    assert!(log(0).is_err() && log(1).is_ok());
 }

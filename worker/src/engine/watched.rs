@@ -14,9 +14,9 @@ use tokio::sync::watch;
 
 /// For the last output of an engine that has ended to be read.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Lines kept for errors, and bytes of each.
+/// Lines kept for errors, and bytes of each: its end, where a reason stands.
 const TAIL_LINES: usize = 40;
-const LINE_BYTES: usize = 400;
+const LINE_BYTES: usize = 600;
 /// A log file grows to this and no further.
 const LOG_BYTES: usize = 16 << 20;
 
@@ -115,22 +115,26 @@ impl Tail {
     }
 
     pub fn text(&self) -> String {
-        let lines: Vec<_> = self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end().to_owned()).collect();
-        lines.join("\n")
+        self.lines.iter().map(|line| shown(line)).collect::<Vec<_>>().join("\n")
     }
 }
 
-/// Adds to a line up to its cap; its end is always kept.
+/// Adds to a line, of which no more than twice its cap is held: its end.
 fn extend_line(line: &mut Vec<u8>, piece: &[u8]) {
-    let (text, newline) = match piece.split_last() {
-        Some((b'\n', text)) => (text, true),
-        _ => (piece, false),
-    };
-    let room = LINE_BYTES.saturating_sub(line.len());
-    line.extend_from_slice(&text[..text.len().min(room)]);
-    if newline {
-        line.push(b'\n');
+    line.extend_from_slice(&piece[piece.len().saturating_sub(2 * LINE_BYTES)..]);
+    let over = line.len().saturating_sub(2 * LINE_BYTES);
+    line.drain(..over);
+}
+
+/// A line as it is shown: the end of a long one.
+fn shown(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim_end();
+    let mut from = text.len().saturating_sub(LINE_BYTES);
+    while !text.is_char_boundary(from) {
+        from += 1;
     }
+    if from == 0 { text.to_owned() } else { format!("…{}", &text[from..]) }
 }
 
 /// How many engines have not wholly ended yet.
@@ -165,17 +169,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tail_keeps_the_last_lines_and_cuts_long_ones() {
+    fn a_tail_keeps_the_last_lines_and_the_ends_of_long_ones() {
         let mut tail = Tail::default();
         for line in 0..100 {
             tail.push(format!("line {line}\n").as_bytes());
         }
         tail.push(&[b'x'; 10_000]);
-        tail.push(b"y\nend");
+        tail.push("é: the reason\nend".as_bytes());
         let text = tail.text();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), TAIL_LINES);
         assert_eq!(lines[0], "line 62");
-        assert_eq!((lines[38].len(), lines[39]), (LINE_BYTES, "end"));
+        assert!(lines[38].starts_with("…x") && lines[38].ends_with("xé: the reason"), "{}", lines[38]);
+        assert_eq!((lines[38].len(), lines[39]), ("…".len() + LINE_BYTES, "end"));
     }
 }

@@ -61,11 +61,12 @@ fn subject() -> Subject {
         model: "m".into(),
         version: String::new(),
         signature: String::new(),
-        inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![2, 3] }],
+        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![2, 3])],
         outputs: Vec::new(),
         batch_size: 2,
         seed: 1,
         data: None,
+        output_axes: Default::default(),
     }
 }
 

@@ -1,11 +1,16 @@
-//! Test data from a seed: values that a model can bear, and the check that values are finite.
+//! Test data from a seed: values that most models take, and the check that values are finite.
 
 use bytes::Bytes;
-use modelmeter_common::model::{Datatype, SHORT_STRING, TensorShape};
+use modelmeter_common::{
+    model::{Datatype, SHORT_STRING, TensorShape},
+    testdata::{Fill, half},
+};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Integers are drawn below this: small ids, valid in any vocabulary.
-const IDS: u64 = 1000;
+/// Integers of 16 bits and more are drawn below this: flags and indexes that are valid almost everywhere.
+const INTEGERS: u64 = 2;
+/// Strings end in a number below this.
+const WORDS: u64 = 1000;
 
 /// Little-endian contents for a tensor; strings as KServe v2 has them (a four-byte length before each).
 pub fn generate(tensor: &TensorShape, seed: u64) -> Bytes {
@@ -17,6 +22,12 @@ pub fn generate(tensor: &TensorShape, seed: u64) -> Bytes {
         push(&mut out, tensor.dtype, fixed, &mut rng);
     }
     out.into()
+}
+
+/// The contents of an input that a user fills, a range from the seed.
+pub fn filled(tensor: &TensorShape, fill: &Fill, seed: u64) -> Bytes {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    fill.contents(tensor, || rng.random())
 }
 
 /// What masks and segment ids of transformers must be for the input to be one whole sentence.
@@ -32,9 +43,9 @@ fn fixed_value(name: &str) -> Option<u64> {
 }
 
 fn push(out: &mut Vec<u8>, dtype: Datatype, fixed: Option<u64>, rng: &mut SmallRng) {
-    let id = fixed.unwrap_or_else(|| rng.random_range(0..IDS));
+    let id = fixed.unwrap_or_else(|| rng.random_range(0..INTEGERS));
     match dtype {
-        Datatype::Bool => out.push(fixed.unwrap_or(id & 1) as u8),
+        Datatype::Bool => out.push(id.min(1) as u8),
         Datatype::Uint8 => out.push(fixed.unwrap_or_else(|| rng.random_range(0..256)) as u8),
         Datatype::Int8 => out.push(fixed.unwrap_or_else(|| rng.random_range(0..128)) as u8),
         Datatype::Uint16 | Datatype::Int16 => out.extend((id as u16).to_le_bytes()),
@@ -45,7 +56,7 @@ fn push(out: &mut Vec<u8>, dtype: Datatype, fixed: Option<u64>, rng: &mut SmallR
         Datatype::Fp32 => out.extend(real(fixed, rng).to_le_bytes()),
         Datatype::Fp64 => out.extend(f64::from(real(fixed, rng)).to_le_bytes()),
         Datatype::Bytes => {
-            let text = format!("text {id}");
+            let text = format!("text {}", rng.random_range(0..WORDS));
             out.extend((text.len() as u32).to_le_bytes());
             out.extend(text.as_bytes());
         }
@@ -61,17 +72,6 @@ fn real(fixed: Option<u64>, rng: &mut SmallRng) -> f32 {
     let value = sum * 3f32.sqrt();
     // Denormals slow some engines down a hundredfold.
     if value.abs() < 1e-3 { 1e-3 } else { value }
-}
-
-/// The IEEE half of a float that is neither denormal nor too large for one; cut, not rounded.
-fn half(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let sign = (bits >> 16) & 0x8000;
-    let exponent = ((bits >> 23) & 0xff) as i32 - 127 + 15;
-    if value == 0.0 || exponent <= 0 {
-        return sign as u16;
-    }
-    (sign | ((exponent as u32) << 10) | ((bits >> 13) & 0x3ff)) as u16
 }
 
 /// The place of the first value that is not finite, in elements; none for integers and strings.
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     fn tensor(name: &str, dtype: Datatype) -> TensorShape {
-        TensorShape { name: name.into(), dtype, shape: vec![4, 256] }
+        TensorShape::new(name, dtype, vec![4, 256])
     }
 
     #[test]

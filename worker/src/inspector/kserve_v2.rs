@@ -1,6 +1,6 @@
 //! KServe v2 (Open Inference Protocol) over gRPC: TorchScript, ONNX and Triton speak it.
 
-use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
+use super::{Inspector, Metadata, Output, Remark, Subject, bad_response, check_outputs, grpc_frame};
 use crate::{
     endpoint::Endpoint,
     load::{self, Unanswered},
@@ -120,7 +120,15 @@ impl Inspector for KserveV2 {
     }
 
     fn check(&self, message: &[u8]) -> Result<(), Problem> {
+        self.examine(message).map(drop)
+    }
+
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
         check_outputs(&self.subject, &self.decode(message)?)
+    }
+
+    fn doubts(&self) -> Option<String> {
+        self.subject.doubts()
     }
 }
 
@@ -145,10 +153,14 @@ fn typed_bytes(dtype: Datatype, c: &InferTensorContents) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{DIFFERS, NOT_FINITE},
+        *,
+    };
+    use std::collections::BTreeMap;
 
     fn inspector() -> KserveV2 {
-        let tensor = TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![2, 3] };
+        let tensor = TensorShape::new("x", Datatype::Fp32, vec![2, 3]);
         let output = TensorSpec {
             name: "y".into(),
             dtype: Datatype::Fp32,
@@ -163,6 +175,7 @@ mod tests {
             batch_size: 2,
             seed: 3,
             data: None,
+            output_axes: BTreeMap::new(),
         })
     }
 
@@ -192,14 +205,14 @@ mod tests {
     const DISTINCT: usize = super::super::DISTINCT_REQUESTS;
 
     #[test]
-    fn responses_are_checked_for_name_type_shape_size_and_finite_values() {
+    fn an_answer_that_cannot_be_for_the_batch_is_wrong() {
         let it = inspector();
         it.check(&response(vec![2, 2], &[1.0; 4])).unwrap();
         let wrong = [
-            (response(vec![1, 2], &[1.0; 2]), "shape"),
-            (response(vec![2, 3], &[1.0; 6]), "shape"),
+            (response(vec![1, 2], &[1.0; 2]), "shape [1, 2] for a batch of 2, [n, 2] was declared"),
+            (response(vec![1], &[1.0]), "shape [1] for a batch of 2"),
             (response(vec![2, 2], &[1.0; 3]), "bytes"),
-            (response(vec![2, 2], &[1.0, f32::NAN, 1.0, 1.0]), "finite"),
+            (response(vec![-2, 2], &[1.0; 3]), "impossible"),
             (vec![0xff; 9], "not a ModelInferResponse"),
             (Vec::new(), "no outputs"),
         ];
@@ -207,5 +220,47 @@ mod tests {
             let problem = it.check(&message).unwrap_err();
             assert!(problem.message.contains(why), "{problem} should say {why}");
         }
+    }
+
+    #[test]
+    fn what_else_differs_is_remarked_on_with_what_was_expected_and_got() {
+        let it = inspector();
+        assert!(it.examine(&response(vec![2, 2], &[1.0; 4])).unwrap().is_empty());
+        for (shape, values, code, says) in [
+            (vec![2, 3], vec![1.0; 6], DIFFERS, "[2, 3] for a batch of 2, [n, 2] was declared"),
+            (vec![5, 2], vec![1.0; 10], DIFFERS, "[5, 2]"),
+            (vec![0, 2], vec![], DIFFERS, "[0, 2]"),
+            (vec![2], vec![1.0; 2], DIFFERS, "[2] for a batch of 2"),
+            (vec![1, 2, 2], vec![1.0; 4], DIFFERS, "[1, 2, 2]"),
+            (vec![2, 2], vec![1.0, f32::NEG_INFINITY, 1.0, 1.0], NOT_FINITE, "element 1"),
+            (vec![2, 2], vec![1.0, 1.0, 1.0, f32::NAN], NOT_FINITE, "element 3"),
+        ] {
+            let [only] = it.examine(&response(shape, &values)).unwrap().try_into().unwrap();
+            assert!(only.code == code && only.message.contains(says), "{only:?}");
+        }
+    }
+
+    #[test]
+    fn rows_of_their_own_are_as_many_as_they_are() {
+        let with = |axis| {
+            let mut it = inspector();
+            it.subject.output_axes = [("y".to_owned(), axis)].into();
+            it
+        };
+        let one_row = response(vec![1, 2], &[1.0; 2]);
+        assert!(with(None).examine(&one_row).unwrap().is_empty());
+        assert!(with(Some(0)).examine(&one_row).is_err());
+        assert!(with(Some(1)).examine(&response(vec![7, 2], &[1.0; 14])).unwrap().is_empty());
+        assert!(with(Some(1)).examine(&response(vec![2, 1], &[1.0; 2])).is_err());
+    }
+
+    #[test]
+    fn integers_that_nobody_gave_are_doubted_with_the_flag_that_sets_them() {
+        let mut it = inspector();
+        assert_eq!(it.doubts(), None);
+        it.subject.inputs.push(TensorShape::new("rate", Datatype::Int64, vec![]));
+        it.subject.inputs.push(TensorShape::new("ids", Datatype::Int32, vec![2, 9]));
+        let doubts = it.doubts().unwrap();
+        assert!(doubts.contains("--data rate=16000 --data ids=0..30000"), "{doubts}");
     }
 }

@@ -25,9 +25,10 @@ use modelmeter_common::{
     Code, Problem,
     engine::Protocol,
     model::{Datatype, Dim, TensorShape, TensorSpec},
+    request::describe,
     testdata::DataSet,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
@@ -64,6 +65,8 @@ pub struct Subject {
     pub seed: u64,
     /// Test data of the user's own.
     pub data: Option<Arc<DataSet>>,
+    /// The axis that counts items in each output of which that is known; none: its rows are its own.
+    pub output_axes: BTreeMap<String, Option<u32>>,
 }
 
 impl Subject {
@@ -73,9 +76,31 @@ impl Subject {
     /// `invalid_argument` for data that does not fit.
     pub fn contents(&self, nth: u64) -> Result<Vec<Bytes>, Problem> {
         let seed = |i: usize| self.seed ^ (nth << 32) ^ ((i as u64) << 48);
-        let given = |tensor| self.data.as_ref().map_or(Ok(None), |data| data.contents(tensor, nth));
-        let inputs = self.inputs.iter().enumerate();
-        inputs.map(|(i, t)| Ok(given(t)?.unwrap_or_else(|| data::generate(t, seed(i))))).collect()
+        let of = |(i, tensor): (usize, &TensorShape)| {
+            let Some(given) = &self.data else { return Ok(data::generate(tensor, seed(i))) };
+            match given.fill(&tensor.name) {
+                Some(fill) => Ok(data::filled(tensor, fill, seed(i))),
+                None => Ok(given.contents(tensor, nth)?.unwrap_or_else(|| data::generate(tensor, seed(i)))),
+            }
+        };
+        self.inputs.iter().enumerate().map(of).collect()
+    }
+
+    /// What the user may have to say of inputs for which random values are likely wrong, integers that nobody gave; none
+    /// where there is no such input.
+    pub fn doubts(&self) -> Option<String> {
+        let is_given = |input: &&TensorShape| self.data.as_ref().is_some_and(|data| data.has(&input.name));
+        let integers =
+            [Datatype::Int16, Datatype::Int32, Datatype::Int64, Datatype::Uint16, Datatype::Uint32, Datatype::Uint64];
+        let doubtful = self.inputs.iter().filter(|input| integers.contains(&input.dtype) && !is_given(input));
+        let flag = |input: &TensorShape| match input.elements() {
+            0 | 1 => format!("--data {}=16000", input.name),
+            _ => format!("--data {}=0..30000", input.name),
+        };
+        let flags: Vec<String> = doubtful.map(flag).collect();
+        (!flags.is_empty()).then(|| {
+            format!("random integers are 0 and 1, which may be wrong here; say what they are, as {}", flags.join(" "))
+        })
     }
 }
 
@@ -201,7 +226,8 @@ fn refused(unanswered: Unanswered, endpoint: &Endpoint, model: &str, protocol: P
     let (code, hint) = match unanswered.grpc_status() {
         Some(NOT_FOUND | INVALID_ARGUMENT) => (Code::NotFound, "name a model that the server has".to_owned()),
         Some(UNIMPLEMENTED) => {
-            (Code::InvalidArgument, format!("the server does not speak {} over gRPC", protocol.as_str()))
+            let hint = "a server that does not tell what a model takes is told it: --input x:fp32:3,224,224";
+            (Code::InvalidArgument, format!("does the server speak {} over gRPC? {hint}", protocol.as_str()))
         }
         Some(DEADLINE_EXCEEDED | CANCELLED) => (Code::DeadlineExceeded, "is the server busy?".into()),
         Some(_) => (Code::Unreachable, "look at the server's log".into()),
@@ -234,34 +260,131 @@ pub struct Output {
     pub raw: Bytes,
 }
 
-/// Checks that each expected output is there, and each output against the signature and against itself: type, shape,
-/// size, finite values.
-fn check_outputs(subject: &Subject, outputs: &[Output]) -> Result<(), Problem> {
+/// A difference between an answer and what the server declared, which does not change how fast it came.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remark {
+    /// For programs: the code of the warning that it becomes.
+    pub code: &'static str,
+    /// The output that it is about.
+    pub output: String,
+    /// For people: what was declared and what came.
+    pub message: String,
+}
+
+impl Remark {
+    /// Adds it to others, unless the like of it is among them.
+    pub fn add_to(&self, remarks: &mut Vec<Self>) {
+        if !remarks.iter().any(|known| (known.code, &known.output) == (self.code, &self.output)) {
+            remarks.push(self.clone());
+        }
+    }
+}
+
+/// The code of outputs that are not as they were declared.
+pub const DIFFERS: &str = "output_differs";
+/// The code of outputs that hold infinities or NaN.
+pub const NOT_FINITE: &str = "output_not_finite";
+
+/// Checks each output against itself and against the signature. What cannot be an answer to this batch is an error; what
+/// else differs is remarked on.
+fn check_outputs(subject: &Subject, outputs: &[Output]) -> Result<Vec<Remark>, Problem> {
     if outputs.is_empty() {
         return Err(bad_response("the response has no outputs"));
     }
-    if let Some(missing) = subject.outputs.iter().find(|expected| outputs.iter().all(|o| o.name != expected.name)) {
-        return Err(bad_response(format!("output '{}' is missing", missing.name)));
+    let differs = |name: &str, message: String| Remark { code: DIFFERS, output: name.to_owned(), message };
+    let mut remarks = Vec::new();
+    for declared in subject.outputs.iter().filter(|declared| outputs.iter().all(|o| o.name != declared.name)) {
+        remarks.push(differs(&declared.name, format!("output '{}' was declared and did not come", declared.name)));
     }
-    outputs.iter().try_for_each(|output| check_output(subject, output))
+    for output in outputs {
+        check_size(output)?;
+        if let Some(declared) = subject.outputs.iter().find(|declared| declared.name == output.name) {
+            remarks.extend(compare(subject, declared, output)?.map(|message| differs(&output.name, message)));
+        }
+        if let Some(at) = data::first_not_finite(output.dtype, &output.raw) {
+            let name = output.name.clone();
+            let message = format!(
+                "output '{name}' holds infinities or NaN, first at element {at}: masked scores may be so by design, else give \
+                 data that the model understands (--data)"
+            );
+            remarks.push(Remark { code: NOT_FINITE, output: name, message });
+        }
+    }
+    Ok(remarks)
 }
 
-fn check_output(subject: &Subject, output: &Output) -> Result<(), Problem> {
-    let Output { name, dtype, shape, raw } = output;
-    if let Some(expected) = subject.outputs.iter().find(|expected| expected.name == *name) {
-        check_against(expected, *dtype, shape, subject.batch_size)?;
-    }
+/// That an output has as many bytes as its shape needs.
+fn check_size(Output { name, dtype, shape, raw }: &Output) -> Result<(), Problem> {
     let elements =
         elements(shape).ok_or_else(|| bad_response(format!("output '{name}' has an impossible shape {shape:?}")))?;
-    if let Some(size) = dtype.size()
-        && elements.checked_mul(size as u64) != Some(raw.len() as u64)
-    {
-        let message = format!("output '{name}' has {} bytes, its shape needs {elements} of {size}", raw.len());
-        return Err(bad_response(message));
+    match dtype.size() {
+        Some(size) if elements.checked_mul(size as u64) != Some(raw.len() as u64) => {
+            let message = format!("output '{name}' has {} bytes, its shape needs {elements} of {size}", raw.len());
+            Err(bad_response(message))
+        }
+        _ => Ok(()),
     }
-    match data::first_not_finite(*dtype, raw) {
-        Some(at) => Err(bad_response(format!("output '{name}' is not finite at element {at}")).with_field("values")),
-        None => Ok(()),
+}
+
+/// How an output differs from what was declared, in words; none where it does not.
+///
+/// # Errors
+/// `bad_response` where it cannot be for this batch.
+fn compare(subject: &Subject, declared: &TensorSpec, output: &Output) -> Result<Option<String>, Problem> {
+    let Output { name, dtype, shape, .. } = output;
+    let batch = subject.batch_size;
+    let axis = subject.output_axes.get(name).copied().unwrap_or_else(|| counts_items(declared, batch));
+    let differs = match fit(&declared.shape, axis, shape, i64::from(batch)) {
+        Fit::OtherBatch => {
+            let message = format!(
+                "output '{name}' has shape {shape:?} for a batch of {batch}, {} was declared",
+                describe(&declared.shape)
+            );
+            return Err(bad_response(message).with_field("shape"));
+        }
+        Fit::Differs => {
+            Some(format!("has shape {shape:?} for a batch of {batch}, {} was declared", describe(&declared.shape)))
+        }
+        Fit::Same => None,
+    };
+    let other = (*dtype != declared.dtype).then(|| format!("is {dtype}, {} was declared", declared.dtype));
+    let said: Vec<String> = differs.into_iter().chain(other).collect();
+    Ok((!said.is_empty()).then(|| format!("output '{name}' {}", said.join(" and "))))
+}
+
+/// The axis of an output that counts items as far as the server tells it: an open first one, or one as long as the batch.
+fn counts_items(declared: &TensorSpec, batch: u32) -> Option<u32> {
+    match declared.shape.first() {
+        Some(Dim::Dynamic(_)) => Some(0),
+        Some(Dim::Fixed(length)) if batch > 1 && *length == u64::from(batch) => Some(0),
+        _ => None,
+    }
+}
+
+#[derive(PartialEq, Debug)]
+enum Fit {
+    Same,
+    Differs,
+    /// It can be no answer to a call of so many items.
+    OtherBatch,
+}
+
+/// How a shape fits what was declared; nothing is declared by a shape without axes.
+fn fit(declared: &[Dim], items: Option<u32>, got: &[i64], batch: i64) -> Fit {
+    let elements = elements(got).unwrap_or(0);
+    let fixed = |(got, want): (&i64, &Dim)| !matches!(want, Dim::Fixed(want) if *got as u64 != *want);
+    let alike = got.len() == declared.len() && got.iter().zip(declared).all(fixed);
+    match items.map(|axis| axis as usize) {
+        _ if declared.is_empty() => Fit::Same,
+        None if alike => Fit::Same,
+        None => Fit::Differs,
+        Some(axis) if got.len() == declared.len() => match got.get(axis) {
+            Some(&length) if length == batch && alike => Fit::Same,
+            Some(&length) if 0 < length && length < batch => Fit::OtherBatch,
+            _ => Fit::Differs,
+        },
+        Some(_) if got.first() == Some(&batch) || elements % batch.max(1).unsigned_abs() == 0 => Fit::Differs,
+        Some(_) => Fit::OtherBatch,
     }
 }
 
@@ -273,22 +396,6 @@ fn prefixed(strings: &[Bytes]) -> Vec<u8> {
 /// How many elements a shape has; none for one that is impossible.
 fn elements(shape: &[i64]) -> Option<u64> {
     shape.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?))
-}
-
-fn check_against(expected: &TensorSpec, dtype: Datatype, shape: &[i64], batch: u32) -> Result<(), Problem> {
-    let name = &expected.name;
-    if dtype != expected.dtype {
-        return Err(bad_response(format!("output '{name}' is {dtype}, not {}", expected.dtype)).with_field("dtype"));
-    }
-    let fits = |(axis, (got, want)): (usize, (&i64, &Dim))| match want {
-        Dim::Fixed(want) => *got as u64 == *want,
-        Dim::Dynamic(_) => axis > 0 || *got == i64::from(batch),
-    };
-    if shape.len() != expected.shape.len() || !shape.iter().zip(&expected.shape).enumerate().all(fits) {
-        let message = format!("output '{name}' has shape {shape:?} for a batch of {batch}");
-        return Err(bad_response(message).with_field("shape"));
-    }
-    Ok(())
 }
 
 /// One protocol's client. The hooks have the names that users of MLModelCI's inspectors know.
@@ -314,8 +421,18 @@ pub trait Inspector: Send + Sync {
         Err(Problem::invalid("inspector", "this inspector does not tell the outputs of a response apart"))
     }
 
-    /// Checks a response's message (without the prefix) wholly: names, types, shapes, sizes, finite values.
+    /// Checks a response's message (without the prefix) wholly: whether it can be an answer to the call.
     fn check(&self, message: &[u8]) -> Result<(), Problem>;
+
+    /// The same, with what is otherwise worth a word.
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
+        self.check(message).map(|()| Vec::new())
+    }
+
+    /// What the user may have to say of the inputs if the server refuses them.
+    fn doubts(&self) -> Option<String> {
+        None
+    }
 
     /// Calls that it makes itself, for the timed loop to time; none where its requests are sent.
     fn caller(&self) -> Option<Box<dyn Caller>> {

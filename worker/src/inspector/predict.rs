@@ -3,7 +3,7 @@
 //! They tell neither their signature nor whether they are ready: the user says the one, and that they answer at all
 //! is the other, since they load their model before they listen. Source: MLModelCI, `modelci/hub/deployer`.
 
-use super::{Inspector, Output, Subject, bad_response, grpc_frame};
+use super::{Inspector, Output, Remark, Subject, bad_response, grpc_frame};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
@@ -98,12 +98,8 @@ impl Inspector for Predict {
     fn decode(&self, message: &[u8]) -> Result<Vec<Output>, Problem> {
         let response = InferResponse::decode(message)
             .map_err(|e| bad_response(format!("the response is not an InferResponse: {e}")))?;
-        // What Python writes for them, which is no JSON.
-        if ["NaN", "Infinity"].iter().any(|word| response.json.contains(word)) {
-            return Err(bad_response("the output is not finite"));
-        }
-        let output: Value =
-            serde_json::from_str(&response.json).map_err(|e| bad_response(format!("the output is not JSON: {e}")))?;
+        let output: Value = serde_json::from_str(&quoted_words(&response.json))
+            .map_err(|e| bad_response(format!("the output is not JSON: {e}")))?;
         let samples = self.subject.batch_size as usize;
         let is_batch = |value: &Value| value.as_array().is_some_and(|list| list.len() == samples);
         match output.as_array() {
@@ -114,8 +110,45 @@ impl Inspector for Predict {
     }
 
     fn check(&self, message: &[u8]) -> Result<(), Problem> {
-        self.decode(message).map(drop)
+        self.examine(message).map(drop)
     }
+
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
+        let outputs = self.decode(message)?;
+        let is_finite = |output: &Output| super::data::first_not_finite(output.dtype, &output.raw).is_none();
+        if outputs.iter().all(is_finite) {
+            return Ok(Vec::new());
+        }
+        let message = "an output holds infinities or NaN: give data that the model understands (--data)".to_owned();
+        Ok(vec![Remark { code: super::NOT_FINITE, output: String::new(), message }])
+    }
+
+    fn doubts(&self) -> Option<String> {
+        self.subject.doubts()
+    }
+}
+
+/// What Python writes for infinities and NaN, which is no JSON.
+const NOT_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// The text with those as strings. The output is made of numbers, so that nothing else is a string.
+fn quoted_words(json: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphabetic() || c == '-';
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find(NOT_NUMBERS.map(|word| word.chars().next().unwrap_or_default())) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let end = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len()).max(1);
+        let word = &rest[..end];
+        if NOT_NUMBERS.contains(&word) {
+            out.extend(["\"", word, "\""]);
+        } else {
+            out.push_str(word);
+        }
+        rest = &rest[end..];
+    }
+    out + rest
 }
 
 /// Nested lists of equal lengths as a tensor. They have neither name nor type.
@@ -134,7 +167,8 @@ fn push(value: &Value, raw: &mut Vec<u8>) -> Result<(), Problem> {
     match value {
         Value::Array(list) => list.iter().try_for_each(|value| push(value, raw)),
         _ => {
-            let number = value.as_f64().or_else(|| value.as_bool().map(f64::from));
+            let word = || value.as_str().filter(|text| NOT_NUMBERS.contains(text)).map(|_| f64::NAN);
+            let number = value.as_f64().or_else(|| value.as_bool().map(f64::from)).or_else(word);
             let number = number.ok_or_else(|| bad_response("the output is not made of numbers"))?;
             raw.extend((number as f32).to_le_bytes());
             Ok(())
@@ -156,11 +190,12 @@ mod tests {
             batch_size: 2,
             seed: 3,
             data: None,
+            output_axes: Default::default(),
         }
     }
 
     fn tensor(dtype: Datatype) -> TensorShape {
-        TensorShape { name: "x".into(), dtype, shape: vec![2, 3, 4] }
+        TensorShape::new("x", dtype, vec![2, 3, 4])
     }
 
     #[test]
@@ -192,7 +227,6 @@ mod tests {
         }
         for (bad, why) in [
             ("[[1, 2, 3]]", "2 samples"),
-            ("[[1, NaN], [1, 2]]", "finite"),
             ("[[1, null], [1, 2]]", "numbers"),
             ("", "JSON"),
             ("3", "samples"),
@@ -202,6 +236,9 @@ mod tests {
             let problem = check(bad).unwrap_err();
             assert!(problem.message.contains(why), "{bad}: {problem}");
         }
+        let odd = InferResponse { json: "[[1, NaN], [-Infinity, -2]]".into(), meta: String::new() }.encode_to_vec();
+        let [only] = inspector.examine(&odd).unwrap().try_into().unwrap();
+        assert_eq!(only.code, super::super::NOT_FINITE);
         let two = InferResponse { json: "[[[1], [2]], [[3, 4], [5, 6]]]".into(), meta: String::new() };
         let outputs = inspector.decode(&two.encode_to_vec()).unwrap();
         assert_eq!(outputs.iter().map(|output| output.shape.clone()).collect::<Vec<_>>(), [vec![2, 1], vec![2, 2]]);

@@ -1,6 +1,6 @@
 //! TensorFlow Serving: Predict on a SavedModel's signature.
 
-use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs, grpc_frame};
+use super::{Inspector, Metadata, Output, Remark, Subject, bad_response, check_outputs, grpc_frame};
 use crate::{
     endpoint::Endpoint,
     load::{self, Unanswered},
@@ -98,7 +98,15 @@ impl Inspector for Tfs {
     }
 
     fn check(&self, message: &[u8]) -> Result<(), Problem> {
+        self.examine(message).map(drop)
+    }
+
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
         check_outputs(&self.subject, &self.decode(message)?)
+    }
+
+    fn doubts(&self) -> Option<String> {
+        self.subject.doubts()
     }
 }
 
@@ -177,11 +185,12 @@ mod tests {
             model: "m".into(),
             version: String::new(),
             signature: "serving_default".into(),
-            inputs: vec![TensorShape { name: "x".into(), dtype, shape: vec![2, 3] }],
+            inputs: vec![TensorShape::new("x", dtype, vec![2, 3])],
             outputs: vec![output],
             batch_size: 2,
             seed: 3,
             data: None,
+            output_axes: BTreeMap::new(),
         })
     }
 
@@ -229,7 +238,6 @@ mod tests {
         let wrong = [
             (response(&[1, 2], raw(&[1.0; 2])), "shape"),
             (response(&[2, 2], raw(&[1.0; 3])), "bytes"),
-            (response(&[2, 2], typed(&[1.0, f32::NAN])), "finite"),
             (response(&[2, 2], TensorProto::default()), "bytes"),
             (vec![0xff; 9], "not a PredictResponse"),
             (Vec::new(), "no outputs"),

@@ -253,6 +253,7 @@ mod tests {
             batch_size: 1,
             seed: 0,
             data: None,
+            output_axes: Default::default(),
         };
         let timed = Timed { inner: KserveV2::new(subject), fails: fails.to_vec(), callers: AtomicUsize::new(0) };
         Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(timed)).unwrap()

@@ -23,7 +23,7 @@ const STATIC_ENTRIES: u64 = 61;
 /// Of gRPC's messages; a suffix may say how they are encoded.
 const CONTENT_TYPE: &str = "application/grpc";
 /// Characters of the server's words that are kept.
-const MAX_WORDS: usize = 300;
+const MAX_WORDS: usize = 400;
 /// The table that a peer has unless its settings say otherwise.
 pub(super) const DEFAULT_TABLE: u32 = 4096;
 
@@ -101,7 +101,7 @@ fn put_int(out: &mut Vec<u8>, pattern: u8, prefix_bits: u32, value: usize) {
 pub(super) struct ResponseHead {
     pub http_status: Option<u16>,
     pub grpc_status: Option<u32>,
-    /// One line, without control characters, cut to [`MAX_WORDS`] characters.
+    /// One line, without control characters, of [`MAX_WORDS`] characters: the beginning and the end of a longer one.
     pub grpc_message: Option<String>,
     /// The content type, where it is not gRPC's; one line as well.
     pub foreign_type: Option<String>,
@@ -195,12 +195,13 @@ impl ResponseHead {
 /// What a server says goes into reports and to terminals.
 pub(super) fn in_a_line(words: &str) -> String {
     let spaced = words.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
-    let mut plain = spaced.filter(|c| !c.is_control());
-    let mut line: String = plain.by_ref().take(MAX_WORDS).collect();
-    if plain.next().is_some() {
-        line.push('…');
+    let plain: Vec<char> = spaced.filter(|c| !c.is_control()).collect();
+    if plain.len() <= MAX_WORDS {
+        return plain.into_iter().collect();
     }
-    line
+    // What failed stands at the beginning, why at the end.
+    let (beginning, end) = (&plain[..MAX_WORDS / 4], &plain[plain.len() - (MAX_WORDS - MAX_WORDS / 4)..]);
+    beginning.iter().chain(&['…']).chain(end).collect()
 }
 
 /// Source: the gRPC documentation, "gRPC over HTTP2", Status-Message.
@@ -415,8 +416,9 @@ mod tests {
             ResponseHead::parse(&block).unwrap().grpc_message.unwrap()
         };
         assert_eq!(message("no%0Amodel\there%1b[2J%00 \u{9b}ü"), "no model here[2J ü");
-        let long = message(&"ü".repeat(10_000));
-        assert_eq!((long.chars().count(), long.ends_with("ü…")), (MAX_WORDS + 1, true));
+        let long = message(&format!("in node If_0: {}: 3 dims expected", "ü".repeat(10_000)));
+        assert_eq!((long.chars().count(), long.contains("ü…ü")), (MAX_WORDS + 1, true));
+        assert!(long.starts_with("in node If_0: ü") && long.ends_with("ü: 3 dims expected"), "{long}");
         assert_eq!(message(&"x".repeat(MAX_WORDS)).len(), MAX_WORDS);
     }
 

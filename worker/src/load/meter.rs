@@ -12,7 +12,10 @@ use super::{
     search,
     verdict::{self, LOST},
 };
-use crate::sample::{Probes, Running};
+use crate::{
+    inspector::Remark,
+    sample::{Probes, Running},
+};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
@@ -165,7 +168,7 @@ struct Meter<'a> {
     down: Option<Down>,
     last_seen: Instant,
     begun: Instant,
-    checks: JoinSet<Result<(), Problem>>,
+    checks: JoinSet<Result<Vec<Remark>, Problem>>,
 }
 
 /// No connection stands.
@@ -276,7 +279,7 @@ impl<'a> Meter<'a> {
             Report::Answer(message) => {
                 let (inspector, shared) = (self.target.inspector.clone(), self.control.shared.clone());
                 self.checks.spawn_blocking(move || {
-                    let checked = inspector.check(&message);
+                    let checked = inspector.examine(&message);
                     shared.checking.store(false, Relaxed);
                     checked
                 });
@@ -417,7 +420,7 @@ impl<'a> Meter<'a> {
             self.warmup_time = Duration::ZERO;
         }
         self.take_silence();
-        let (checked, bad_answers) = self.checked().await;
+        let (checked, bad_answers, remarks) = self.checked().await;
         let (throughput, percentiles) = (self.series.rate(), self.series.percentiles());
         let converged = self.rules.batches.map_or(self.converged, |calls| self.series.requests() >= calls);
         Ok(Observed {
@@ -440,6 +443,7 @@ impl<'a> Meter<'a> {
             nothing,
             checked,
             bad_answers,
+            remarks,
         })
     }
 
@@ -461,17 +465,17 @@ impl<'a> Meter<'a> {
         if measured_ns == 0 { 0.0 } else { ns as f64 / measured_ns as f64 }
     }
 
-    async fn checked(&mut self) -> (u64, Vec<Problem>) {
-        let (mut checked, mut bad) = (0, Vec::new());
+    async fn checked(&mut self) -> (u64, Vec<Problem>, Vec<Remark>) {
+        let (mut checked, mut bad, mut remarks) = (0, Vec::new(), Vec::new());
         while let Some(result) = self.checks.join_next().await {
             checked += 1;
             match result {
-                Ok(Ok(())) => {}
+                Ok(Ok(found)) => found.iter().for_each(|remark| remark.add_to(&mut remarks)),
                 Ok(Err(problem)) => bad.push(problem),
                 Err(_) => bad.push(Problem::new(Code::Internal, "the inspector panicked on an answer")),
             }
         }
-        (checked, bad)
+        (checked, bad, remarks)
     }
 
     fn nothing_succeeded(&self) -> Problem {

@@ -13,6 +13,7 @@ fn target() -> Target {
         batch_size: 1,
         seed: 0,
         data: None,
+        output_axes: Default::default(),
     };
     Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(KserveV2::new(subject))).unwrap()
 }

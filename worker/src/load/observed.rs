@@ -1,7 +1,7 @@
 //! What was seen of a point, before it is judged.
 
 use super::{outcome::Failure, recorder::Sends};
-use crate::sample::Samples;
+use crate::{inspector::Remark, sample::Samples};
 use modelmeter_common::{
     Problem,
     load::LoadPoint,
@@ -47,6 +47,8 @@ pub(super) struct Observed {
     pub nothing: Option<Problem>,
     pub checked: u64,
     pub bad_answers: Vec<Problem>,
+    /// How answers differ from what was declared, each kind of an output once.
+    pub remarks: Vec<Remark>,
 }
 
 impl Observed {
@@ -58,6 +60,7 @@ impl Observed {
         self.sends.unanswered_ns.extend(&earlier.sends.unanswered_ns);
         self.sends.most_in_flight = self.sends.most_in_flight.min(earlier.sends.most_in_flight);
         self.bad_answers.splice(0..0, earlier.bad_answers.iter().cloned());
+        earlier.remarks.iter().for_each(|remark| remark.add_to(&mut self.remarks));
         self.gone = self.gone.take().or_else(|| earlier.gone.clone());
     }
 
@@ -84,6 +87,7 @@ impl Observed {
             nothing: None,
             checked: 0,
             bad_answers: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     endpoint::{Endpoint, Trouble},
-    inspector::{Call, grpc_frame},
+    inspector::{Call, Remark, grpc_frame},
 };
 use modelmeter_common::{Code, Problem};
 use std::time::Duration;
@@ -30,10 +30,12 @@ pub struct Answer {
 }
 
 /// The first inference: engines compile and allocate in it, so it is not part of any point.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FirstInference {
     /// From just before the send to the whole response, in ms.
     pub latency_ms: f64,
+    /// How the answer differs from what was declared.
+    pub remarks: Vec<Remark>,
 }
 
 /// Makes the first call and checks its answer wholly.
@@ -42,16 +44,15 @@ pub async fn first_inference(
     timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<FirstInference, Problem> {
-    let latency = match target.inspector.caller() {
-        Some(caller) => blocking(move || caller::once(caller, timeout)).await?,
+    let (latency, remarks) = match target.inspector.caller() {
+        Some(caller) => (blocking(move || caller::once(caller, timeout)).await?, Vec::new()),
         None => {
             let answer = call_once(&target.endpoint, &target.call, timeout, cancel).await?;
             let inspector = target.inspector.clone();
-            blocking(move || inspector.check(&answer.message)).await?;
-            answer.latency
+            (answer.latency, blocking(move || inspector.examine(&answer.message)).await?)
         }
     };
-    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3 })
+    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3, remarks })
 }
 
 /// An inspector of the user's own may take a while.
@@ -171,7 +172,11 @@ impl Unanswered {
     pub fn problem(self, endpoint: &Endpoint, timeout: Duration) -> Problem {
         match self {
             Self::Unconnected { failure, words } => unreachable(endpoint, failure, &words),
-            Self::Failed { failure, words } => failed(endpoint, failure, words.as_deref()),
+            Self::Failed { failure, words } => {
+                let problem = failed(endpoint, failure, words.as_deref());
+                let code = if failure.is_refusal() { Code::EngineRefused } else { problem.code };
+                Problem { code, ..problem }
+            }
             Self::Silent => silent(endpoint, timeout),
             Self::Other(problem) => problem,
         }

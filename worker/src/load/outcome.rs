@@ -128,6 +128,12 @@ impl Failure {
         matches!(self, Self::Refused | Self::Grpc(UNAVAILABLE) | Self::Http(502..=504))
     }
 
+    /// Whether a server that answers a first call so would answer the next the same: invalid argument, failed precondition,
+    /// out of range, unimplemented, and what runtimes and Python servers say of an exception: unknown, internal.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Grpc(2 | 3 | 9 | 11 | 12 | 13))
+    }
+
     /// What it means where the system has no words for it.
     pub fn words(self) -> String {
         match self {

@@ -176,6 +176,9 @@ fn lost(seen: &Observed) -> (u64, Duration) {
 
 /// What a reader must know of a point that stands.
 fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warnings: &mut Vec<Warning>) {
+    for remark in &seen.remarks {
+        warn(warnings, remark.code, remark.message.clone());
+    }
     if seen.drifting {
         let message =
             "latency was still drifting at the end of warm-up; raise --max-duration, of which warm-up may take a third";

@@ -50,11 +50,12 @@ fn target_of(endpoint: Endpoint, floats: u64) -> Target {
     let subject = Subject {
         model: "m".into(),
         version: String::new(),
-        inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![1, floats] }],
+        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![1, floats])],
         outputs: vec![TensorSpec { name: "y".into(), dtype: Datatype::Fp32, shape: vec![Dim::Dynamic("n".into())] }],
         batch_size: 1,
         seed: 1,
         data: None,
+        output_axes: Default::default(),
         signature: String::new(),
     };
     Target::new(endpoint, Arc::new(KserveV2::new(subject))).unwrap()

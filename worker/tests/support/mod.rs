@@ -170,7 +170,7 @@ pub fn assignment(number: u128, engine: &str, batches: u64) -> Assignment {
             engine_settings: BTreeMap::new(),
             device_class: CPU_CLASS.into(),
             batch_size: 2,
-            inputs: vec![TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![2, 4] }],
+            inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![2, 4])],
             inspector: "default".into(),
         },
         plan: Plan {
@@ -181,6 +181,7 @@ pub fn assignment(number: u128, engine: &str, batches: u64) -> Assignment {
             budget_ms: Some(60_000),
             seed: 1,
             data: None,
+            output_axes: BTreeMap::new(),
         },
     }
 }

@@ -114,11 +114,10 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         Dim::Fixed(length) => *length,
         Dim::Dynamic(_) => 1,
     };
-    let inputs = opened.inputs.into_iter().map(|input| TensorShape {
-        name: input.name,
-        dtype: input.dtype,
-        shape: input.shape.iter().map(length).collect(),
-    });
+    let inputs = opened
+        .inputs
+        .into_iter()
+        .map(|input| TensorShape::new(input.name, input.dtype, input.shape.iter().map(length).collect()));
     let (model, version, inputs) = (MODEL.to_owned(), String::new(), inputs.collect());
     let subject = Subject {
         model,
@@ -129,6 +128,7 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         batch_size: 1,
         seed: 0,
         data: None,
+        output_axes: Default::default(),
     };
     Target::new(address.parse()?, Arc::new(KserveV2::new(subject)))
 }

@@ -67,6 +67,7 @@ pub fn request(model: &str, state: RequestState, created: i64) -> RequestDoc {
         request: asked,
         formats: [("rten".to_owned(), Format::Onnx)].into(),
         devices_of: [("rten".to_owned(), ["cpu".to_owned()].into())].into(),
+        output_axes: [("y".to_owned(), Some(1)), ("z".to_owned(), None)].into(),
         error: None,
     }
 }
@@ -79,7 +80,7 @@ pub fn cell(batch_size: u32) -> Cell {
         engine_settings: settings(),
         device_class: "cpu".to_owned(),
         batch_size,
-        inputs: vec![TensorShape { name: UNICODE.to_owned(), dtype: Datatype::Fp32, shape: vec![1, 3] }],
+        inputs: vec![TensorShape::new(UNICODE, Datatype::Fp32, vec![1, 3])],
         inspector: "default".to_owned(),
     }
 }
@@ -366,5 +367,6 @@ pub fn model(name: &str, version: &str, created: i64) -> Model {
         artifacts: vec![ArtifactRef { format: Format::Savedmodel, sha256: "cd".repeat(32), bytes: 1 }],
         inputs: vec![tensor.clone()],
         outputs: vec![tensor],
+        weights: [Datatype::Fp16, Datatype::Int64].into(),
     }
 }

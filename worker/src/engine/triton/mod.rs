@@ -8,9 +8,9 @@ use super::{
 };
 use modelmeter_common::{
     Code, Problem,
-    artifact::{self, triton::read},
+    artifact::{self, external, triton::read},
     device::DeviceKind,
-    model::{Datatype, Dim, Format, TensorSpec},
+    model::{Datatype, Dim, Format, TensorShape, TensorSpec},
     request::MAX_BATCH_SIZE,
 };
 use std::{collections::BTreeSet, fmt::Write, path::Path};
@@ -53,12 +53,26 @@ pub(super) fn lay_out(backends: &Backends, material: &Material<'_>) -> Result<St
     let (backend, file) = backend(backends, material.format)?;
     let model = material.folder.join(material.model_name);
     layout::folder(&model.join("1"))?;
-    layout::place(material.artifact, &model.join("1").join(file))?;
+    place_version(material, &model.join("1"), file)?;
     if backend == PYTHON {
         layout::write(&model.join("1/model.py"), MODEL_PY)?;
     }
     layout::write(&model.join("config.pbtxt"), &config(backend, material, &settings)?)?;
     Ok(material.model_name.to_owned())
+}
+
+/// Puts the artifact into the folder of its version: an ONNX file with those that hold its data.
+fn place_version(material: &Material<'_>, version: &Path, file: &str) -> Result<(), Problem> {
+    if material.format != Format::Onnx {
+        return layout::place(material.artifact, &version.join(file));
+    }
+    let members = external::members(material.artifact)
+        .map_err(|e| Problem::invalid("model", format!("{} does not read: {e}", material.artifact.display())))?;
+    members.into_iter().try_for_each(|(name, from)| {
+        let to = version.join(name);
+        layout::folder(to.parent().unwrap_or(version))?;
+        layout::place(&from, &to)
+    })
 }
 
 /// The flags that go with a repository: the Python backend's shared memory gets a name that is known when it is killed.
@@ -88,7 +102,9 @@ fn backend(backends: &Backends, format: Format) -> Result<(&'static str, &'stati
 fn config(backend: &str, material: &Material<'_>, settings: &Settings<'_>) -> Result<String, Problem> {
     let (inputs, outputs) = signature(material)?;
     // Triton adds the batch axis by itself where every tensor has an open one and something after it.
-    let batched = inputs.iter().chain(&outputs).all(|t| matches!(&t.shape[..], [Dim::Dynamic(_), _, ..]));
+    let first = |input: &TensorShape| input.batch_axis == Some(0);
+    let batched = inputs.iter().chain(&outputs).all(|t| matches!(&t.shape[..], [Dim::Dynamic(_), _, ..]))
+        && material.inputs.iter().all(first);
     let max_batch_size =
         if batched { settings.count("max_batch_size").unwrap_or(u64::from(MAX_BATCH_SIZE)) } else { 0 };
     let mut text = format!("backend: {}\nmax_batch_size: {max_batch_size}\n", quoted(backend));
@@ -132,9 +148,10 @@ fn config(backend: &str, material: &Material<'_>, settings: &Settings<'_>) -> Re
 /// since one deployment serves every shape.
 fn signature(material: &Material<'_>) -> Result<(Vec<TensorSpec>, Vec<TensorSpec>), Problem> {
     if material.format != Format::Torchscript {
-        return artifact::signature(material.artifact, material.format);
+        let found = artifact::signature(material.artifact, material.format)?;
+        return Ok((found.inputs, found.outputs));
     }
-    let open = |tensor: &modelmeter_common::model::TensorShape| TensorSpec {
+    let open = |tensor: &TensorShape| TensorSpec {
         name: tensor.name.clone(),
         dtype: tensor.dtype,
         shape: tensor.shape.iter().map(|_| Dim::Dynamic(String::new())).collect(),

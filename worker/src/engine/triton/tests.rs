@@ -40,7 +40,7 @@ impl Case {
         fs::create_dir(&folder).unwrap();
         let settings = if self.settings.is_null() { json!({}) } else { self.settings.clone() };
         let settings: BTreeMap<String, Value> = serde_json::from_value(settings).unwrap();
-        let inputs = [TensorShape { name: "x".into(), dtype: Datatype::Fp32, shape: vec![4, 3] }];
+        let inputs = [TensorShape::new("x", Datatype::Fp32, vec![4, 3])];
         let material = Material {
             engine: "triton",
             artifact: &artifact,
@@ -142,4 +142,23 @@ fn a_triton_directory_is_taken_as_it_is_under_its_own_name() {
     assert_eq!(case.lay_out(directory("")).unwrap().0, "net");
     assert!(case.lay_out(directory("name: '../own'")).is_err());
     assert!(Case { settings: json!({"instances": 2}), ..case }.lay_out(directory("")).is_err());
+}
+
+#[test]
+fn an_onnx_file_has_its_data_files_beside_it() {
+    /// A field with a length, of contents that are short.
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, content.len() as u8], content].concat()
+    }
+    let location = field(13, &[field(1, b"location"), field(2, b"parts/w.bin")].concat());
+    let weight = field(7, &field(5, &[location, vec![14 << 3, 1]].concat()));
+    let put = |path: &Path| {
+        fs::create_dir_all(path.join("parts")).unwrap();
+        fs::write(path.join("parts/w.bin"), "weights").unwrap();
+        fs::write(path.join("model.onnx"), [onnx(None), weight].concat()).unwrap();
+    };
+    let (name, home) = PYTHON_ONNX.lay_out(put).unwrap();
+    let version = home.path().join("run").join(name).join("1");
+    assert!(version.join("model.onnx").is_file() && version.join("model.py").is_file());
+    assert_eq!(fs::read_to_string(version.join("parts/w.bin")).unwrap(), "weights");
 }
