@@ -11,7 +11,7 @@ use modelmeter_common::{
     part::Outcome,
     status::Abilities,
 };
-use modelmeter_worker::{Options, PortPair, PortPolicy, ServerWait, start};
+use modelmeter_worker::{Options, PortPair, PortPolicy, Patience, start};
 use std::{
     sync::{
         Arc, Mutex,
@@ -298,11 +298,11 @@ async fn a_device_has_one_worker_until_it_stops() {
     start(second()).await.unwrap().stop().await;
 }
 
-/// ServerWait, and what it was told.
-fn patient() -> (ServerWait, Arc<Mutex<Vec<String>>>) {
+/// Patience, and what it was told.
+fn patient() -> (Patience, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = told.clone();
-    (ServerWait::Wait(Arc::new(move |problem: &Problem| teller.lock().unwrap().push(problem.message.clone()))), told)
+    (Patience::Wait(Arc::new(move |problem: &Problem| teller.lock().unwrap().push(problem.message.clone()))), told)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     wire,
 };
-use modelmeter_worker::{EngineSpec, Lacking, Launch, Options, PortPair, PortPolicy, Ports, ServerWait, SlotOptions};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Options, PortPair, PortPolicy, Ports, Patience, SlotOptions};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -76,7 +76,7 @@ impl Bench {
             client_cpus: None,
             engine_cpus: None,
             shared_cpu: false,
-            patience: ServerWait::Refuse,
+            patience: Patience::Refuse,
             labels: BTreeMap::from([("rack".into(), "r1".into())]),
         }
     }
