@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/onnx.rs"]
+mod onnx;
 mod support;
 
+use onnx::{BF16, BOOL, FLOAT, INT64, floats, integers, model, node, value, weight_elsewhere};
 use serde_json::Value;
 use std::{fs, path::Path, process::Output};
-use support::{
-    command, json,
-    onnx::{BF16, BOOL, FLOAT, INT64, floats, integers, model, node, value, weight_elsewhere},
-};
+use support::{command, json};
 
 const SHORT: [&str; 6] = ["--batches", "20", "--concurrency", "1", "--engines", "rten"];
 
