@@ -12,7 +12,7 @@ use modelmeter_common::{
     part::Point,
 };
 use modelmeter_worker::{
-    inspector::{self, Metadata, Subject},
+    inspector::{self, Metadata, ServerWait, Subject},
     load::{self, Rules, Target},
     sample::Probes,
 };
@@ -126,7 +126,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 async fn measure(target: &Target, concurrency: u32, repeat: u32, probes: &Probes) -> Result<Seen> {
     // Too precise to be reached: each point takes all of its time.
     let stop = Stop { min_duration_ms: POINT_MS, max_duration_ms: POINT_MS, precision: 1e-6, ..Stop::default() };
-    let rules = Rules { stop, batches: None, seed: repeat.into(), slice: None, sla: None };
+    let rules = Rules { stop, batches: None, seed: repeat.into(), slice: None, sla: None, aim: Default::default() };
     let load = LoadPoint::Closed { concurrency };
     let stop = CancellationToken::new();
     let own = tokio::spawn(own_share(stop.clone()));
@@ -194,6 +194,7 @@ async fn target(address: &str) -> Result<Target> {
         name: input.name.clone(),
         dtype: input.dtype,
         shape: input.shape.iter().map(length).collect(),
+        batch_axis: Some(0),
     });
     let subject = Subject {
         model: MODEL.into(),
@@ -201,17 +202,18 @@ async fn target(address: &str) -> Result<Target> {
         signature: metadata.signature,
         inputs: inputs.collect(),
         outputs: metadata.outputs,
+        output_axes: Default::default(),
         batch_size: 1,
         seed: 0,
         data: None,
     };
-    Ok(Target::new(address, inspector::built_in(Protocol::KserveV2, subject)?)?)
+    Ok(Target::new(address.parse()?, inspector::built_in(Protocol::KserveV2, subject)?)?)
 }
 
 async fn ready(address: &str) -> Result<Metadata> {
-    let begun = Instant::now();
+    let (begun, endpoint) = (Instant::now(), address.parse()?);
     loop {
-        match inspector::metadata(Protocol::KserveV2, address, MODEL).await {
+        match inspector::metadata(Protocol::KserveV2, &endpoint, MODEL, ServerWait::NONE).await {
             Err(problem) if begun.elapsed() > READY => anyhow::bail!("the engine is not ready: {problem}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             Ok(metadata) => return Ok(metadata),

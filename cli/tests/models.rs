@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/onnx.rs"]
+mod onnx;
 mod support;
 
+use onnx::{BF16, BOOL, FLOAT, INT64, floats, integers, model, model_with, node, value, weight_elsewhere};
 use serde_json::Value;
 use std::{fs, path::Path, process::Output};
-use support::{
-    command, json,
-    onnx::{BF16, BOOL, FLOAT, INT64, floats, integers, model, node, value, weight_elsewhere},
-};
+use support::{command, json};
 
 const SHORT: [&str; 6] = ["--batches", "20", "--concurrency", "1", "--engines", "rten"];
 
@@ -44,14 +44,14 @@ fn weights_beside_the_file_go_with_it() {
     fs::create_dir(home.join("parts")).unwrap();
     let weights: Vec<u8> = [0.5f32; 60].iter().flat_map(|weight| weight.to_le_bytes()).collect();
     fs::write(home.join("parts/layer.bin"), &weights).unwrap();
-    let batch = |width| Some(["rows", width]);
-    let bytes = model(
+    let bytes = model_with(
         vec![node("MatMul", &["x", "w"], "y")],
-        vec![value("x", FLOAT, batch("12").as_ref().map(|axes| &axes[..]))],
-        vec![value("y", FLOAT, batch("5").as_ref().map(|axes| &axes[..]))],
+        vec![value("x", FLOAT, Some(&["rows", "12"]))],
+        vec![value("y", FLOAT, Some(&["rows", "5"]))],
         vec![],
+        weight_elsewhere("w", &[12, 5], "parts/layer.bin"),
     );
-    fs::write(home.join("m.onnx"), [bytes, weight_elsewhere("w", &[12, 5], "parts/layer.bin")].concat()).unwrap();
+    fs::write(home.join("m.onnx"), bytes).unwrap();
     let [only] = measured(home, &["--batch-sizes", "3"]).try_into().unwrap();
     assert_eq!(only["inputs"][0]["shape"], serde_json::json!([3, 12]));
     let added = command(home, &["model", "add", "kept", "--onnx", "m.onnx"]).output().unwrap();

@@ -11,7 +11,7 @@ use modelmeter_common::{
     part::Outcome,
     status::Abilities,
 };
-use modelmeter_worker::{Options, PortPair, PortPolicy, Patience, start};
+use modelmeter_worker::{Options, Patience, PortPair, PortPolicy, start};
 use std::{
     sync::{
         Arc, Mutex,

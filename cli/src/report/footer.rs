@@ -30,8 +30,11 @@ pub fn lines(group: &Group, view: View, taken: usize) -> Vec<String> {
         .chain(warnings(group).into_iter().take(MAX_WARNINGS));
     let mut lines = Vec::new();
     for sentence in sentences {
-        // Half a sentence helps nobody: what does not fit is left to `--detail`.
+        // Half a sentence helps nobody: what does not fit is left to `--detail`. But why there are no figures is always said.
         let mut wrapped = wrap(&sentence, view.width);
+        if lines.is_empty() && wrapped.len() > room {
+            shorten(&mut wrapped, room);
+        }
         if wrapped.len() <= room {
             room -= wrapped.len();
             wrapped[0] = view.paint().line(&wrapped[0]);
@@ -40,6 +43,15 @@ pub fn lines(group: &Group, view: View, taken: usize) -> Vec<String> {
     }
     lines.push(last);
     lines
+}
+
+/// Takes lines out of the middle: what it is about stands at the beginning, the reason often at the end.
+fn shorten(lines: &mut Vec<String>, room: usize) {
+    let (first, cut) = (room / 2, lines.len() - room);
+    if first > 0 {
+        lines.drain(first..first + cut);
+        lines[first - 1] += " …";
+    }
 }
 
 /// How to see it again, with all that is known. Never broken, so that it can be copied.
@@ -134,5 +146,12 @@ mod tests {
         let group = Group::new(cells.iter().collect());
         let severities: Vec<_> = kinds(&group, false).iter().map(|met| met.warning.kind().severity()).collect();
         assert!(severities.len() > 3 && severities.is_sorted_by(|a, b| a >= b), "{severities:?}");
+    }
+
+    #[test]
+    fn a_long_reason_is_shortened_in_its_middle_and_never_left_out() {
+        let mut lines: Vec<String> = (0..9).map(|i| format!("line {i}")).collect();
+        shorten(&mut lines, 4);
+        assert_eq!(lines, ["line 0", "line 1 …", "line 7", "line 8"]);
     }
 }

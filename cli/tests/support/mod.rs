@@ -1,7 +1,5 @@
 //! The real binary, in a home of its own.
 
-pub mod onnx;
-
 use serde_json::Value;
 use std::{
     path::Path,

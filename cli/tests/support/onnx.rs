@@ -59,12 +59,27 @@ pub fn model(
     output: Vec<ValueInfoProto>,
     initializer: Vec<TensorProto>,
 ) -> Vec<u8> {
-    let graph = GraphProto { name: "g".into(), node: nodes, input, output, initializer, ..GraphProto::default() };
-    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
-    ModelProto { ir_version: 8, graph: Some(graph), opset_import, ..ModelProto::default() }.encode_to_vec()
+    model_with(nodes, input, output, initializer, Vec::new())
 }
 
-/// More of a graph whose FP32 weight `name` lies in another file, whole: appended to a model, it is part of it.
+/// The same with more of the graph, as [`weight_elsewhere`] gives it.
+pub fn model_with(
+    node: Vec<NodeProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+    more: Vec<u8>,
+) -> Vec<u8> {
+    let graph = GraphProto { name: "g".into(), node, input, output, initializer, ..GraphProto::default() };
+    let graph = [graph.encode_to_vec(), more].concat();
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
+    let mut bytes = ModelProto { ir_version: 8, opset_import, ..ModelProto::default() }.encode_to_vec();
+    bytes.push(7 << 3 | 2);
+    prost::encode_length_delimiter(graph.len(), &mut bytes).unwrap();
+    [bytes, graph].concat()
+}
+
+/// More of a graph whose FP32 weight `name` lies in another file, whole.
 pub fn weight_elsewhere(name: &str, dims: &[u8], location: &str) -> Vec<u8> {
     let field = |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8], content].concat();
     let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
@@ -78,5 +93,5 @@ pub fn weight_elsewhere(name: &str, dims: &[u8], location: &str) -> Vec<u8> {
         entry("length", &length.to_string()),
         vec![14 << 3, 1],
     ];
-    field(7, &field(5, &tensor.concat()))
+    field(5, &tensor.concat())
 }

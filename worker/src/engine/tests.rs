@@ -163,7 +163,7 @@ async fn an_engine_that_does_not_take_its_model_says_so_in_one_line_and_is_not_t
     let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));
     let words = "echo starting; echo 'error: the opset is too new'; echo 'hint: export it again'; exit 65";
     let spec = testing::engine("sh", &["-c", words]);
-    let problem = Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+    let problem = Deployment::new(&spec, &cell(), None, &place, Duration::from_secs(5), &|_| ()).await.unwrap_err();
     assert_eq!(problem.code, Code::EngineRefused);
     assert!(!problem.code.retryable());
     assert_eq!(problem.message, "engine test does not take the model: the opset is too new");
@@ -177,7 +177,7 @@ async fn each_deployment_has_a_log_of_its_own_and_the_oldest_of_many_goes() {
     let place = Arc::new(testing::place(folder.path(), PortPolicy::Auto));
     for word in ["first", "second"] {
         let spec = testing::engine("sh", &["-c", &format!("echo {word}; exit 3")]);
-        Deployment::new(&spec, &cell(), None, &place).await.unwrap_err();
+        Deployment::new(&spec, &cell(), None, &place, Duration::from_secs(5), &|_| ()).await.unwrap_err();
     }
     let log = |number: u64| fs::read_to_string(folder.path().join(format!("logs/slot0-{number}-test.log")));
     assert_eq!((log(0).unwrap().trim(), log(1).unwrap().trim()), ("first", "second"));

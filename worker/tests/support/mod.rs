@@ -18,7 +18,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     wire,
 };
-use modelmeter_worker::{EngineSpec, Lacking, Launch, Options, PortPair, PortPolicy, Ports, Patience, SlotOptions};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Options, Patience, PortPair, PortPolicy, Ports, SlotOptions};
 use std::{
     collections::BTreeMap,
     sync::Arc,
