@@ -160,7 +160,7 @@ mod tests {
     fn what_makes_no_sense_is_refused_by_its_key() {
         let cases = [
             ("[engines.onnx]\ncommand = ['sh']", "engines.onnx", "built-in"),
-            ("[engines.'a b']\ncommand = ['sh']", "engines.a b", "not a name"),
+            ("[engines.'a b']\ncommand = ['sh']", "engines.a b", "cannot be a name"),
             ("[engines.x]\ncommand = []", "engines.x.command", "empty"),
             ("[engines.x.docker]\npull = 'never'", "engines.x.docker.image", "not set"),
             ("[engines.x]\ncommand = ['no-such-program']", "engines.x.command", "no-such-program"),

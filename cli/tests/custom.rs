@@ -132,7 +132,7 @@ fn test_data_is_read_checked_and_sent() {
         ("x=short.npy", "the data has shape [1, 783]", "np.stack"),
         ("y=good.npy", "no input 'y'", "its inputs are x"),
         ("x=none.npy", "none.npy", "--data"),
-        ("good.npy", "does not name the input", "INPUT=FILE"),
+        ("good.npy", "does not say which input", "INPUT=FILE"),
     ] {
         let error = refused(home, profile(home, "", &["mlp", "--data", file]));
         assert_eq!(error["field"], "data", "{error}");

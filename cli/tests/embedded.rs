@@ -77,10 +77,17 @@ fn the_highest_rate_that_meets_an_sla_is_searched_for() {
     let profile = &json(&command(home.path(), &[&args[..], &short].concat()).output().unwrap())[0];
     let (sla, points) = (&profile["sla"], profile["points"].as_array().unwrap());
     let rate = |load: &Value| load["rate_per_s"].as_f64().unwrap();
-    assert!(sla["met"] == true && points.len() > 2, "{profile}");
-    let best = rate(&sla["best"]["load"]);
+    assert!(points.len() > 2, "{profile}");
     let highest = points.iter().map(|p| rate(&p["load"])).fold(0.0, f64::max);
-    assert!(best > 0.0 && best < highest, "it ends at a rate that is too much: {best} of {highest}");
+    if sla["met"] == true {
+        let best = rate(&sla["best"]["load"]);
+        assert!(best > 0.0 && best < highest, "it ends at a rate that is too much: {best} of {highest}");
+    } else {
+        // Where something else keeps the cores busy, sends are late: then no rate is claimed, and each point says why.
+        assert_eq!(profile["unavailable"]["sla.met"]["code"], "not_shown", "{profile}");
+        let is_told = |p: &Value| p["valid"] == true || p["warnings"].as_array().is_some_and(|all| !all.is_empty());
+        assert!(points.iter().all(is_told) && points.iter().any(|p| p["valid"] == false), "{profile}");
+    }
 }
 
 #[test]

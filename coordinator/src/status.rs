@@ -138,13 +138,17 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, rounds: u64, pools: 
 mod tests {
     use super::*;
     use crate::hub::conformance::documents;
-    use modelmeter_common::{model::Format, status::Abilities};
+    use modelmeter_common::{
+        model::{Datatype, Format},
+        status::Abilities,
+    };
 
     #[test]
     fn an_estimate_is_of_the_slots_with_the_most_to_do() {
         let mut model = documents::model("m", "1", 0);
         model.artifacts[0].format = Format::Onnx;
         model.inputs[0].shape.pop();
+        model.inputs[0].dtype = Datatype::Fp32;
         let (engines, devices) = (vec!["rten".to_owned()], vec!["cpu".to_owned(), "nvidia-a10".to_owned()]);
         let request = Request { model: "m".into(), engines, devices, ..Request::default() };
         let request = Request { budget_ms: Some(100_000), batch_sizes: vec![1, 2, 4, 8, 16], ..request };

@@ -304,8 +304,8 @@ mod tests {
         assert_eq!(deviation(&first, &first), Ok(0.0));
         assert_eq!(deviation(&first, &[output("output", &[1.0, -1.0, 1.5, -1.0])]), Ok(0.5));
         let why = deviation(&first, &[output("logits", &[1.0, -1.0])]).unwrap_err();
-        assert_eq!(why, "output logits is [2, 1], the first engine's [2, 2]");
-        assert_eq!(deviation(&first, &[]).unwrap_err(), "it has 0 outputs, the first engine 1");
+        assert_eq!(why, "output logits has shape [2, 1], that of the first engine [2, 2]");
+        assert_eq!(deviation(&first, &[]).unwrap_err(), "it gave 0 outputs, the first engine 1");
         let masked = [output("logits", &[1.0, f32::NEG_INFINITY, -1.0, f32::NAN])];
         assert_eq!(deviation(&masked, &masked), Ok(0.0));
         assert_eq!(deviation(&masked, &[output("logits", &[1.0, f32::NEG_INFINITY, -0.5, f32::NAN])]), Ok(0.5));

@@ -51,14 +51,16 @@ pub fn spread(residuals: &[f64]) -> Option<Spread> {
     // Scaled, so that no power of a quadratic form leaves the range of a float.
     let scaled: Vec<f64> = residuals.iter().map(|r| r * (n / squares).sqrt()).collect();
     let given: Vec<(f64, f64)> = (0..=STEPS).map(|i| posterior(&scaled, f64::from(i) * STEP)).collect();
-    let weight: f64 = given.iter().map(|(weight, _)| weight).sum();
-    let mean: f64 = given.iter().map(|(weight, variance)| weight * variance).sum::<f64>() / weight;
+    let most = given.iter().map(|(log_weight, _)| *log_weight).fold(f64::NEG_INFINITY, f64::max);
+    let weights = || given.iter().map(|(log_weight, variance)| ((log_weight - most).exp(), variance));
+    let mean: f64 =
+        weights().map(|(weight, variance)| weight * variance).sum::<f64>() / weights().map(|(w, _)| w).sum::<f64>();
     let kurtosis: f64 = scaled.iter().map(|r| r.powi(4)).sum::<f64>() / n;
     let df = (SEEN * 2.0 * n / (kurtosis - 1.0).max(1e-9)).clamp(1.0, n - 1.0);
     Some(Spread { variance: mean * squares / n, df })
 }
 
-/// The posterior weight of this correlation, and the variance of the sum if it is the true one.
+/// The logarithm of the posterior weight of this correlation, and the variance of the sum if it is the true one.
 fn posterior(residuals: &[f64], rho: f64) -> (f64, f64) {
     let (n, free) = (residuals.len() as f64, 1.0 - rho * rho);
     // Quadratic forms in the inverse of the correlation matrix, times 1 − ρ²: of one with one, one with r, r with r.
@@ -66,12 +68,13 @@ fn posterior(residuals: &[f64], rho: f64) -> (f64, f64) {
     let ones = free + (n - 1.0) * (1.0 - rho).powi(2);
     let mixed = free * residuals[0] + (1.0 - rho) * steps().sum::<f64>();
     let squares = free * residuals[0].powi(2) + steps().map(|e| e * e).sum::<f64>();
-    let quadratic = (squares - mixed * mixed / ones) / free;
+    // Residuals that differ by rounding alone would leave nothing of it.
+    let quadratic = ((squares - mixed * mixed / ones) / free).max(1e-12);
     // Prior, determinant, and the mean and the scale integrated out.
     let log_weight = -0.5 * (free.ln() + (n - 1.0) * free.ln() + (ones / free).ln() + (n - 1.0) * quadratic.ln());
     // The sum of all elements of the correlation matrix.
     let sum = (n * free - 2.0 * rho * (1.0 - rho.powf(n))) / (1.0 - rho).powi(2);
-    (log_weight.exp(), quadratic / (n - 1.0) * sum)
+    (log_weight, quadratic / (n - 1.0) * sum)
 }
 
 /// How many times a sum's variance exceeds that of independent batches, from the correlation of neighbours
@@ -151,5 +154,13 @@ mod tests {
         let left = joined(&odd);
         assert_eq!(left.len(), 6);
         assert!(left.iter().sum::<f64>().abs() < 1e-9 && (left[5] + 5.0 * 12.0 / 13.0).abs() < 1e-9, "{left:?}");
+    }
+
+    #[test]
+    fn residuals_that_rounding_leaves_have_a_variance_that_is_a_number() {
+        for n in [2, 12, 63] {
+            let spread = spread(&vec![1e-17; n]).unwrap();
+            assert!(spread.variance.is_finite() && spread.variance < 1e-12, "{n}: {spread:?}");
+        }
     }
 }

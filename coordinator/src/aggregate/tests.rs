@@ -6,8 +6,7 @@ use modelmeter_common::{
     part::GpuUse,
     request::{Request, RequestState},
     stats::percentile::{Effective, PERCENTILES, percentile_of},
-    task::Cell,
-    task::TaskState,
+    task::{Cell, TaskState},
 };
 use uuid::Uuid;
 

@@ -144,7 +144,7 @@ fn calls_of_a_lost_connection_failed_only_where_the_server_may_have_begun_them()
     };
     let mut conn = conn(&[]);
     send(&mut conn, 0);
-    conn.write().unwrap();
+    conn.out.write(&mut std::io::sink()).unwrap();
     send(&mut conn, 1);
     assert!(conn.has_begun_any());
     assert_eq!(lost(&mut conn), [Failure::Reset, Failure::NotSent]);

@@ -292,7 +292,9 @@ impl<'a> Meter<'a> {
                     self.down.as_ref().map_or((Instant::now(), 0), |down| (down.since, down.attempts));
                 let down = Down { since, attempts: before + 1, failure, words };
                 let is_gone = down.attempts >= GONE_ATTEMPTS && down.since.elapsed() >= GONE_AFTER;
-                self.gone = is_gone.then(|| down.words.clone());
+                if is_gone {
+                    self.gone = Some(down.words.clone());
+                }
                 self.down = Some(down);
                 if is_gone {
                     return Next::End;

@@ -4,6 +4,8 @@ use super::hpack::{ResponseHead, in_a_line};
 
 /// Bytes of a page that are kept.
 pub(super) const MAX_PAGE: usize = 4 << 10;
+/// What nginx, Go's and Apache's servers say on a port that speaks TLS to who does not.
+const WANTS_TLS: [&str; 3] = ["HTTPS PORT", "HTTPS SERVER", "SSL-ENABLED SERVER PORT"];
 /// Characters of a page's text that are told.
 const MAX_TEXT: usize = 120;
 
@@ -42,7 +44,8 @@ pub(super) fn foreign(bytes: &[u8]) -> Foreign {
         return Foreign::Other(format!("what it says is not HTTP/2{said}"));
     };
     let response = String::from_utf8_lossy(rest.get(1..).unwrap_or_default());
-    if response.to_ascii_uppercase().contains("HTTPS") {
+    let shouted = response.to_ascii_uppercase();
+    if WANTS_TLS.iter().any(|words| shouted.contains(words)) {
         return Foreign::Tls;
     }
     let status = in_a_line(response.lines().next().unwrap_or_default().trim());
