@@ -81,7 +81,6 @@ impl WarningCode {
             | Self::CpuQuota
             | Self::ClientStarved
             | Self::ClientBound
-            | Self::SpeedVaried
             | Self::SharedHost
             | Self::NoisyHost
             | Self::Steal
@@ -90,6 +89,7 @@ impl WarningCode {
             Self::Drifting
             | Self::WarmupDrifting
             | Self::ChangedSlowly
+            | Self::SpeedVaried
             | Self::SlaOpen
             | Self::CutShort
             | Self::NotConverged => Severity::Imprecise,

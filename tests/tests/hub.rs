@@ -36,6 +36,38 @@ async fn a_replica_set_conforms() -> Result<()> {
     conforms(&server).await
 }
 
+/// What version 1 wrote.
+const VERSION_1: &str = include_str!("../../coordinator/tests/golden/v1.json");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_of_version_1_still_read() -> Result<()> {
+    let server = Server::start(Mode::Standalone).await?;
+    let hub = hub::open(&server.url(DATABASE)).await?;
+    let golden: serde_json::Value = serde_json::from_str(VERSION_1)?;
+    let database = server.client().await?.database(DATABASE);
+    for collection in ["profiles", "requests", "tasks"] {
+        for row in golden[collection].as_array().context("rows")? {
+            let mut document = mongodb::bson::serialize_to_document(&row["doc"])?;
+            // Version 1 kept times as dates, too.
+            let times: Vec<String> = document.keys().filter(|key| key.ends_with("_at")).cloned().collect();
+            for key in times {
+                if let Some(Bson::String(text)) = document.get(&key).cloned() {
+                    document.insert(key, mongodb::bson::DateTime::parse_rfc3339_str(text)?);
+                }
+            }
+            database.collection::<Document>(collection).insert_one(document).await?;
+        }
+    }
+    let profile = hub.profiles(&hub::ProfileFilter::default()).await?.remove(0);
+    assert_eq!(profile.schema_version, 1);
+    let latency = &profile.points[0].latency_ms;
+    assert!(latency.p50.is_some_and(|p50| p50.ci95.is_some()) && latency.p95.is_none(), "{latency:?}");
+    let request = hub.request(profile.request_id).await?.context("its request")?;
+    let tasks = hub.tasks(&hub::TaskFilter { request: Some(request.id), ..Default::default() }).await?;
+    assert_eq!((request.state, tasks.len()), (RequestState::Done, 1));
+    Ok(())
+}
+
 async fn conforms(server: &Server) -> Result<()> {
     let hub = hub::open(&server.url(DATABASE)).await?;
     conformance::suite(hub.clone()).await;

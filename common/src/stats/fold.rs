@@ -100,7 +100,8 @@ fn kinds(points: &[&Point], of: impl Fn(&Point) -> &BTreeMap<String, u64>) -> BT
 
 fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64) -> Percentile {
     let alone: Vec<&Percentile> = points.iter().filter_map(|p| p.percentiles.iter().find(|x| x.q == q)).collect();
-    if let ([_], [only]) = (points, alone.as_slice()) {
+    // Parts of version 1 withheld what was seen without an interval: that is found anew.
+    if let ([_], [only @ Percentile { ms: Some(_), .. }]) = (points, alone.as_slice()) {
         return (*only).clone();
     }
     let sum = |of: fn(&Percentile) -> u64| alone.iter().map(|p| of(p)).sum::<u64>();

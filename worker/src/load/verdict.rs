@@ -270,9 +270,10 @@ fn slow_changes(seen: &Observed) -> Option<String> {
     let wide: Vec<&Percentile> = seen.percentiles.iter().filter(is_wide).collect();
     let least = wide.iter().map(|p| p.had).min()?;
     let names = wide.iter().map(|p| format!("p{}", p.q)).collect::<Vec<_>>().join(", ");
+    let (intervals, are) = if wide.len() > 1 { ("intervals", "are") } else { ("interval", "is") };
     Some(format!(
-        "the interval of {names} is wide: latency changed slowly during the run ({calls} calls count as {least}); measure longer \
-         or on a steadier machine"
+        "the {intervals} of {names} {are} wide: latency changed slowly during the run ({calls} calls count as {least}); measure \
+         longer or on a steadier machine"
     ))
 }
 
@@ -331,7 +332,7 @@ fn not_converged(seen: &Observed, rules: &Rules) -> Warning {
 }
 
 /// Warnings of what a certified point must not have met.
-const DISTURBANCES: [&str; 15] = [
+const DISTURBANCES: [&str; 14] = [
     "warmup_drifting",
     "drifting",
     "not_converged",
@@ -341,7 +342,6 @@ const DISTURBANCES: [&str; 15] = [
     "client_starved",
     "cpu_quota",
     "engine_starved",
-    "speed_varied",
     "steal",
     "noisy_host",
     "throttled",

@@ -79,6 +79,50 @@ fn a_place_that_cannot_be_written_is_refused_with_its_path() {
     assert!(text.contains("file") && text.contains("not a hub"), "{text}");
 }
 
+/// What version 1 wrote, row by row: each table's columns, its documents as JSON.
+const VERSION_1: &str = include_str!("../../../tests/golden/v1.json");
+
+#[tokio::test]
+async fn documents_of_version_1_still_read_and_fold() {
+    let (_folder, path, hub) = hub();
+    let golden: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    for (table, rows) in golden.as_object().unwrap() {
+        for row in rows.as_array().unwrap() {
+            let row = row.as_object().unwrap();
+            let names: Vec<&str> = row.keys().map(String::as_str).collect();
+            let marks = vec!["?"; names.len()].join(", ");
+            let insert = format!("INSERT INTO {table} ({}) VALUES ({marks})", names.join(", "));
+            let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let values = row.values().map(|value| (!value.is_null()).then(|| text(value)));
+            other.execute(&insert, rusqlite::params_from_iter(values)).unwrap();
+        }
+    }
+    other.pragma_update(None, "user_version", 1).unwrap();
+    drop((other, hub));
+    let hub = open(&path).unwrap();
+    let profile = &hub.profiles(&ProfileFilter::default()).await.unwrap()[0];
+    assert_eq!(profile.schema_version, 1);
+    let latency = &profile.points[0].latency_ms;
+    assert!(latency.p50.unwrap().ci95.is_some() && latency.p95.is_none(), "it withheld p95: {latency:?}");
+    let reference = profile.reference.as_ref().unwrap();
+    assert!(reference.p50_latency_ms.is_some() && reference.p50_latency_ci95_ms.is_none());
+    // Its parts fold to a profile of today's version with the same figures.
+    let request = hub.request(profile.request_id).await.unwrap().unwrap();
+    let task = hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await.unwrap().remove(0);
+    let last = hub.finals(task.id).await.unwrap().remove(0);
+    let parts = hub.parts(task.id, 1).await.unwrap().into_iter().map(|(part, _)| part).collect();
+    let folded = aggregate::profile(&request, &[task], &[aggregate::Measured { repeat: 0, last, parts }], 1);
+    assert_eq!(folded.schema_version, SCHEMA_VERSION);
+    let again = &folded.points[0].latency_ms;
+    assert_eq!(again.p50.unwrap().ci95, latency.p50.unwrap().ci95);
+    assert!(again.p95.is_some_and(|p95| p95.ci95.is_none()), "what was seen is shown: {again:?}");
+    assert_eq!(folded.peak.unwrap().summary.load, profile.peak.as_ref().unwrap().summary.load);
+    let version: u32 =
+        rusqlite::Connection::open(&path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, SCHEMA_VERSION, "older programs leave it alone from now on");
+}
+
 #[test]
 fn a_hub_of_a_newer_modelmeter_is_left_alone() {
     let (_folder, path, hub) = hub();
