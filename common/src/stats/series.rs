@@ -2,7 +2,7 @@
 
 use super::{
     Figure, Histogram, Interval,
-    batch::{Spread, spread},
+    batch::{Spread, joined, spread},
     percentile::{Sample, percentiles},
 };
 use crate::part::Percentile;
@@ -125,33 +125,42 @@ impl Series {
     }
 
     /// Successes a second, with their interval where there are two batches; none where nothing succeeded in a measurable time.
+    /// Batches are joined until neighbours are no longer correlated, so that the interval holds on a machine that changes slowly.
     pub fn rate(&self) -> Option<Figure> {
-        let observed = || {
-            let value = self.total.successes() as f64 / self.seconds();
-            (value.is_finite() && value > 0.0).then(|| Figure::observed(value))
-        };
-        self.throughput().filter(|rate| rate.value > 0.0).map(Figure::from).or_else(observed)
+        let value = self.total.successes() as f64 / self.seconds();
+        let interval = || Some(self.around(spread(&joined(&self.count_residuals()?))?));
+        (value.is_finite() && value > 0.0).then(|| interval().map_or_else(|| Figure::observed(value), Figure::from))
     }
 
-    /// Successes a second with their interval. Its ends are at equal ratios to the value, as for what cannot be negative. None
+    /// Successes a second with the interval that precision is asked of: joining depends on chance, so batches stay apart. None
     /// below two batches.
     pub fn throughput(&self) -> Option<Interval> {
+        Some(self.around(self.count_spread()?))
+    }
+
+    /// The interval of successes a second: its ends are at equal ratios to the value, as for what cannot be negative.
+    fn around(&self, spread: Spread) -> Interval {
         let count = self.total.successes() as f64;
         let value = count / self.seconds();
-        let ratio = (self.count_spread()?.half_width() / count.max(1.0)).exp();
-        Some(Interval { value, ci95: [value / ratio, value * ratio] })
+        let ratio = (spread.half_width() / count.max(1.0)).exp();
+        Interval { value, ci95: [value / ratio, value * ratio] }
     }
 
     /// How uncertain the number of successes is, by batch means of the ratio of count to duration; its degrees of
     /// freedom say how far the width of [`Series::throughput`]'s interval can be trusted. None below two batches.
     pub fn count_spread(&self) -> Option<Spread> {
+        spread(&self.count_residuals()?)
+    }
+
+    /// Each batch's number of successes, less what its duration predicts; none of a run without duration.
+    fn count_residuals(&self) -> Option<Vec<f64>> {
         let duration = self.total.duration_ns as f64;
         if duration == 0.0 {
             return None;
         }
         let rate = self.total.successes() as f64 / duration;
         let residual = |b: &Batch| b.successes() as f64 - rate * b.duration_ns as f64;
-        spread(&self.batches.iter().map(residual).collect::<Vec<_>>())
+        Some(self.batches.iter().map(residual).collect())
     }
 
     /// Every percentile that documents show.
