@@ -3,6 +3,7 @@
 
 use super::super::{conformance, conformance::documents as docs};
 use super::*;
+use crate::aggregate;
 use modelmeter_common::request::RequestState;
 use std::sync::Arc;
 
