@@ -126,7 +126,8 @@ impl Group {
         let name = format!("modelmeter-test-{}", std::process::id());
         let v1 = [("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "25000")];
         let v2 = [("cpu.max", "25000 100000")];
-        let ways: [(&str, &str, &[(&str, &str)]); 3] = [
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let ways: [(&str, &str, Files); 3] = [
             ("/sys/fs/cgroup/cpu", "tasks", &v1),
             ("/sys/fs/cgroup/cpu,cpuacct", "tasks", &v1),
             ("/sys/fs/cgroup", "cgroup.procs", &v2),

@@ -121,6 +121,7 @@ pub struct Point {
     pub errors: u64,
     /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of their
     /// own.
+    #[serde(default)]
     pub resent: u64,
     /// The failures, by kind.
     pub error_kinds: BTreeMap<String, u64>,

@@ -148,7 +148,9 @@ mod tests {
         let mut model = documents::model("m", "1", 0);
         model.artifacts[0].format = Format::Onnx;
         model.inputs[0].shape.pop();
-        model.inputs[0].dtype = Datatype::Fp32;
+        let tensors = model.inputs.iter_mut().chain(&mut model.outputs);
+        tensors.for_each(|tensor| tensor.dtype = Datatype::Fp32);
+        model.weights = [Datatype::Fp32].into();
         let (engines, devices) = (vec!["rten".to_owned()], vec!["cpu".to_owned(), "nvidia-a10".to_owned()]);
         let request = Request { model: "m".into(), engines, devices, ..Request::default() };
         let request = Request { budget_ms: Some(100_000), batch_sizes: vec![1, 2, 4, 8, 16], ..request };

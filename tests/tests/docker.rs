@@ -204,7 +204,7 @@ async fn one_gpu_is_handed_over_by_its_uuid() -> Result<()> {
     }
     for device in ["gpu:2", "cpu"] {
         let refused = modelmeter::output(profile(device)?, LIMIT).await?;
-        let said = format!("{device} means none here");
+        let said = format!("none here that --devices {device} means");
         assert!(refused.code == Some(2) && refused.err.contains(&said), "{refused:?}");
     }
     Ok(())

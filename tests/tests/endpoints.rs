@@ -83,8 +83,11 @@ async fn a_real_nginx_fails_no_call_plain_or_in_tls() -> Result<()> {
         assert!(point["resent"].as_u64().is_some_and(|n| n > 0), "{endpoint}: {point:#}");
     }
     let open = ["--rate", "400", "--batches", "2000", "--json"];
-    let point = point(&profile(home, &format!("127.0.0.1:{}", nginx.plain), &open).await?)?;
-    assert_eq!(point["errors"], 0, "{point:#}");
+    // Where others keep the cores busy, sends are late and the point is invalid: but no call fails.
+    let output = profile(home, &format!("127.0.0.1:{}", nginx.plain), &open).await?;
+    let cells: Value = serde_json::from_str(&output.out)?;
+    let point = &cells[0]["points"][0];
+    assert_eq!((&point["requests"], &point["errors"]), (&2000.into(), &0.into()), "{point:#}");
     Ok(())
 }
 

@@ -55,7 +55,8 @@ fn more_calls(group: &Group) -> Option<String> {
 
 /// Where calls were enough and latency varied so much that the interval is wider than the figure.
 fn more_time(group: &Group) -> Option<String> {
-    let figures: [(&str, fn(&Latency) -> Option<Figure>); 2] = [("p50", |ms| ms.p50), ("p95", |ms| ms.p95)];
+    type Of = fn(&Latency) -> Option<Figure>;
+    let figures: [(&str, Of); 2] = [("p50", |ms| ms.p50), ("p95", |ms| ms.p95)];
     let is_wide = |cell: &Cell, of| {
         let shown = cell.latency(of).filter(|shown| shown.is_valid());
         shown.is_some_and(|shown| shown.has_interval() && shown.support().is_none())

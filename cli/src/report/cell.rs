@@ -42,7 +42,7 @@ impl<'a> Group<'a> {
             inputs: shapes_differ(profiles.iter().map(|p| p.inputs.as_slice())),
             cells: Vec::new(),
         };
-        let common = group.inputs.then(|| common(&profiles)).unwrap_or_default();
+        let common = if group.inputs { common(&profiles) } else { Default::default() };
         group.cells = profiles.iter().map(|p| Cell { profile: p, name: group.name(p, &common) }).collect();
         group
     }

@@ -132,7 +132,7 @@ fn base(batch_size: u32, points: Vec<ProfilePoint>) -> Profile {
         deploy_ms: Some(200.0),
         first_inference_ms: Some(5.0),
         reference: valid().next().map(summary),
-        peak: valid().last().map(peak),
+        peak: valid().next_back().map(peak),
         sla: None,
         points: points.clone(),
         unavailable: BTreeMap::new(),

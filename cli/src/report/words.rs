@@ -129,7 +129,8 @@ fn agreement(cell: &Cell) -> Option<String> {
 }
 
 fn percentile(q: f64) -> Option<fn(&Latency) -> Option<Figure>> {
-    let known: [(f64, fn(&Latency) -> Option<Figure>); 5] =
+    type Of = fn(&Latency) -> Option<Figure>;
+    let known: [(f64, Of); 5] =
         [(50.0, |ms| ms.p50), (90.0, |ms| ms.p90), (95.0, |ms| ms.p95), (99.0, |ms| ms.p99), (99.9, |ms| ms.p99_9)];
     known.into_iter().find(|(known, _)| *known == q).map(|(_, of)| of)
 }

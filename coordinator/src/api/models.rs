@@ -52,8 +52,8 @@ mod tests {
         let (onnx, newer, torch) =
             (artifact(Format::Onnx, 1), artifact(Format::Onnx, 2), artifact(Format::Torchscript, 3));
         let stored = with(&[onnx, torch.clone()], 0);
-        let model = merged(Some(&stored), &with(&[newer.clone()], 5));
+        let model = merged(Some(&stored), &with(std::slice::from_ref(&newer), 5));
         assert_eq!((model.artifacts, model.created_at), (vec![newer.clone(), torch], stored.created_at));
-        assert_eq!(merged(None, &with(&[newer.clone()], 5)).artifacts, [newer]);
+        assert_eq!(merged(None, &with(std::slice::from_ref(&newer), 5)).artifacts, [newer]);
     }
 }

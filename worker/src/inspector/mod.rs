@@ -383,7 +383,7 @@ fn fit(declared: &[Dim], items: Option<u32>, got: &[i64], batch: i64) -> Fit {
             Some(&length) if 0 < length && length < batch => Fit::OtherBatch,
             _ => Fit::Differs,
         },
-        Some(_) if got.first() == Some(&batch) || elements % batch.max(1).unsigned_abs() == 0 => Fit::Differs,
+        Some(_) if got.first() == Some(&batch) || elements.is_multiple_of(batch.max(1).unsigned_abs()) => Fit::Differs,
         Some(_) => Fit::OtherBatch,
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Stream {
     prefix: [u8; 5],
     message: Option<Vec<u8>>,
     /// The beginning of what came as the body of an answer that is not gRPC's.
-    page: Option<Box<Vec<u8>>>,
+    page: Option<Vec<u8>>,
 }
 
 impl Stream {
@@ -47,7 +47,7 @@ impl Stream {
     pub fn take_head(&mut self, head: ResponseHead, is_end: bool) {
         self.head = head.after(std::mem::take(&mut self.head));
         if !is_end {
-            self.page = (!self.head.is_grpc()).then(Box::default);
+            self.page = (!self.head.is_grpc()).then(Vec::new);
         }
     }
 
@@ -74,7 +74,7 @@ impl Stream {
         let result = failure.map_or_else(|| self.verdict(), Err);
         let words = match result {
             Err(Failure::Http(_) | Failure::NotGrpc) => {
-                Some(page::of_page(&self.head, self.page.as_deref().map_or(&[], Vec::as_slice)))
+                Some(page::of_page(&self.head, self.page.as_deref().unwrap_or_default()))
             }
             Err(Failure::Compressed) => Some(page::of_compressed(&self.head)),
             _ => self.head.grpc_message,

@@ -47,12 +47,17 @@ fn target_at(endpoint: String, floats: u64) -> Target {
 
 /// The same over TLS or a Unix socket.
 fn target_of(endpoint: Endpoint, floats: u64) -> Target {
+    batched(endpoint, floats, 1)
+}
+
+/// The same with calls of so many items.
+fn batched(endpoint: Endpoint, floats: u64, batch_size: u32) -> Target {
     let subject = Subject {
         model: "m".into(),
         version: String::new(),
-        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![1, floats])],
+        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![batch_size.into(), floats])],
         outputs: vec![TensorSpec { name: "y".into(), dtype: Datatype::Fp32, shape: vec![Dim::Dynamic("n".into())] }],
-        batch_size: 1,
+        batch_size,
         seed: 1,
         data: None,
         output_axes: Default::default(),

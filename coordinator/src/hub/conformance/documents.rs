@@ -50,6 +50,7 @@ pub fn request(model: &str, state: RequestState, created: i64) -> RequestDoc {
         model: model.to_owned(),
         engine_settings: [("rten".to_owned(), settings())].into(),
         shapes: [("x".to_owned(), vec![vec![1, 3, 224, 224], vec![1, 3, 32, 32]])].into(),
+        batch_sizes: vec![1, 8],
         seed: u64::MAX,
         labels: labels(),
         ..Request::default()
