@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt as _;
-use modelmeter_common::{Code, Problem, RequestId, request::RequestState};
+use modelmeter_common::{Code, Problem, RequestId, SCHEMA_VERSION, request::RequestState};
 use modelmeter_coordinator::hub::{
     self, Hub, HubError, Inserted,
     conformance::{self, documents as docs, speed::speed},
@@ -138,7 +138,7 @@ async fn documents_are_the_public_contract(hub: &dyn Hub, database: &Database) -
     for (collection, query) in wanted {
         let found = database.collection::<Document>(collection).find_one(query.clone()).await?;
         let found = found.with_context(|| format!("{collection}: nothing fits {query}"))?;
-        assert!(matches!(found.get("schema_version"), Some(Bson::Int64(1))), "{collection}: {found}");
+        assert_eq!(found.get("schema_version"), Some(&Bson::Int64(SCHEMA_VERSION.into())), "{collection}: {found}");
     }
     let stored = database.collection::<Document>("profiles").find_one(doc! { "_id": profile.id.to_string() }).await?;
     let stored = stored.context("the profile")?;
