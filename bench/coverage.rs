@@ -3,8 +3,7 @@
 //!
 //! `cargo run --release -p modelmeter-common --example bench-coverage [RUNS] [FIRST_SEED] [PART OF A LAW'S NAME]`
 //!
-//! The method was fixed with the seeds from 0; those from 2,000,000 were tried once after. What both printed is in
-//! `bench/coverage.txt`.
+//! What it printed last is in `bench/coverage.txt`.
 
 #[path = "../common/tests/support/cover.rs"]
 mod cover;
