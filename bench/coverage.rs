@@ -26,7 +26,7 @@ const LONG: usize = 20_000_000;
 const REPEATS: usize = 3;
 const FOLDED: [&str; 6] =
     ["narrow", "correlated: rho 0.9", "shared machine", "slow: 0.3 s", "M/M/1, load 0.5", "8 in flight, all"];
-/// Laws at whose true percentile an SLA is set, so that claiming it is wrong one time in a hundred at most.
+/// Laws for which an SLA is set at the true percentile: a claim that it is met is wrong one time in a hundred at most.
 const AGREED: [&str; 6] =
     ["narrow", "bimodal", "correlated: rho 0.9", "shared machine", "M/D/1, load 0.5", "stalls of 100 ms each second"];
 

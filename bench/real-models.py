@@ -97,8 +97,8 @@ def said(profiles, engine):
     if len(done) == len(cells):
         return figures
     first = next(p for p in cells if not p.get("peak"))
-    spoiled = (w["message"] for point in first["points"] if not point["valid"] for w in point["warnings"])
-    why = first["error"]["message"] if first.get("error") else next(spoiled, first["unavailable"].get("peak", {}).get("message", "no point was measured"))
+    reasons = (w["message"] for point in first["points"] if not point["valid"] for w in point["warnings"])
+    why = first["error"]["message"] if first.get("error") else next(reasons, first["unavailable"].get("peak", {}).get("message", "no point was measured"))
     return f"{figures or '-'}; {len(cells) - len(done)} of {len(cells)} cells without a figure: {why.splitlines()[0][:200]}"
 
 

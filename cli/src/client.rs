@@ -201,7 +201,7 @@ impl Client {
     }
 }
 
-/// The one request whose id begins so.
+/// The only request with an id that begins with these characters.
 fn only(start: &str, requests: &[RequestDoc]) -> Result<RequestId, Problem> {
     let plain = |id: &str| id.replace('-', "");
     let begins = |id: &RequestId| plain(&id.to_string()).starts_with(&plain(start));
