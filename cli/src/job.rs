@@ -24,6 +24,8 @@ use std::{
 /// Wall time of each repeat of a cell without a coordinator, unless the user says how long, and of all at most.
 const CELL_BUDGET_MS: u64 = 30_000;
 const MOST_BUDGET_MS: u64 = 600_000;
+/// By this part of it a cell may take longer for the calls with which p95 and p99 are seen.
+const GRACE: u64 = 2;
 /// Wall time of a cell below which its figures are hardly worth having.
 const LEAST_CELL_MS: u64 = 3_000;
 
@@ -196,15 +198,18 @@ fn is_built_in(target: &Target) -> bool {
     matches!(target, Target::Name(name) if modelmeter_serving::reference::NAMES.contains(&name.as_str()))
 }
 
-/// The budget of a request for so many tasks, in ms: its own, or with `usual` the usual one where it does not say how long it
-/// may take, not even by how a point ends.
-pub fn budget_ms(request: &Request, usual: bool, tasks: u64) -> Option<u64> {
+/// Gives a request for so many tasks the usual budget, with its grace, where it does not say how long it may take, not even by
+/// how a point ends.
+pub fn set_usual_budget(request: &mut Request, tasks: u64) {
     let (stop, default) = (&request.stop, Stop::default());
     let is_paced = stop.certified
         || request.batches.is_some()
         || (stop.min_duration_ms, stop.max_duration_ms) != (default.min_duration_ms, default.max_duration_ms);
-    let shared = || tasks.saturating_mul(CELL_BUDGET_MS).clamp(CELL_BUDGET_MS, MOST_BUDGET_MS);
-    request.budget_ms.or_else(|| (usual && !is_paced).then(shared))
+    if request.budget_ms.is_none() && !is_paced {
+        let budget = tasks.saturating_mul(CELL_BUDGET_MS).clamp(CELL_BUDGET_MS, MOST_BUDGET_MS);
+        request.budget_ms = Some(budget);
+        request.grace_ms = budget / GRACE;
+    }
 }
 
 /// What a user is told at once of a budget that is too small for its tasks: those are measured all the same.

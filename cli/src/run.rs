@@ -284,7 +284,9 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     let pools = embedded::pools(&slots, &offer, &job.inspectors);
     let cells = embedded::cells(&request, &model, &pools)?;
     let tasks = cells.len() as u64 * u64::from(request.repeats);
-    request.budget_ms = job::budget_ms(&request, job.usual_budget, tasks);
+    if job.usual_budget {
+        job::set_usual_budget(&mut request, tasks);
+    }
     if let Some(words) = request.budget_ms.and_then(|budget| job::small_budget(budget, tasks)) {
         progress.say(&words);
     }
@@ -475,7 +477,8 @@ fn opening(request: &Request, tasks: u64) -> String {
     let (all_s, each_s) = (limit.as_secs_f64(), limit.as_secs_f64() / tasks.max(1) as f64);
     let each = if repeats > 1 { "a repeat" } else { "a cell" };
     text + &format!(
-        ", up to {} ({} {each}; --budget {} for sharper figures, --budget none for no limit)",
+        ", {} {} ({} {each}; --budget {} for sharper figures, --budget none for no limit)",
+        if request.grace_ms > 0 { "about" } else { "up to" },
         time(all_s),
         time(each_s),
         budget(all_s * SHARPER)

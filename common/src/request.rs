@@ -27,6 +27,8 @@ pub const MAX_CALL_BYTES: u64 = 1 << 30;
 pub const CERTIFIED_MIN_MS: u64 = 600_000;
 /// Certified: a point that has not converged may go on this long.
 pub const CERTIFIED_MAX_MS: u64 = 1_800_000;
+/// The longest budget: a week.
+const MOST_BUDGET_MS: u64 = 7 * 24 * 3_600_000;
 /// Certified: half width of the 95 % intervals, as a share of the value.
 pub const CERTIFIED_PRECISION: f64 = 0.01;
 /// Certified: from three repeats on, their spread is part of the interval.
@@ -59,6 +61,8 @@ pub struct Request {
     pub stop: Stop,
     /// Wall time for the whole request, shared out over its cells.
     pub budget_ms: Option<u64>,
+    /// Wall time beyond the budget, shared out alike, for cells that lack calls with which p95 or p99 are seen.
+    pub grace_ms: u64,
     /// The latency to stay under.
     pub sla: Option<Sla>,
     /// Independent repetitions of each cell.
@@ -93,6 +97,7 @@ impl Default for Request {
             batches: None,
             stop: Stop::default(),
             budget_ms: None,
+            grace_ms: 0,
             sla: None,
             repeats: 1,
             inspector: None,
@@ -220,10 +225,10 @@ impl Request {
         if let Some(batches) = self.batches {
             within("batches", batches, 1, 1_000_000_000)?;
         }
-        match self.budget_ms {
-            Some(budget) => within("budget_ms", budget, 1_000, 7 * 24 * 3_600_000),
-            None => Ok(()),
+        if let Some(budget) = self.budget_ms {
+            within("budget_ms", budget, 1_000, MOST_BUDGET_MS)?;
         }
+        within("grace_ms", self.grace_ms, 0, MOST_BUDGET_MS)
     }
 
     /// The batch of the model that it is about, with its sizes, once shapes and axes are found to fit.

@@ -71,6 +71,9 @@ pub struct Plan {
     pub sla: Option<Sla>,
     /// Wall time of the task, deploying excluded; its points share it out.
     pub budget_ms: Option<u64>,
+    /// How much longer the reference may go on where it lacks calls with which p95 or p99 are seen.
+    #[serde(default)]
+    pub grace_ms: u64,
     /// Of test data and arrivals.
     pub seed: u64,
     /// Test data of the user's own.

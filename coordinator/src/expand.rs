@@ -8,6 +8,7 @@ use modelmeter_common::{
     device::{self, CPU_CLASS},
     engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
+    load::Stop,
     model::{ArtifactRef, Format, Model, TensorShape},
     request::{MAX_CALL_BYTES, MAX_CELLS, MAX_TASKS, Request, RequestDoc},
     status::Abilities,
@@ -19,7 +20,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The share of a budget that is given to measuring; the rest is for deploying and answering.
-const BUDGET_SHARE: f64 = 0.85;
+const BUDGET_SHARE: f64 = 0.9;
 /// The least time that a budget leaves a task.
 const MIN_TASK_BUDGET_MS: u64 = 300;
 /// How device classes begin: another word that no worker announces is a mistake.
@@ -174,12 +175,19 @@ pub fn kinds(doc: &RequestDoc) -> Vec<Kind<'_>> {
 /// What each task measures; a budget is shared out over the [`pool::rounds`] that its cells need.
 pub fn plan(request: &Request, rounds: u64) -> Plan {
     let share = |budget: u64| ((budget as f64 * BUDGET_SHARE) as u64 / rounds.max(1)).max(MIN_TASK_BUDGET_MS);
+    let (budget_ms, grace_ms) = (request.budget_ms.map(share), request.grace_ms / rounds.max(1));
+    let mut stop = request.stop.clone();
+    if let Some(budget_ms) = budget_ms.filter(|_| stop.max_duration_ms == Stop::default().max_duration_ms) {
+        // The usual maximum is for requests that do not say how long they may take.
+        stop.max_duration_ms = stop.max_duration_ms.max(budget_ms + grace_ms);
+    }
     Plan {
         load: request.load.clone(),
         batches: request.batches,
-        stop: request.stop.clone(),
+        stop,
         sla: request.sla.clone(),
-        budget_ms: request.budget_ms.map(share),
+        budget_ms,
+        grace_ms,
         seed: request.seed,
         data: match &request.data {
             Some(Source::Stored(data)) => Some(data.clone()),

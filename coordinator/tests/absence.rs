@@ -114,7 +114,7 @@ async fn a_budget_is_shared_by_the_slots_that_can_run_the_request() {
         (request.batch_sizes, request.budget_ms) = ((1..=10).collect(), Some(100_000));
     };
     house.submit(asked).await;
-    assert_eq!(house.claim("one").await.unwrap().plan.budget_ms, Some(8_500), "ten tasks, one slot");
+    assert_eq!(house.claim("one").await.unwrap().plan.budget_ms, Some(9_000), "ten tasks, one slot");
     house.close().await;
 }
 
@@ -134,6 +134,6 @@ async fn a_budget_on_mixed_pools_is_shared_by_the_slots_with_the_most_to_do() {
     };
     house.submit(asked).await;
     let claimed = house.claim("one").await.unwrap();
-    assert_eq!(claimed.plan.budget_ms, Some(8_500), "ten of the twenty tasks run on the only CPU slot, one by one");
+    assert_eq!(claimed.plan.budget_ms, Some(9_000), "ten of the twenty tasks run on the only CPU slot, one by one");
     house.close().await;
 }

@@ -410,10 +410,11 @@ async fn points(
     let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla, aim: Aim::default() };
     let caller = target.inspector.caller().map(|_| assignment.cell.inspector.as_str());
     let bench = Bench::new(target, rules, probes, context.stop.clone());
-    let budget = plan.budget_ms.map(Duration::from_millis);
+    let budget =
+        plan.budget_ms.map(|ms| load::Budget::new(Duration::from_millis(ms), Duration::from_millis(plan.grace_ms)));
     let shared_cpu = context.shared_cpu;
     let mut told = Told { bench, attempt, finished, remarks, shared_cpu, caller, plan, statistics, server: Vec::new() };
-    let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget, &mut told).await?;
+    let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget.unwrap_or_default(), &mut told).await?;
     if points.iter().any(|point| point.latency.is_empty()) {
         // Where the engine died of it, that is told a moment later, and is what failed.
         tokio::time::sleep(LAST_NEWS).await;

@@ -230,7 +230,8 @@ pub struct ProfileArgs {
     /// Measure each load point for at least this long [default: 5s; 2s while looking for the peak]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub min_duration: Option<u64>,
-    /// Measure each load point for at most this long [default: 30s, or twice a longer --min-duration]
+    /// Measure each load point for at most this long [default: 30s, or twice a longer --min-duration, or what
+    /// --budget gives a cell]
     #[arg(long, value_parser = parse::millis, value_name = "DURATION", help_heading = "When to stop")]
     pub max_duration: Option<u64>,
     /// Figures to publish: 600 s or more for each load point, ±1 %, 3 repeats; a disturbed load point is invalid

@@ -2,7 +2,7 @@
 
 use super::{
     cell::{Cell, Group},
-    number::number,
+    number::{Shown, number},
 };
 use modelmeter_common::{profile::Latency, stats::Figure};
 
@@ -57,12 +57,8 @@ fn more_calls(group: &Group) -> Option<String> {
 fn more_time(group: &Group) -> Option<String> {
     type Of = fn(&Latency) -> Option<Figure>;
     let figures: [(&str, Of); 2] = [("p50", |ms| ms.p50), ("p95", |ms| ms.p95)];
-    let is_wide = |cell: &Cell, of| {
-        let shown = cell.latency(of).filter(|shown| shown.is_valid());
-        shown.is_some_and(|shown| shown.has_interval() && shown.support().is_none())
-    };
     figures.into_iter().find_map(|(what, of)| {
-        let cell = group.cells.iter().find(|cell| is_wide(cell, of))?;
+        let cell = group.cells.iter().find(|cell| cell.latency(of).is_some_and(Shown::is_wide))?;
         let points = group.cells.iter().flat_map(|cell| &cell.profile.points);
         let all_s = LONGER * points.map(|point| point.duration_s).sum::<f64>();
         let wants = format!("latency varied too much for {what} of {}", cell.name);

@@ -8,7 +8,7 @@ pub const NONE: &str = "–";
 pub const OBSERVED: char = '~';
 /// The mark of a figure of an invalid load point.
 pub const INVALID: char = '!';
-/// An interval with a half width of more than the figure itself says nothing that a reader can use.
+/// An interval with a half width of more than the figure itself: that it is so wide is all that a reader can use of it.
 const WIDEST: f64 = 1.0;
 
 /// A figure: `0.123`, `4.56`, `123.4`, `12,345`.
@@ -39,16 +39,19 @@ impl Shown {
         self.valid
     }
 
-    /// Whether it has an interval, however wide.
-    pub fn has_interval(self) -> bool {
-        self.figure.ci95.is_some()
+    /// Whether its interval is wider than the figure is useful for.
+    pub fn is_wide(self) -> bool {
+        self.support().is_some() && self.narrow().is_none()
     }
 
-    /// The ends of its interval, where that supports the figure.
+    /// The ends of its interval, where its load point is valid.
     pub fn support(self) -> Option<[f64; 2]> {
-        let [low, high] = self.figure.ci95?;
-        let is_narrow = (high - low) / 2.0 <= WIDEST * self.figure.value.abs();
-        (self.valid && is_narrow).then_some([low, high])
+        self.figure.ci95.filter(|_| self.valid)
+    }
+
+    /// The same, where it is narrow enough to be printed.
+    fn narrow(self) -> Option<[f64; 2]> {
+        self.support().filter(|[low, high]| (high - low) / 2.0 <= WIDEST * self.figure.value.abs())
     }
 
     /// `!` of an invalid point, `~` without support, else nothing.
@@ -65,16 +68,20 @@ impl Shown {
         self.mark() + &number(self.figure.value)
     }
 
-    /// Half of its interval: `±2.1`; nothing without support.
+    /// Half of its interval: `±2.1`, or `±>100 %`; nothing without support.
     pub fn half(self) -> String {
-        let half = |[low, high]: [f64; 2]| format!("±{}", fixed((high - low) / 2.0, decimals(self.figure.value)));
-        self.support().map(half).unwrap_or_default()
+        match (self.narrow(), self.support()) {
+            (Some([low, high]), _) => format!("±{}", fixed((high - low) / 2.0, decimals(self.figure.value))),
+            (None, Some(_)) => format!("±>{:.0} %", 100.0 * WIDEST),
+            (None, None) => String::new(),
+        }
     }
 
     /// Its interval, `[5.4, 6.1]`, or the bound that is known from below, `(≥ 5.4)`.
     pub fn ends(self) -> String {
         let digits = decimals(self.figure.value);
-        match (self.support(), self.figure.lower95.filter(|_| self.valid)) {
+        let low = self.support().map(|[low, _]| low).or(self.figure.lower95.filter(|_| self.valid));
+        match (self.narrow(), low) {
             (Some([low, high]), _) => format!("[{}, {}]", fixed(low, digits), fixed(high, digits)),
             (None, Some(low)) => format!("(≥ {})", fixed(low, digits)),
             (None, None) => String::new(),
@@ -176,7 +183,7 @@ mod tests {
         assert_eq!(told(figure(123.4, Some([121.3, 125.5]), None), true), ["123.4", "±2.1", "[121.3, 125.5]"]);
         assert_eq!(told(figure(12_345.0, Some([12_000.0, 12_800.0]), None), true)[1], "±400");
         assert_eq!(told(figure(6.7, None, Some(6.1)), true), ["~6.70", "", "(≥ 6.10)"]);
-        assert_eq!(told(figure(1.05, Some([0.01, 59.0]), None), true), ["~1.05", "", ""], "wider than the figure");
+        assert_eq!(told(figure(1.05, Some([0.01, 59.0]), None), true), ["1.05", "±>100 %", "(≥ 0.01)"]);
         assert_eq!(told(figure(6.7, Some([6.0, 7.0]), None), false), ["!6.70", "", ""]);
     }
 }

@@ -12,6 +12,8 @@ fn the_first_line_says_how_long_it_takes_and_how_to_change_that() {
         opening(&request, 4),
         "4 cells of resnet50, up to 2 min (30 s a cell; --budget 5m for sharper figures, --budget none for no limit)"
     );
+    let usual = opening(&Request { grace_ms: 1, ..request.clone() }, 4);
+    assert!(usual.starts_with("4 cells of resnet50, about 2 min (30 s a cell; "), "{usual}");
     let repeated = opening(&Request { repeats: 3, ..request.clone() }, 12);
     assert!(repeated.starts_with("4 cells of resnet50, each 3 times, up to 2 min (10 s a repeat; "), "{repeated}");
     let unlimited = opening(&Request { budget_ms: None, ..request }, 1);

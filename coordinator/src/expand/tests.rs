@@ -172,9 +172,16 @@ fn mistakes_are_named_with_what_is_known() {
 #[test]
 fn a_budget_is_shared_over_the_rounds_that_the_slots_need() {
     let request = Request { budget_ms: Some(100_000), ..request() };
-    assert_eq!(plan(&request, 10).budget_ms, Some(8_500));
-    assert_eq!(plan(&request, 3).budget_ms, Some(28_333));
+    assert_eq!(plan(&request, 10).budget_ms, Some(9_000));
+    assert_eq!(plan(&request, 3).budget_ms, Some(30_000));
     assert_eq!(plan(&request, 100_000).budget_ms, Some(MIN_TASK_BUDGET_MS));
+    // A load point may take all of it, unless its maximum is stated.
+    let request = Request { grace_ms: 50_000, ..request };
+    let long = plan(&request, 1);
+    assert_eq!((long.grace_ms, long.stop.max_duration_ms), (50_000, 140_000));
+    assert_eq!(plan(&request, 10).stop.max_duration_ms, Stop::default().max_duration_ms);
+    let stop = Stop { max_duration_ms: 10_000, ..Stop::default() };
+    assert_eq!(plan(&Request { stop, ..request }, 1).stop.max_duration_ms, 10_000);
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{Bench, Rules, Target, measure, run_plan};
+    use crate::load::{Bench, Budget, Rules, Target, measure, run_plan};
     use crate::{
         inspector::{Inspector, Subject, kserve_v2::KserveV2},
         sample::Probes,
@@ -312,7 +312,7 @@ mod tests {
         let run = async |fails: &[u64]| {
             let probes = Probes::new(None);
             let mut bench = Bench::new(target(fails), rules(20, 600), probes, Default::default());
-            run_plan(&load, None, None, &mut bench).await
+            run_plan(&load, None, Budget::default(), &mut bench).await
         };
         let points = run(&[u64::MAX, 1, u64::MAX]).await.unwrap();
         assert_eq!(points.iter().map(|p| p.valid).collect::<Vec<_>>(), [true, false, true]);

@@ -42,7 +42,7 @@ pub use caller::{Caller, Ended};
 pub use meter::measure;
 pub use once::{Answer, FirstInference, call_once, first_inference};
 pub(crate) use once::{Unanswered, ask, reach};
-pub use plan::{Measure, run_plan};
+pub use plan::{Budget, Measure, run_plan};
 pub use revisit::Bench;
 
 use crate::{

@@ -28,17 +28,18 @@ pub trait Measure: Send {
     fn goes_on(&self) -> bool;
 }
 
-/// Time to share out over points that are not all known yet.
-#[derive(Clone, Copy, Debug)]
-struct Budget {
+/// Time to share out over points that are not all known yet. The default has no end.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Budget {
     end: Option<Instant>,
+    /// How much longer the reference of a sweep may go on for the calls with which p95 and p99 are seen.
+    grace: Duration,
 }
 
 /// A point with less time than this is not worth starting.
 const LEAST: Duration = Duration::from_millis(300);
-/// The reference's share of a sweep, and what it may take until p95 and p99 are seen.
+/// The reference's share of a sweep; it may take all of it, and the grace, until p95 and p99 are seen.
 const REFERENCE_SHARE: f64 = 0.4;
-const REFERENCE_MOST: f64 = 0.95;
 /// Of what the reference leaves, the sweep's share; the rest is for the peak's own figures.
 const SWEEP_SHARE: f64 = 0.6;
 /// Calls that carry a median.
@@ -47,12 +48,23 @@ const MEDIAN_CALLS: f64 = 8.0;
 const LISTED_MOST: f64 = 2.0;
 
 impl Budget {
+    /// From now on.
+    pub fn new(time: Duration, grace: Duration) -> Self {
+        Self { end: Some(Instant::now() + time), grace }
+    }
+
     /// The next point's slice: this share of what is left, and at most `most` of it.
     fn slice(&self, share: f64, most: f64) -> Option<Slice> {
         let now = Instant::now();
         let left = self.end?.saturating_duration_since(now);
         let part = |share: f64| now + left.mul_f64(share.clamp(0.0, 1.0));
         Some(Slice { share: part(share), end: part(most.max(share)) })
+    }
+
+    /// The slice of a sweep's reference.
+    fn reference(&self) -> Option<Slice> {
+        let slice = self.slice(REFERENCE_SHARE, 1.0)?;
+        Some(Slice { end: slice.end + self.grace, ..slice })
     }
 
     /// The slice of the next of about `left` points, which may take all of it to carry a median.
@@ -62,7 +74,7 @@ impl Budget {
 
     /// This share of what is left.
     fn part(&self, share: f64) -> Self {
-        Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)) }
+        Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)), ..*self }
     }
 
     fn left(&self) -> Option<Duration> {
@@ -91,10 +103,9 @@ impl Budget {
 pub async fn run_plan(
     load: &Load,
     sla: Option<&Sla>,
-    budget: Option<Duration>,
+    budget: Budget,
     with: &mut dyn Measure,
 ) -> Result<Vec<Point>, Problem> {
-    let budget = Budget { end: budget.map(|b| Instant::now() + b) };
     match load {
         Load::Closed { concurrencies } if concurrencies.is_empty() => sweep(budget, with).await,
         Load::SlaSearch { arrivals } => {
@@ -158,7 +169,7 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
             break;
         }
         let (aim, slice) = if is_first {
-            (Aim::Percentiles, budget.slice(REFERENCE_SHARE, REFERENCE_MOST))
+            (Aim::Percentiles, budget.reference())
         } else {
             (Aim::Peak, affordable.share(sweep.expected_left()))
         };
@@ -251,13 +262,13 @@ mod tests {
 
     #[test]
     fn a_budget_is_shared_out() {
-        let budget = Budget { end: Some(Instant::now() + Duration::from_secs(10)) };
+        let budget = Budget::new(Duration::from_secs(10), Duration::ZERO);
         let slice = budget.share(4).unwrap();
         let share = slice.share - Instant::now();
         assert!(share > Duration::from_millis(2400) && share < Duration::from_millis(2600));
         assert!(slice.end <= budget.end.unwrap());
-        assert!(!budget.is_spent() && Budget { end: Some(Instant::now()) }.is_spent());
-        assert!(!Budget { end: None }.is_spent() && Budget { end: None }.share(1).is_none());
+        assert!(!budget.is_spent() && Budget::new(Duration::ZERO, Duration::ZERO).is_spent());
+        assert!(!Budget::default().is_spent() && Budget::default().share(1).is_none());
     }
 
     /// A server of one call at a time, in no time at all: what it is asked for is what counts.
@@ -290,21 +301,19 @@ mod tests {
 
     async fn asked(call_s: f64, budget_s: f64) -> Vec<u32> {
         let mut fake = Fake { call_s, fails_from: usize::MAX, asked: Vec::new() };
-        let end = Instant::now() + Duration::from_secs_f64(budget_s);
-        let points = sweep(Budget { end: Some(end) }, &mut fake).await.unwrap();
-        assert!(fake.asked.iter().all(|(_, s)| s.share <= s.end && s.end <= end), "within the budget");
-        let reference = fake.asked[0].1;
-        assert!(
-            reference.end + Duration::from_millis(1) >= end - Duration::from_secs_f64(0.05 * budget_s),
-            "the reference may take nearly all"
-        );
+        let grace = Duration::from_secs(3);
+        let budget = Budget::new(Duration::from_secs_f64(budget_s), grace);
+        let points = sweep(budget, &mut fake).await.unwrap();
+        let (end, reference) = (budget.end.unwrap(), fake.asked[0].1);
+        assert!(fake.asked[1..].iter().all(|(_, s)| s.share <= s.end && s.end <= end), "within the budget");
+        assert!(reference.share < end && reference.end + Duration::from_millis(1) >= end + grace, "all and more");
         assert!(points.iter().all(|p| points.iter().filter(|q| q.load == p.load).count() == 1));
         fake.asked.iter().map(|(load, _)| load.to_owned()).map(concurrency).collect()
     }
 
     #[tokio::test]
     async fn a_second_visit_that_goes_wrong_leaves_the_first_point() {
-        let budget = Budget { end: Some(Instant::now() + Duration::from_secs(20)) };
+        let budget = Budget::new(Duration::from_secs(20), Duration::ZERO);
         let mut fake = Fake { call_s: 0.001, fails_from: 3, asked: Vec::new() };
         let points = sweep(budget, &mut fake).await.unwrap();
         assert!(fake.asked.len() > 3 && points.len() == 3 && points.iter().all(|p| p.valid), "{:?}", fake.asked);
@@ -312,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_budget_runs_out_on_a_point_without_a_call() {
-        let (spent, ample) = (Budget { end: Some(Instant::now()) }, Budget { end: None });
+        let (spent, ample) = (Budget::new(Duration::ZERO, Duration::ZERO), Budget::default());
         let none = Point::blank(LoadPoint::Closed { concurrency: 2 }, 1);
         let failed = Point { requests: 3, errors: 3, ..none.clone() };
         assert!(ran_out(&none, spent) && !ran_out(&none, ample) && !ran_out(&failed, spent));

@@ -58,6 +58,12 @@ fn warning<'a>(point: &'a Point, code: &str) -> Option<&'a str> {
     point.warnings.iter().find(|w| w.code == code).map(|w| w.message.as_str())
 }
 
+/// After how many calls the warning says that a connection ends. Windows cut connections, so that it is about the limit.
+fn calls_a_connection(told: &str) -> u32 {
+    let (_, after) = told.split_once("every ").unwrap();
+    after.split(' ').next().unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn a_proxy_that_ends_connections_costs_no_call() {
     let _turn = turn().await;
@@ -68,7 +74,7 @@ async fn a_proxy_that_ends_connections_costs_no_call() {
     assert_eq!(point.latency.len(), point.requests);
     // Up to 31 of 100: told, with what to raise.
     let told = warning(&point, "resent").expect("more than one in a hundred");
-    assert!(told.contains("keepalive_requests") && told.contains("every 1"), "{told}");
+    assert!(told.contains("keepalive_requests") && (80..=125).contains(&calls_a_connection(told)), "{told}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use modelmeter_common::{
     part::Point,
 };
 use modelmeter_worker::{
-    load::{Bench, Rules, run_plan, search::meets},
+    load::{Bench, Budget, Rules, run_plan, search::meets},
     sample::Probes,
 };
 use std::time::Instant;
@@ -17,7 +17,7 @@ async fn plan(server: &Prompt, load: &Load, sla: Option<Sla>) -> Vec<Point> {
     let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
     let mut bench =
         Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
-    run_plan(load, sla.as_ref(), None, &mut bench).await.unwrap()
+    run_plan(load, sla.as_ref(), Budget::default(), &mut bench).await.unwrap()
 }
 
 /// So many calls at once take 20 ms; with more, each takes longer by more than their share.

@@ -179,6 +179,7 @@ pub fn assignment(number: u128, engine: &str, batches: u64) -> Assignment {
             stop: Stop { min_duration_ms: 10, max_duration_ms: 60_000, ..Stop::default() },
             sla: None,
             budget_ms: Some(60_000),
+            grace_ms: 0,
             seed: 1,
             data: None,
             output_axes: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! The SLA search against servers whose highest rate is known, in simulated time: the real plan, search, series and
 //! claims, with queues in place of a client and a clock.
 
-use super::super::{Aim, Measure, Slice, run_plan, search, search::meets};
+use super::super::{Aim, Budget, Measure, Slice, run_plan, search, search::meets};
 use async_trait::async_trait;
 use modelmeter_common::{
     Problem,
@@ -118,7 +118,7 @@ fn best_of_md1(sla: &Sla) -> f64 {
 /// The rate that a search ends with, and how many points it took.
 async fn found(mut queue: Queue, arrivals: Arrivals) -> (f64, usize, u64) {
     let sla = queue.sla.clone();
-    let points = run_plan(&Load::SlaSearch { arrivals }, Some(&sla), None, &mut queue).await.unwrap();
+    let points = run_plan(&Load::SlaSearch { arrivals }, Some(&sla), Budget::default(), &mut queue).await.unwrap();
     let rates = points.iter().filter(|p| meets(&sla, p)).map(|p| match p.load {
         LoadPoint::Open { rate_per_s, .. } => rate_per_s,
         LoadPoint::Closed { .. } => unreachable!("the pilot is no point of the search"),

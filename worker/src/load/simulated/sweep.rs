@@ -1,7 +1,7 @@
 //! The sweep against servers whose peak is known: every point has the meter's own warm-up, series and stop rule.
 
 use super::{
-    super::{Aim, Measure, Slice, run_plan},
+    super::{Aim, Budget, Measure, Slice, run_plan},
     laws::{Call, Calls, Rng},
     simulate,
 };
@@ -110,7 +110,7 @@ async fn a_sweep_ends_within_three_percent_of_the_peak() {
             let (mut near, mut points, mut took_s, mut worst) = (0, 0, 0.0, 1.0f64);
             for seed in 0..RUNS {
                 let mut server = Server::new(law, unsteady, seed);
-                let found = run_plan(&Load::default(), None, None, &mut server).await.unwrap();
+                let found = run_plan(&Load::default(), None, Budget::default(), &mut server).await.unwrap();
                 let rate = |p: &Point| p.requests_per_s.map_or(0.0, |r| r.value);
                 let peak = found.iter().max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap();
                 let LoadPoint::Closed { concurrency } = peak.load else { unreachable!() };
