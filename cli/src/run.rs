@@ -242,7 +242,9 @@ async fn store(
 
 async fn prepare_embedded(config: &Config, job: Job, progress: &Progress) -> Result<Place, Problem> {
     let sketch = sketch(config, job, progress).await?;
-    no_gpu_note(&sketch.request, progress);
+    if !matches!(sketch.target, Target::Endpoint { .. }) {
+        no_gpu_note(&sketch.request, progress);
+    }
     batch_notes(&sketch.request, &sketch.model, progress);
     let patience = patience(sketch.request.no_wait, progress);
     let mut embedded = Embedded::start(&config.home, &patience).await?;
