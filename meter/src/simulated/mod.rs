@@ -3,8 +3,8 @@
 mod search;
 mod sweep;
 
-#[path = "../../../../common/tests/support/laws.rs"]
+#[path = "../../../common/tests/support/laws.rs"]
 #[allow(dead_code, reason = "of the laws, only what they are made of is used here")]
 mod laws;
-#[path = "../../../../common/tests/support/simulate.rs"]
+#[path = "../../../common/tests/support/simulate.rs"]
 mod simulate;

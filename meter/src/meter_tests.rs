@@ -1,21 +1,11 @@
 use super::*;
-use crate::inspector::{Subject, kserve_v2::KserveV2};
+use crate::Call;
 use modelmeter_common::load::Stop;
 use std::sync::Arc;
 
 fn target() -> Target {
-    let subject = Subject {
-        model: "m".into(),
-        version: String::new(),
-        signature: String::new(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        batch_size: 1,
-        seed: 0,
-        data: None,
-        output_axes: Default::default(),
-    };
-    Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(KserveV2::new(subject))).unwrap()
+    let call = Call { path: "/p.S/M".into(), frames: vec![Default::default()], batch_size: 1 };
+    Target::new("127.0.0.1:1".parse().unwrap(), call, Arc::new(()))
 }
 
 fn rules() -> Rules {

@@ -1,7 +1,7 @@
 //! What was seen of a point, before it is judged.
 
 use super::{outcome::Failure, recorder::Sends};
-use crate::{inspector::Remark, sample::Samples};
+use crate::{check::Remark, probe::Samples};
 use modelmeter_common::{
     Problem,
     load::LoadPoint,

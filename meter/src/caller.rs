@@ -7,7 +7,7 @@ use super::{
     schedule::Pacer,
     sys::Clock,
 };
-use crate::cpus::pin_this_thread;
+use crate::threads::pin_this_thread;
 use modelmeter_common::{Code, Problem};
 use std::{
     collections::BTreeMap,
@@ -174,12 +174,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{Bench, Budget, Rules, Target, measure, run_plan};
-    use crate::{
-        inspector::{Inspector, Subject, kserve_v2::KserveV2},
-        sample::Probes,
-    };
-    use bytes::Bytes;
+    use crate::{Bench, Budget, Call, Check, Remark, Rules, Target, measure, run_plan};
     use modelmeter_common::{
         load::{Load, LoadPoint, Stop},
         part::Point,
@@ -215,27 +210,14 @@ mod tests {
     }
 
     struct Timed {
-        inner: KserveV2,
         /// Of each caller in turn, the last one's for all that follow.
         fails: Vec<u64>,
         callers: AtomicUsize,
     }
 
-    impl Inspector for Timed {
-        fn data_preprocess(&self, nth: u64) -> Result<Vec<Bytes>, Problem> {
-            self.inner.data_preprocess(nth)
-        }
-        fn make_request(&self, data: &[Bytes]) -> Result<Bytes, Problem> {
-            self.inner.make_request(data)
-        }
-        fn path(&self) -> &str {
-            self.inner.path()
-        }
-        fn batch_size(&self) -> u32 {
-            1
-        }
-        fn check(&self, _: &[u8]) -> Result<(), Problem> {
-            Ok(())
+    impl Check for Timed {
+        fn examine(&self, _: &[u8]) -> Result<Vec<Remark>, Problem> {
+            Ok(Vec::new())
         }
         fn caller(&self) -> Option<Box<dyn Caller>> {
             let nth = self.callers.fetch_add(1, Relaxed).min(self.fails.len() - 1);
@@ -244,19 +226,9 @@ mod tests {
     }
 
     fn target(fails: &[u64]) -> Target {
-        let subject = Subject {
-            model: "m".into(),
-            version: String::new(),
-            signature: String::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            batch_size: 1,
-            seed: 0,
-            data: None,
-            output_axes: Default::default(),
-        };
-        let timed = Timed { inner: KserveV2::new(subject), fails: fails.to_vec(), callers: AtomicUsize::new(0) };
-        Target::new("127.0.0.1:1".parse().unwrap(), Arc::new(timed)).unwrap()
+        let timed = Timed { fails: fails.to_vec(), callers: AtomicUsize::new(0) };
+        let call = Call { path: "/p.S/M".into(), frames: vec![Default::default()], batch_size: 1 };
+        Target::new("127.0.0.1:1".parse().unwrap(), call, Arc::new(timed))
     }
 
     fn rules(calls: u64, max_duration_ms: u64) -> Rules {
@@ -271,7 +243,7 @@ mod tests {
     async fn calls(fails: u64, calls: u64, max_duration_ms: u64) -> Point {
         let rules = rules(calls, max_duration_ms);
         let load = LoadPoint::Closed { concurrency: 4 };
-        measure(&target(&[fails]), load, &rules, &Probes::new(None), &Default::default()).await.unwrap()
+        measure(&target(&[fails]), load, &rules, &(), &Default::default()).await.unwrap()
     }
 
     #[tokio::test]
@@ -310,8 +282,7 @@ mod tests {
     async fn a_load_of_which_no_call_succeeds_is_an_error_at_first_and_a_point_later() {
         let load = Load::Closed { concurrencies: vec![1, 2, 4] };
         let run = async |fails: &[u64]| {
-            let probes = Probes::new(None);
-            let mut bench = Bench::new(target(fails), rules(20, 600), probes, Default::default());
+            let mut bench = Bench::new(target(fails), rules(20, 600), Box::new(()), Default::default());
             run_plan(&load, None, Budget::default(), &mut bench).await
         };
         let points = run(&[u64::MAX, 1, u64::MAX]).await.unwrap();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod basics;
+mod calls;
 mod ends;
 mod goaway;
 mod laws;
@@ -20,15 +21,9 @@ use mock::Mock;
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Stop},
-    model::{Datatype, Dim, TensorShape, TensorSpec},
     part::Point,
 };
-use modelmeter_worker::{
-    endpoint::Endpoint,
-    inspector::{Subject, kserve_v2::KserveV2},
-    load::{Rules, Target, measure},
-    sample::Probes,
-};
+use modelmeter_meter::{Rules, Target, endpoint::Endpoint, measure};
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
@@ -52,18 +47,7 @@ fn target_of(endpoint: Endpoint, floats: u64) -> Target {
 
 /// The same with calls of so many items.
 fn batched(endpoint: Endpoint, floats: u64, batch_size: u32) -> Target {
-    let subject = Subject {
-        model: "m".into(),
-        version: String::new(),
-        inputs: vec![TensorShape::new("x", Datatype::Fp32, vec![batch_size.into(), floats])],
-        outputs: vec![TensorSpec { name: "y".into(), dtype: Datatype::Fp32, shape: vec![Dim::Dynamic("n".into())] }],
-        batch_size,
-        seed: 1,
-        data: None,
-        output_axes: Default::default(),
-        signature: String::new(),
-    };
-    Target::new(endpoint, Arc::new(KserveV2::new(subject))).unwrap()
+    Target::new(endpoint, calls::floats(floats, batch_size), Arc::new(calls::Floats { batch_size }))
 }
 
 fn target(mock: &Mock) -> Target {
@@ -81,7 +65,7 @@ const fn closed(concurrency: u32) -> LoadPoint {
 }
 
 async fn run_target(target: &Target, load: LoadPoint, rules: &Rules) -> Result<Point, Problem> {
-    measure(target, load, rules, &Probes::default(), &CancellationToken::new()).await
+    measure(target, load, rules, &(), &CancellationToken::new()).await
 }
 
 async fn run(mock: &Mock, load: LoadPoint, rules: &Rules) -> Result<Point, Problem> {

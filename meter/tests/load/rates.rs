@@ -5,10 +5,7 @@ use modelmeter_common::{
     load::{Arrivals, Load, LoadPoint, Sla, Stop},
     part::Point,
 };
-use modelmeter_worker::{
-    load::{Bench, Budget, Rules, run_plan, search::meets},
-    sample::Probes,
-};
+use modelmeter_meter::{Bench, Budget, Rules, run_plan, search::meets};
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +13,7 @@ async fn plan(server: &Prompt, load: &Load, sla: Option<Sla>) -> Vec<Point> {
     let stop = Stop { min_duration_ms: 300, max_duration_ms: 3000, ..Stop::default() };
     let rules = Rules { stop, sla: sla.clone(), ..rules(0) };
     let mut bench =
-        Bench::new(target_at(server.address.to_string(), 16), rules, Probes::default(), CancellationToken::new());
+        Bench::new(target_at(server.address.to_string(), 16), rules, Box::new(()), CancellationToken::new());
     run_plan(load, sla.as_ref(), Budget::default(), &mut bench).await.unwrap()
 }
 
@@ -45,7 +42,7 @@ async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
 
 #[tokio::test]
 #[ignore = "one send in some hundred that is over 1 ms late makes a point invalid, and a virtual machine is so late now and then: \
-            cargo test --release -p modelmeter-worker --test load -- --ignored; in simulated time: worker/src/load/simulated/search.rs"]
+            cargo test --release -p modelmeter-meter --test load -- --ignored; in simulated time: meter/src/simulated/search.rs"]
 async fn the_search_finds_the_highest_rate_that_meets_the_sla() {
     let _turn = turn().await;
     let sla = Sla { percentile: 90.0, latency_ms: 30.0 };

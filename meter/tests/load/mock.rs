@@ -1,8 +1,8 @@
 //! A KServe v2 server on a thread of its own that behaves as it is told and keeps its own record of each request.
 
 use bytes::Bytes;
+use modelmeter_meter::grpc_frame;
 use modelmeter_proto::kserve::{ModelInferRequest, ModelInferResponse, model_infer_response::InferOutputTensor};
-use modelmeter_worker::inspector::grpc_frame;
 use prost::Message;
 use std::{
     collections::BTreeSet,

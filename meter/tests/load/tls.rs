@@ -7,9 +7,10 @@ use super::{
     rules, run_target, target_of, turn,
 };
 use modelmeter_common::{Code, Problem};
-use modelmeter_worker::{
+use modelmeter_meter::{
+    call_once,
     endpoint::{Endpoint, TlsFiles},
-    load::{call_once, first_inference},
+    first_inference,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::{

@@ -12,7 +12,7 @@ use super::{
     schedule::Pacer,
     sys::{self, Clock, Watch},
 };
-use crate::{cpus::pin_this_thread, endpoint::Socket};
+use crate::{endpoint::Socket, threads::pin_this_thread};
 use std::{
     io::{self, Read},
     os::{fd::AsFd, unix::net::UnixStream},

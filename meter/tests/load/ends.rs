@@ -12,7 +12,7 @@ use modelmeter_common::{
     load::{Arrivals, LoadPoint},
     part::Point,
 };
-use modelmeter_worker::load::{Rules, first_inference};
+use modelmeter_meter::{Rules, first_inference};
 use std::{
     io::Write,
     net::{Shutdown, TcpListener},

@@ -14,10 +14,7 @@ use modelmeter_common::{
     stats::percentile::{PERCENTILES, observable, rank},
 };
 use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
-use modelmeter_worker::{
-    inspector::grpc_frame,
-    load::{Target, schedule::Pacer},
-};
+use modelmeter_meter::{Target, grpc_frame, schedule::Pacer};
 use std::time::{Duration, Instant};
 
 /// As far as a figure may be from the record.

@@ -1,7 +1,7 @@
 //! A connection against frames made by hand.
 
 use super::*;
-use crate::load::stream::MAX_RESPONSE;
+use crate::stream::MAX_RESPONSE;
 use std::net::{TcpListener, TcpStream};
 
 const CALL: &[u8] = b"\0\0\0\0\x02hi";

@@ -11,10 +11,7 @@ use modelmeter_common::{
     Code,
     load::{Arrivals, LoadPoint, Stop},
 };
-use modelmeter_worker::{
-    load::{Aim, Bench, Measure, Rules, Slice, call_once, first_inference, measure},
-    sample::Probes,
-};
+use modelmeter_meter::{Aim, Bench, Measure, Rules, Slice, call_once, first_inference, measure};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -128,7 +125,7 @@ async fn cancelling_ends_at_once() {
     let cancel = CancellationToken::new();
     let (target, token) = (target(&mock), cancel.clone());
     let measuring =
-        tokio::spawn(async move { measure(&target, closed(2), &rules(20_000), &Probes::default(), &token).await });
+        tokio::spawn(async move { measure(&target, closed(2), &rules(20_000), &(), &token).await });
     let begun = Instant::now();
     while mock.most_in_flight() < 2 && begun.elapsed() < Duration::from_secs(10) {
         tokio::time::sleep(ms(1)).await;
@@ -183,7 +180,7 @@ async fn a_second_visit_goes_on_with_the_first() {
     let _turn = turn().await;
     let mock = Mock::start(laws::log_normal(ms(4), 0.3, 1));
     let rules = Rules { stop: Stop { min_duration_ms: 200, precision: 1e-4, ..Stop::default() }, ..rules(0) };
-    let mut bench = Bench::new(target(&mock), rules, Probes::default(), CancellationToken::new());
+    let mut bench = Bench::new(target(&mock), rules, Box::new(()), CancellationToken::new());
     let first = bench.measure(closed(1), Aim::Figures, Some(slice(700, 700))).await.unwrap();
     bench.measure(closed(2), Aim::Peak, Some(slice(400, 400))).await.unwrap();
     let both = bench.measure(closed(1), Aim::Figures, Some(slice(700, 700))).await.unwrap();

@@ -3,18 +3,21 @@
 //! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, one point from warm-up
 //! to verdict ([`meter`]), which loads to try ([`plan`], [`sweep`], [`search`]), and going on with a load that was
 //! measured before ([`revisit`]). What does not: the rules by which warm-up and measuring end
-//! ([`modelmeter_common::stats`]), making requests and checking answers ([`crate::inspector`]), and figures of device
-//! and host ([`crate::sample`]).
+//! ([`modelmeter_common::stats`]), making requests and checking answers ([`Check`]), and figures of device and host
+//! ([`Probe`]): whoever uses the meter brings them.
 //!
 //! The client has a thread of its own. It speaks HTTP/2 itself, below any gRPC library, because what a
 //! client costs shows in what it measures.
 
 mod awake;
+mod call;
 mod caller;
+mod check;
 mod client;
 mod conn;
 mod control;
 mod drift;
+pub mod endpoint;
 mod flights;
 mod frame;
 mod hpack;
@@ -26,6 +29,7 @@ mod outcome;
 mod page;
 mod places;
 pub mod plan;
+mod probe;
 mod recorder;
 mod revisit;
 pub mod schedule;
@@ -33,26 +37,24 @@ pub mod search;
 mod stream;
 pub mod sweep;
 mod sys;
+pub mod threads;
 mod verdict;
 
 #[cfg(test)]
 mod simulated;
 
+pub use call::{Call, frame_around, grpc_frame};
 pub use caller::{Caller, Ended};
+pub use check::{Check, Remark};
 pub use meter::measure;
-pub use once::{Answer, FirstInference, call_once, first_inference};
-pub(crate) use once::{Unanswered, ask, reach};
+pub use once::{Answer, FirstInference, Unanswered, ask, call_once, first_inference, reach};
+pub use outcome::Failure;
 pub use plan::{Budget, Measure, run_plan};
+pub use probe::{Probe, Quota, Samples, Sampling};
 pub use revisit::Bench;
 
-use crate::{
-    endpoint::Endpoint,
-    inspector::{Call, Inspector},
-};
-use modelmeter_common::{
-    Problem,
-    load::{Sla, Stop},
-};
+use endpoint::Endpoint;
+use modelmeter_common::load::{Sla, Stop};
 use std::{sync::Arc, time::Instant};
 
 /// What is called: one server, one kind of request.
@@ -63,15 +65,15 @@ pub struct Target {
     /// Ready-made requests.
     pub call: Call,
     /// Checks a sample of the answers.
-    pub inspector: Arc<dyn Inspector>,
+    pub check: Arc<dyn Check>,
     /// Logical cores that the client's thread is pinned to.
     pub client_cpus: Option<Arc<[u32]>>,
 }
 
 impl Target {
-    /// A target with all its requests made.
-    pub fn new(endpoint: Endpoint, inspector: Arc<dyn Inspector>) -> Result<Self, Problem> {
-        Ok(Self { endpoint, call: inspector.prepare()?, inspector, client_cpus: None })
+    /// A target whose client may run on any core.
+    pub fn new(endpoint: Endpoint, call: Call, check: Arc<dyn Check>) -> Self {
+        Self { endpoint, call, check, client_cpus: None }
     }
 }
 

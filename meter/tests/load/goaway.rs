@@ -11,7 +11,7 @@ use modelmeter_common::{
     load::{Arrivals, LoadPoint},
     part::Point,
 };
-use modelmeter_worker::load::first_inference;
+use modelmeter_meter::first_inference;
 use std::{
     io::Write,
     net::{Shutdown, TcpStream},

@@ -13,8 +13,8 @@ use super::{
     verdict::{self, LOST},
 };
 use crate::{
-    inspector::Remark,
-    sample::{Probes, Running},
+    check::Remark,
+    probe::{Probe, Sampling},
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{
@@ -87,11 +87,11 @@ pub fn measure<'a>(
     target: &'a Target,
     load: LoadPoint,
     rules: &'a Rules,
-    probes: &'a Probes,
+    probe: &'a dyn Probe,
     cancel: &'a CancellationToken,
 ) -> BoxFuture<'a, Result<Point, Problem>> {
     Box::pin(async move {
-        let kept = observe(target, load, rules, probes, cancel, None).await?;
+        let kept = observe(target, load, rules, probe, cancel, None).await?;
         kept.seen.nothing.clone().map_or_else(|| Ok(verdict::point(target.call.batch_size, rules, &kept)), Err)
     })
 }
@@ -102,7 +102,7 @@ pub(super) async fn observe(
     target: &Target,
     load: LoadPoint,
     rules: &Rules,
-    probes: &Probes,
+    probe: &dyn Probe,
     cancel: &CancellationToken,
     earlier: Option<&Kept>,
 ) -> Result<Kept, Problem> {
@@ -113,7 +113,7 @@ pub(super) async fn observe(
         cpus: target.client_cpus.clone(),
         ..Orders::new(&target.endpoint, &target.call, timeout).await?
     };
-    let started = match target.inspector.caller() {
+    let started = match target.check.caller() {
         Some(caller) => caller::start(caller, orders),
         None => client::start(orders),
     };
@@ -123,7 +123,7 @@ pub(super) async fn observe(
     if let Some(earlier) = earlier {
         meter.go_on_with(&earlier.seen);
     }
-    let running = meter.run(probes, cancel).await?;
+    let running = meter.run(probe, cancel).await?;
     meter.end();
     let ended = tokio::task::spawn_blocking(|| running.end());
     let samples = ended.await.map_err(|e| Problem::new(Code::Internal, format!("sampling failed: {e}")))?;
@@ -242,12 +242,12 @@ impl<'a> Meter<'a> {
     }
 
     /// Warm-up, then the measured phase. Sampling begins with the latter.
-    async fn run(&mut self, probes: &Probes, cancel: &CancellationToken) -> Result<Running, Problem> {
+    async fn run(&mut self, probe: &dyn Probe, cancel: &CancellationToken) -> Result<Box<dyn Sampling>, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
         self.widest_ns = self.rules.batches.map_or(u64::MAX, |calls| widest_ns(calls, &self.warmup));
         self.control.set_width_ns(self.series.window_ns().min(self.widest_ns));
-        let running = probes.begin();
+        let running = probe.begin();
         self.control.begin_measuring(self.rules.batches.unwrap_or(u64::MAX));
         self.measuring = true;
         self.begun = Instant::now();
@@ -277,9 +277,9 @@ impl<'a> Meter<'a> {
         match report {
             Report::Window(window) => self.take_window(*window),
             Report::Answer(message) => {
-                let (inspector, shared) = (self.target.inspector.clone(), self.control.shared.clone());
+                let (check, shared) = (self.target.check.clone(), self.control.shared.clone());
                 self.checks.spawn_blocking(move || {
-                    let checked = inspector.examine(&message);
+                    let checked = check.examine(&message);
                     shared.checking.store(false, Relaxed);
                     checked
                 });

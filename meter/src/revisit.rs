@@ -1,7 +1,7 @@
 //! Going on with a load that was measured before: what a budget has left makes the reference and the peak sharper.
 
 use super::{Aim, Rules, Slice, Target, meter::observe, observed::Kept, plan::Measure, verdict};
-use crate::sample::Probes;
+use crate::probe::Probe;
 use async_trait::async_trait;
 use modelmeter_common::{
     Problem,
@@ -28,7 +28,7 @@ pub(super) fn is_worth_more(point: &Point) -> bool {
 pub struct Bench {
     target: Target,
     rules: Rules,
-    probes: Probes,
+    probe: Box<dyn Probe>,
     cancel: CancellationToken,
     /// A call of some load succeeded.
     has_served: bool,
@@ -44,8 +44,8 @@ impl std::fmt::Debug for Bench {
 
 impl Bench {
     /// Measures this target by these rules, sampling meanwhile, until it is cancelled.
-    pub fn new(target: Target, rules: Rules, probes: Probes, cancel: CancellationToken) -> Self {
-        Self { target, rules, probes, cancel, has_served: false, kept: Vec::new() }
+    pub fn new(target: Target, rules: Rules, probe: Box<dyn Probe>, cancel: CancellationToken) -> Self {
+        Self { target, rules, probe, cancel, has_served: false, kept: Vec::new() }
     }
 
     fn keep(&mut self, load: LoadPoint, point: &Point, kept: Kept) {
@@ -66,7 +66,7 @@ impl Measure for Bench {
         // The SLA is asked of the search's own loads, not of its pilot.
         rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
         let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
-        let kept = observe(&self.target, load, &rules, &self.probes, &self.cancel, earlier).await?;
+        let kept = observe(&self.target, load, &rules, &*self.probe, &self.cancel, earlier).await?;
         if let Some(problem) = kept.seen.nothing.clone().filter(|_| !self.has_served) {
             return Err(problem);
         }

@@ -6,7 +6,7 @@ use super::{
     observed::{Kept, Observed, is_hopeless},
     outcome::Failure,
 };
-use crate::sample::{Quota, Samples};
+use crate::probe::{Quota, Samples};
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},

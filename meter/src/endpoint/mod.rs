@@ -1,15 +1,15 @@
 //! Where a gRPC server is and how its port is spoken to: `host:port`, `https://host:port` or `unix:/path`.
 //!
 //! What belongs here: addresses, TLS settings, and connected sockets. What does not: HTTP/2 and calls, which are
-//! [`crate::load`]'s.
+//! the client's.
 
 mod socket;
 mod tls;
 
-pub use tls::TlsFiles;
+pub use tls::{TlsFiles, Trouble};
 
 pub(crate) use socket::{Route, Socket};
-pub(crate) use tls::{Trouble, refusal_in};
+pub(crate) use tls::refusal_in;
 
 use modelmeter_common::{Code, Problem};
 use socket::To;

@@ -1,7 +1,7 @@
 //! Threads as the kernel knows them: which cores they may run on, and the CPU time that they took.
 
 /// The logical cores that this process may run on.
-pub(crate) fn available_cores() -> Vec<u32> {
+pub fn available_cores() -> Vec<u32> {
     // SAFETY: the set is plain memory of the size given, which the call fills; CPU_ISSET checks its bound.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -13,14 +13,14 @@ pub(crate) fn available_cores() -> Vec<u32> {
 }
 
 /// Pins the calling thread.
-pub(crate) fn pin_this_thread(cores: &[u32]) {
+pub fn pin_this_thread(cores: &[u32]) {
     let set = set_of(cores);
     // SAFETY: the set is ours. It fails only for cores that went offline since they were checked: then nothing is pinned.
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
 }
 
 /// Cores as the kernel takes them.
-pub(crate) fn set_of(cores: &[u32]) -> libc::cpu_set_t {
+pub fn set_of(cores: &[u32]) -> libc::cpu_set_t {
     // SAFETY: an all-zero set is the empty set; CPU_SET checks its bound.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -32,7 +32,7 @@ pub(crate) fn set_of(cores: &[u32]) -> libc::cpu_set_t {
 }
 
 /// CPU time of this thread.
-pub(crate) fn thread_cpu_ns() -> u64 {
+pub fn thread_cpu_ns() -> u64 {
     let mut spec = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut spec) };
@@ -40,7 +40,7 @@ pub(crate) fn thread_cpu_ns() -> u64 {
 }
 
 /// Has the calling thread run only on cores that have nothing else to do, where the system allows it.
-pub(crate) fn rest_while_others_work() {
+pub fn rest_while_others_work() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are ours. Where it fails the thread is one like others.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };

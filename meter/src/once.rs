@@ -6,8 +6,9 @@ use super::{
     outcome::Failure,
 };
 use crate::{
+    call::{Call, grpc_frame},
+    check::Remark,
     endpoint::{Endpoint, Trouble},
-    inspector::{Call, Remark, grpc_frame},
 };
 use modelmeter_common::{Code, Problem};
 use std::time::Duration;
@@ -44,12 +45,12 @@ pub async fn first_inference(
     timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<FirstInference, Problem> {
-    let (latency, remarks) = match target.inspector.caller() {
+    let (latency, remarks) = match target.check.caller() {
         Some(caller) => (blocking(move || caller::once(caller, timeout)).await?, Vec::new()),
         None => {
             let answer = call_once(&target.endpoint, &target.call, timeout, cancel).await?;
-            let inspector = target.inspector.clone();
-            (answer.latency, blocking(move || inspector.examine(&answer.message)).await?)
+            let check = target.check.clone();
+            (answer.latency, blocking(move || check.examine(&answer.message)).await?)
         }
     };
     Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3, remarks })
@@ -79,7 +80,7 @@ pub async fn call_once(
 }
 
 /// Asks a server one question and decodes its answer; tries to connect once.
-pub(crate) async fn ask<Q: prost::Message, A: prost::Message + Default>(
+pub async fn ask<Q: prost::Message, A: prost::Message + Default>(
     endpoint: &Endpoint,
     path: &str,
     question: &Q,
@@ -95,14 +96,14 @@ pub(crate) async fn ask<Q: prost::Message, A: prost::Message + Default>(
 }
 
 /// Connects to a server, TLS included, and hangs up.
-pub(crate) async fn reach(endpoint: &Endpoint) -> Result<(), Unanswered> {
+pub async fn reach(endpoint: &Endpoint) -> Result<(), Unanswered> {
     let reached = endpoint.reach().await.map_err(Unanswered::Other)?;
     reached.map_err(|e| Unanswered::Unconnected { failure: (&e).into(), words: e.to_string() })
 }
 
 /// Why one call was not answered.
 #[derive(Debug)]
-pub(crate) enum Unanswered {
+pub enum Unanswered {
     /// There was no connection.
     Unconnected { failure: Failure, words: String },
     /// The call failed.

@@ -6,8 +6,8 @@ use super::{
     schedule::Pacer,
 };
 use crate::{
+    call::Call,
     endpoint::{Endpoint, Route},
-    inspector::Call,
 };
 use modelmeter_common::{Problem, load::LoadPoint};
 use std::{
