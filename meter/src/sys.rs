@@ -1,6 +1,6 @@
 //! The few system calls that the standard library does not have, and the clock.
 
-pub(super) use crate::threads::thread_cpu_ns;
+pub(crate) use crate::threads::thread_cpu_ns;
 
 use std::{
     fs::File,
@@ -31,7 +31,7 @@ impl Clock {
 
 /// What to wait for on a descriptor, and what was found.
 #[repr(transparent)]
-pub(super) struct Watch(libc::pollfd);
+pub(crate) struct Watch(libc::pollfd);
 
 impl Watch {
     pub fn new(fd: BorrowedFd, write: bool) -> Self {
@@ -56,7 +56,7 @@ impl Watch {
 }
 
 /// Waits until something is ready, at most `timeout`, to the nanosecond as far as the kernel can.
-pub(super) fn wait(watches: &mut [Watch], timeout: Duration) -> io::Result<()> {
+pub(crate) fn wait(watches: &mut [Watch], timeout: Duration) -> io::Result<()> {
     let spec = libc::timespec {
         tv_sec: timeout.as_secs() as libc::time_t,
         tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
@@ -73,7 +73,7 @@ pub(super) fn wait(watches: &mut [Watch], timeout: Duration) -> io::Result<()> {
 
 /// What the scheduler keeps of a thread (Linux, Documentation/scheduler/sched-stats.rst), where it keeps it.
 #[derive(Debug, Default)]
-pub(super) struct Schedstat(Option<File>);
+pub(crate) struct Schedstat(Option<File>);
 
 impl Schedstat {
     pub fn of_this_thread() -> Self {
@@ -90,13 +90,13 @@ impl Schedstat {
 }
 
 /// Lets others run that wait for this core.
-pub(super) fn give_way() {
+pub(crate) fn give_way() {
     // SAFETY: it has no arguments and changes no memory.
     unsafe { libc::sched_yield() };
 }
 
 /// Lets this thread's waits end when they are due, not up to 50 µs later.
-pub(super) fn precise_timers() {
+pub(crate) fn precise_timers() {
     // SAFETY: changes nothing but the calling thread's timer slack.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Problem, device::Device, task::Cell};
-use modelmeter_meter::{call_once, threads};
+use modelmeter_meter::threads;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,9 @@ async fn answer(
     place: &Arc<Place>,
 ) -> Result<Vec<Output>, Problem> {
     let (target, inspector) = session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
-    let answer = call_once(&target.endpoint, &target.call, timeout, &CancellationToken::new()).await?;
-    inspector.check(&answer.message)?;
-    inspector.decode(&answer.message)
+    let never = CancellationToken::new();
+    let (_, message) = target.transport.once(&target.endpoint, timeout, &never).await?;
+    let message = message.unwrap_or_default();
+    inspector.check(&message)?;
+    inspector.decode(&message)
 }

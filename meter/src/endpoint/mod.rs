@@ -8,7 +8,8 @@ mod tls;
 
 pub use tls::{TlsFiles, Trouble};
 
-pub(crate) use socket::{Route, Socket};
+pub use socket::Socket;
+pub(crate) use socket::Route;
 pub(crate) use tls::refusal_in;
 
 use modelmeter_common::{Code, Problem};

@@ -143,7 +143,7 @@ impl Write for &Raw {
 }
 
 /// A connected socket that never blocks.
-pub(crate) struct Socket {
+pub struct Socket {
     raw: Raw,
     tls: Option<Box<ClientConnection>>,
 }

@@ -1,6 +1,7 @@
 //! What a point is besides its percentiles: calls in flight, rates, limits, budgets, visits, cost.
 
 use super::{
+    calls::floats,
     closed, laws,
     laws::{constant, ms},
     mock::{Mock, Reply, response},
@@ -11,7 +12,7 @@ use modelmeter_common::{
     Code,
     load::{Arrivals, LoadPoint, Stop},
 };
-use modelmeter_meter::{Aim, Bench, Measure, Rules, Slice, call_once, first_inference, measure};
+use modelmeter_meter::{Aim, Bench, Measure, Rules, Slice, first_inference, measure, unary::call_once};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -146,12 +147,13 @@ async fn large_requests_go_through_flow_control_and_batches_are_exact() {
     let point = run_target(&target, closed(3), &fixed).await.unwrap();
     assert_eq!((point.requests, point.errors, point.converged), (7, 0, true));
     // Smaller ones are calls that were cut off when the seventh ended.
-    let whole = target.call.frames.iter().map(|f| f.len()).collect::<BTreeSet<_>>();
+    let call = floats(3 << 18, 1);
+    let whole = call.frames.iter().map(|f| f.len()).collect::<BTreeSet<_>>();
     assert_eq!(mock.body_sizes().last(), whole.last());
     let (limit, cancel) = (Duration::from_secs(5), CancellationToken::new());
     let first = first_inference(&target, limit, &cancel).await.unwrap();
     assert!(first.latency_ms > 0.0 && first.latency_ms < 5000.0);
-    let answer = call_once(&target.endpoint, &target.call, limit, &cancel).await.unwrap();
+    let answer = call_once(&target.endpoint, &call, limit, &cancel).await.unwrap();
     assert_eq!(answer.message, response(&[1], &[1.0])[5..]);
 }
 

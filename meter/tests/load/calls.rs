@@ -1,7 +1,10 @@
 //! Calls of KServe v2 with floats, and what is right in their answers.
 
 use modelmeter_common::{Code, Problem};
-use modelmeter_meter::{Call, Check, Remark, grpc_frame};
+use modelmeter_meter::{
+    Check, Remark,
+    unary::{Call, grpc_frame},
+};
 use modelmeter_proto::kserve::{ModelInferRequest, ModelInferResponse, model_infer_request::InferInputTensor};
 use prost::Message;
 

@@ -23,7 +23,7 @@ use modelmeter_common::{
     load::{LoadPoint, Stop},
     part::Point,
 };
-use modelmeter_meter::{Rules, Target, endpoint::Endpoint, measure};
+use modelmeter_meter::{Rules, Target, endpoint::Endpoint, measure, unary::Unary};
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,8 @@ fn target_of(endpoint: Endpoint, floats: u64) -> Target {
 
 /// The same with calls of so many items.
 fn batched(endpoint: Endpoint, floats: u64, batch_size: u32) -> Target {
-    Target::new(endpoint, calls::floats(floats, batch_size), Arc::new(calls::Floats { batch_size }))
+    let call = calls::floats(floats, batch_size);
+    Target::new(endpoint, Arc::new(Unary::new(call)), Arc::new(calls::Floats { batch_size }))
 }
 
 fn target(mock: &Mock) -> Target {

@@ -1,7 +1,7 @@
 //! A KServe v2 server on a thread of its own that behaves as it is told and keeps its own record of each request.
 
 use bytes::Bytes;
-use modelmeter_meter::grpc_frame;
+use modelmeter_meter::unary::grpc_frame;
 use modelmeter_proto::kserve::{ModelInferRequest, ModelInferResponse, model_infer_response::InferOutputTensor};
 use prost::Message;
 use std::{

@@ -5,7 +5,7 @@ use modelmeter_common::{
     load::{Arrivals, Load, LoadPoint, Sla, Stop},
     part::Point,
 };
-use modelmeter_meter::{Bench, Budget, Rules, run_plan, search::meets};
+use modelmeter_meter::{Bench, Budget, Rules, plan::search::meets, run_plan};
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +42,7 @@ async fn the_sweep_finds_the_peak_of_a_thrashing_server() {
 
 #[tokio::test]
 #[ignore = "one send in some hundred that is over 1 ms late makes a point invalid, and a virtual machine is so late now and then: \
-            cargo test --release -p modelmeter-meter --test load -- --ignored; in simulated time: meter/src/simulated/search.rs"]
+            cargo test --release -p modelmeter-meter --test load -- --ignored; in simulated time: meter/src/plan/simulated/search.rs"]
 async fn the_search_finds_the_highest_rate_that_meets_the_sla() {
     let _turn = turn().await;
     let sla = Sla { percentile: 90.0, latency_ms: 30.0 };

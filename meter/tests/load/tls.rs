@@ -1,6 +1,7 @@
 //! TLS and Unix sockets: the same calls, and what goes wrong with certificates in words.
 
 use super::{
+    calls::floats,
     closed,
     laws::constant,
     mock::{Mock, Reply},
@@ -8,9 +9,9 @@ use super::{
 };
 use modelmeter_common::{Code, Problem};
 use modelmeter_meter::{
-    call_once,
     endpoint::{Endpoint, TlsFiles},
     first_inference,
+    unary::call_once,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::{
@@ -92,7 +93,7 @@ async fn large_requests_go_through_tls_whole() {
     fixed.stop.timeout_ms = 10_000;
     let point = run_target(&target, closed(3), &fixed).await.unwrap();
     assert_eq!((point.requests, point.errors), (20, 0), "{:?}", point.error_kinds);
-    assert_eq!(mock.body_sizes().last(), target.call.frames.iter().map(|frame| frame.len()).max().as_ref());
+    assert_eq!(mock.body_sizes().last(), floats(3 << 18, 1).frames.iter().map(|frame| frame.len()).max().as_ref());
 }
 
 #[tokio::test]
@@ -182,5 +183,5 @@ async fn a_unix_socket_is_measured() {
     let point = run_target(&target, closed(4), &rules(300)).await.unwrap();
     assert!(point.errors == 0 && point.requests > 200 && point.valid, "{point:?}");
     let limit = Duration::from_secs(5);
-    assert!(call_once(&target.endpoint, &target.call, limit, &CancellationToken::new()).await.is_ok());
+    assert!(call_once(&target.endpoint, &floats(16, 1), limit, &CancellationToken::new()).await.is_ok());
 }

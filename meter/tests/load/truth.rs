@@ -1,6 +1,7 @@
 //! What the meter says is what the server's own record of the very run says: to 1 %, from the median to p99.9.
 
 use super::{
+    calls::floats,
     closed, laws,
     laws::{Stalls, ms},
     mock::{Reply, Seen},
@@ -14,8 +15,15 @@ use modelmeter_common::{
     stats::percentile::{PERCENTILES, observable, rank},
 };
 use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
-use modelmeter_meter::{Target, grpc_frame, schedule::Pacer};
-use std::time::{Duration, Instant};
+use modelmeter_meter::{
+    Target,
+    schedule::Pacer,
+    unary::{Call, Unary, grpc_frame},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// As far as a figure may be from the record.
 const TOLERANCE: f64 = 0.01;
@@ -39,7 +47,8 @@ fn numbered(server: &Prompt) -> Target {
         raw_input_contents: vec![vec![0; 4].into()],
         ..Default::default()
     };
-    target.call.frames = (0..NUMBERED).map(|id| grpc_frame(&request(id)).unwrap()).collect();
+    let frames = (0..NUMBERED).map(|id| grpc_frame(&request(id)).unwrap()).collect();
+    target.transport = Arc::new(Unary::new(Call { frames, ..floats(16, 1) }));
     target
 }
 

@@ -3,7 +3,7 @@
 
 use crate::inspector::{kserve_v2, predict};
 use modelmeter_common::{Code, Problem, engine::Protocol};
-use modelmeter_meter::{self as meter, Unanswered, endpoint::Endpoint};
+use modelmeter_meter::{Unanswered, endpoint::Endpoint, unary};
 use modelmeter_proto::{
     kserve::{ModelReadyRequest, ModelReadyResponse},
     mlmodelci::{InferRequest, InferResponse},
@@ -101,7 +101,7 @@ impl Asked<'_> {
         path: &str,
         question: &Q,
     ) -> Result<A, Unanswered> {
-        meter::ask(self.endpoint, path, question, self.timeout.min(CALL_TIMEOUT)).await
+        unary::ask(self.endpoint, path, question, self.timeout.min(CALL_TIMEOUT)).await
     }
 
     async fn ask_kserve(&self) -> Result<Answer, Unanswered> {

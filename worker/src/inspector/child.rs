@@ -13,7 +13,7 @@ use crate::engine::{self, Place};
 use async_trait::async_trait;
 use bytes::Bytes;
 use modelmeter_common::{Code, Problem, model::Dim};
-use modelmeter_meter::{Caller, Ended, frame_around};
+use modelmeter_meter::{Caller, Ended, unary::frame_around};
 use modelmeter_proto::inspector::{Command, Infer, MakeRequest, Open, Reply, Tensor, command, reply};
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},

@@ -6,7 +6,11 @@ use modelmeter_common::{
     Problem,
     model::{Datatype, Dim, TensorShape, TensorSpec},
 };
-use modelmeter_meter::{self as meter, Remark, Unanswered, endpoint::Endpoint, grpc_frame};
+use modelmeter_meter::{
+    Remark, Unanswered,
+    endpoint::Endpoint,
+    unary::{self, grpc_frame},
+};
 use modelmeter_proto::kserve::{
     InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
     ServerMetadataRequest, ServerMetadataResponse, model_infer_request::InferInputTensor,
@@ -23,7 +27,7 @@ const SERVER_METHOD: &str = "/inference.GRPCInferenceService/ServerMetadata";
 /// Asks a server for a model's signature and for its own name.
 pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration) -> Result<Metadata, Unanswered> {
     let question = ModelMetadataRequest { name: model.to_owned(), version: String::new() };
-    let found: ModelMetadataResponse = meter::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
+    let found: ModelMetadataResponse = unary::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
     // Not every server answers this one; its name is not worth a failure.
     let server = server(endpoint, timeout).await.unwrap_or_default();
     let specs = |tensors: &[TensorMetadata]| tensors.iter().map(spec).collect::<Result<_, _>>();
@@ -39,7 +43,7 @@ pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration
 
 /// Asks a server for its own name, version and extensions.
 pub(crate) async fn server(endpoint: &Endpoint, timeout: Duration) -> Result<ServerMetadataResponse, Unanswered> {
-    meter::ask(endpoint, SERVER_METHOD, &ServerMetadataRequest {}, timeout).await
+    unary::ask(endpoint, SERVER_METHOD, &ServerMetadataRequest {}, timeout).await
 }
 
 fn spec(tensor: &TensorMetadata) -> Result<TensorSpec, Problem> {

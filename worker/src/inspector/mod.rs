@@ -24,7 +24,11 @@ use modelmeter_common::{
     request::describe,
     testdata::DataSet,
 };
-use modelmeter_meter::{self as meter, Call, Caller, Check, Remark, Target, Unanswered, endpoint::Endpoint};
+use modelmeter_meter::{
+    self as meter, Caller, Callers, Check, Remark, Target, Transport, Unanswered,
+    endpoint::Endpoint,
+    unary::{Call, Unary, call_once},
+};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Different requests that are made of one signature, and sent in turn.
@@ -414,7 +418,7 @@ pub trait Inspector: Send + Sync {
     async fn infer(&self, endpoint: &Endpoint) -> Result<(), Problem> {
         let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
-        let answer = meter::call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
+        let answer = call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
         self.check(&answer.message)
     }
 
@@ -441,7 +445,12 @@ pub trait Inspector: Send + Sync {
 /// # Errors
 /// As the inspector's, in making its requests.
 pub fn target(endpoint: Endpoint, inspector: Arc<dyn Inspector>) -> Result<Target, Problem> {
-    Ok(Target::new(endpoint, inspector.prepare()?, Arc::new(Checked(inspector))))
+    let (call, caller) = (inspector.prepare()?, inspector.clone());
+    let transport: Arc<dyn Transport> = match inspector.caller() {
+        Some(_) => Arc::new(Callers::new(call.batch_size, move || caller.caller())),
+        None => Arc::new(Unary::new(call)),
+    };
+    Ok(Target::new(endpoint, transport, Arc::new(Checked(inspector))))
 }
 
 /// An inspector as the meter knows it.
@@ -450,10 +459,6 @@ struct Checked(Arc<dyn Inspector>);
 impl Check for Checked {
     fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
         self.0.examine(message)
-    }
-
-    fn caller(&self) -> Option<Box<dyn Caller>> {
-        self.0.caller()
     }
 }
 

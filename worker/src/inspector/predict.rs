@@ -9,7 +9,7 @@ use modelmeter_common::{
     Problem,
     model::{Datatype, TensorShape},
 };
-use modelmeter_meter::{Remark, grpc_frame};
+use modelmeter_meter::{Remark, unary::grpc_frame};
 use modelmeter_proto::mlmodelci::{InferRequest, InferResponse};
 use prost::Message;
 use serde_json::{Value, json};

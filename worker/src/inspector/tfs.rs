@@ -7,7 +7,11 @@ use modelmeter_common::{
     artifact::savedmodel::{self, datatype, tensorflow_type},
     model::{Datatype, TensorShape},
 };
-use modelmeter_meter::{self as meter, Remark, Unanswered, endpoint::Endpoint, grpc_frame};
+use modelmeter_meter::{
+    Remark, Unanswered,
+    endpoint::Endpoint,
+    unary::{self, grpc_frame},
+};
 use modelmeter_proto::tensorflow::{
     DataType, TensorProto, TensorShapeProto,
     serving::{
@@ -32,7 +36,7 @@ pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration
         model_spec: Some(ModelSpec { name: model.to_owned(), ..ModelSpec::default() }),
         metadata_field: vec![SIGNATURES.into()],
     };
-    let found: GetModelMetadataResponse = meter::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
+    let found: GetModelMetadataResponse = unary::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
     let unclear = |what: String| Unanswered::Other(bad_response(format!("{endpoint} says of model '{model}': {what}")));
     let any = found.metadata.get(SIGNATURES).ok_or_else(|| unclear("no signatures".into()))?;
     let signatures = SignatureDefMap::decode(any.value.as_slice()).map_err(|e| unclear(e.to_string()))?;

@@ -2,7 +2,7 @@
 
 use crate::inspector::kserve_v2;
 use modelmeter_common::{engine::Protocol, part::ServerTimes};
-use modelmeter_meter::{self as meter, endpoint::Endpoint};
+use modelmeter_meter::{endpoint::Endpoint, unary};
 use modelmeter_proto::kserve::{ModelStatisticsRequest, ModelStatisticsResponse, StatisticDuration};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl Statistics {
     /// The totals since the model was loaded, over its versions; none where the server does not answer.
     pub async fn read(&self) -> Option<ServerTimes> {
         let question = ModelStatisticsRequest { name: self.model.clone(), version: String::new() };
-        let answer = meter::ask(&self.endpoint, METHOD, &question, CALL_TIMEOUT).await;
+        let answer = unary::ask(&self.endpoint, METHOD, &question, CALL_TIMEOUT).await;
         answer.ok().map(|reply: ModelStatisticsResponse| total(&reply))
     }
 }
