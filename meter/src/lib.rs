@@ -8,6 +8,7 @@
 mod check;
 mod drive;
 pub mod endpoint;
+mod first;
 pub mod plan;
 mod point;
 mod probe;
@@ -20,10 +21,8 @@ pub mod threads;
 mod transports;
 
 pub use check::{Check, Remark};
-pub use drive::{
-    Answer, Connection, FirstInference, Orders, Protocol, Seen, Started, Transport, Unanswered, first_inference, reach,
-    start,
-};
+pub use drive::{Answer, Connection, Orders, Protocol, Seen, Started, Transport, Unanswered, call_once, reach, start};
+pub use first::{FirstInference, first_inference};
 pub use plan::{Bench, Budget, Measure, run_plan};
 pub use point::measure;
 pub use probe::{Probe, Quota, Samples, Sampling};

@@ -19,10 +19,10 @@ mod problems;
 pub use client::start;
 pub use control::{Orders, Started};
 pub use events::Seen;
-pub use once::{Answer, FirstInference, Unanswered, first_inference, reach};
+pub use once::{Answer, Unanswered, call_once, reach};
 
 pub(crate) use control::{Control, Report, STOP, Shared};
-pub(crate) use once::{blocking, call_once, exchange};
+pub(crate) use once::{blocking, exchange};
 pub(crate) use problems::{failed, silent, unreachable};
 
 use crate::{
@@ -50,7 +50,10 @@ pub trait Transport: Send + Sync {
     /// The system has no thread or descriptor left, or the transport cannot make calls at this pace.
     fn start(&self, orders: Orders) -> io::Result<Started>;
 
-    /// Makes one call, by itself: its time, and its answer's message where there is one to check.
+    /// Makes one call by itself, as [`call_once`] does: its time, and its answer's message where there is one to check.
+    ///
+    /// # Errors
+    /// What kept the call from being answered, with what to do.
     fn once<'a>(
         &'a self,
         endpoint: &'a Endpoint,

@@ -1,4 +1,4 @@
-//! One call by itself: the first inference after a server is ready, and questions to a server.
+//! One call by itself: connecting, and why no answer came.
 
 use super::{
     Transport,
@@ -6,8 +6,6 @@ use super::{
     problems::{failed, silent, unreachable},
 };
 use crate::{
-    Target,
-    check::Remark,
     endpoint::{Endpoint, Trouble},
     record::Failure,
 };
@@ -31,40 +29,17 @@ pub struct Answer {
     pub message: Vec<u8>,
 }
 
-/// The first inference: engines compile and allocate in it, so it is not part of any point.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FirstInference {
-    /// From just before the send to the whole response, in ms.
-    pub latency_ms: f64,
-    /// How the answer differs from what was declared.
-    pub remarks: Vec<Remark>,
-}
-
-/// Makes the first call and checks its answer wholly.
-pub async fn first_inference(
-    target: &Target,
-    timeout: Duration,
-    cancel: &CancellationToken,
-) -> Result<FirstInference, Problem> {
-    let (latency, message) = target.transport.once(&target.endpoint, timeout, cancel).await?;
-    let remarks = match message {
-        None => Vec::new(),
-        Some(message) => {
-            let check = target.check.clone();
-            blocking(move || check.examine(&message)).await?
-        }
-    };
-    Ok(FirstInference { latency_ms: latency.as_secs_f64() * 1e3, remarks })
-}
-
-/// An inspector of the user's own may take a while.
+/// Runs what may block for a while, such as a check of the user's own.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
     let defect = |e: tokio::task::JoinError| Problem::new(Code::Internal, format!("the inspector panicked: {e}"));
     tokio::task::spawn_blocking(work).await.map_err(defect)?
 }
 
 /// Makes one call. The time-out holds for its connection too.
-pub(crate) async fn call_once(
+///
+/// # Errors
+/// What kept the call from being answered, with what to do.
+pub async fn call_once(
     endpoint: &Endpoint,
     transport: &dyn Transport,
     timeout: Duration,

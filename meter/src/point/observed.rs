@@ -8,7 +8,7 @@ use crate::{
 use modelmeter_common::{
     Problem,
     load::LoadPoint,
-    part::Percentile,
+    part::{self, Percentile},
     stats::{Figure, series::Series},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -66,6 +66,18 @@ impl MetricSeen {
     /// Each metric with its series.
     pub fn all(metrics: &'static [Metric], series: Vec<Series>) -> Vec<Self> {
         metrics.iter().zip(series).map(|(metric, series)| Self { metric, series }).collect()
+    }
+
+    /// The metric as a part has it.
+    pub fn figures(&self) -> part::Metric {
+        let total = self.series.total();
+        part::Metric {
+            name: self.metric.name.to_owned(),
+            unit: self.metric.unit.to_owned(),
+            values: total.latency.clone(),
+            failures: total.failures,
+            percentiles: self.series.percentiles(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     drift::drift,
-    observed::{Kept, Observed, is_hopeless},
+    observed::{Kept, MetricSeen, Observed, is_hopeless},
 };
 use crate::{
     probe::{Quota, Samples},
@@ -12,7 +12,7 @@ use crate::{
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
-    part::{Answers, Basis, Percentile, Point, Warning},
+    part::{Answers, Basis, Metric, Percentile, Point, Warning},
     stats::{percentile::Sample, sla, stop::judged, unsupported},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -52,7 +52,10 @@ pub(crate) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
     let valid = !warnings.iter().any(Warning::spoils);
     let mut unavailable = samples.unavailable.clone();
     let requests = seen.series.requests();
-    unavailable.extend(seen.percentiles.iter().filter_map(|p| unsupported::percentile(p, requests)));
+    let lacking = |p| unsupported::percentile(unsupported::LATENCY, p, requests);
+    unavailable.extend(seen.percentiles.iter().filter_map(lacking));
+    let metrics: Vec<Metric> = seen.metrics.iter().map(MetricSeen::figures).collect();
+    unavailable.extend(metrics.iter().flat_map(Metric::lacking));
     unavailable.extend(unsupported::throughput(seen.throughput));
     Point {
         load: seen.load,
@@ -78,6 +81,7 @@ pub(crate) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
         valid,
         warnings,
         unavailable,
+        metrics,
     }
 }
 

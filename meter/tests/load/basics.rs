@@ -12,7 +12,7 @@ use modelmeter_common::{
     Code,
     load::{Arrivals, LoadPoint, Stop},
 };
-use modelmeter_meter::{Aim, Bench, Measure, Rules, Slice, first_inference, measure, unary::call_once};
+use modelmeter_meter::{Aim, Bench, Measure, Rules, Slice, call_once, first_inference, measure};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -153,7 +153,7 @@ async fn large_requests_go_through_flow_control_and_batches_are_exact() {
     let (limit, cancel) = (Duration::from_secs(5), CancellationToken::new());
     let first = first_inference(&target, limit, &cancel).await.unwrap();
     assert!(first.latency_ms > 0.0 && first.latency_ms < 5000.0);
-    let answer = call_once(&target.endpoint, &call, limit, &cancel).await.unwrap();
+    let answer = call_once(&target.endpoint, &*target.transport, limit, &cancel).await.unwrap();
     assert_eq!(answer.message, response(&[1], &[1.0])[5..]);
 }
 

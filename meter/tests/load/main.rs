@@ -10,6 +10,7 @@ mod ends;
 mod goaway;
 mod laws;
 mod mock;
+mod pieces;
 mod prompt;
 mod quiet;
 mod rates;

@@ -9,9 +9,9 @@ use super::{
 };
 use modelmeter_common::{Code, Problem};
 use modelmeter_meter::{
+    call_once,
     endpoint::{Endpoint, TlsFiles},
     first_inference,
-    unary::call_once,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::{
@@ -183,5 +183,5 @@ async fn a_unix_socket_is_measured() {
     let point = run_target(&target, closed(4), &rules(300)).await.unwrap();
     assert!(point.errors == 0 && point.requests > 200 && point.valid, "{point:?}");
     let limit = Duration::from_secs(5);
-    assert!(call_once(&target.endpoint, &floats(16, 1), limit, &CancellationToken::new()).await.is_ok());
+    assert!(call_once(&target.endpoint, &*target.transport, limit, &CancellationToken::new()).await.is_ok());
 }

@@ -25,9 +25,9 @@ use modelmeter_common::{
     testdata::DataSet,
 };
 use modelmeter_meter::{
-    self as meter, Caller, Callers, Check, Remark, Target, Transport, Unanswered,
+    self as meter, Caller, Callers, Check, Remark, Target, Transport, Unanswered, call_once,
     endpoint::Endpoint,
-    unary::{Call, Unary, call_once},
+    unary::{Call, Unary},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -418,7 +418,7 @@ pub trait Inspector: Send + Sync {
     async fn infer(&self, endpoint: &Endpoint) -> Result<(), Problem> {
         let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
-        let answer = call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
+        let answer = call_once(endpoint, &Unary::new(self.prepare_one()?), timeout, &cancel).await?;
         self.check(&answer.message)
     }
 

@@ -2,25 +2,11 @@
 
 use super::{Call, Unary, message::grpc_frame};
 use crate::{
-    drive::{self, Answer, Unanswered},
+    drive::{Unanswered, exchange},
     endpoint::Endpoint,
 };
 use modelmeter_common::{Code, Problem};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-
-/// Makes one call with the first message. The time-out holds for its connection too.
-///
-/// # Errors
-/// What kept the call from being answered, with what to do.
-pub async fn call_once(
-    endpoint: &Endpoint,
-    call: &Call,
-    timeout: Duration,
-    cancel: &CancellationToken,
-) -> Result<Answer, Problem> {
-    drive::call_once(endpoint, &Unary::new(call.clone()), timeout, cancel).await
-}
 
 /// Asks a server one question and decodes its answer; tries to connect once.
 ///
@@ -34,7 +20,7 @@ pub async fn ask<Q: prost::Message, A: prost::Message + Default>(
 ) -> Result<A, Unanswered> {
     let frame = grpc_frame(question).map_err(Unanswered::Other)?;
     let call = Call { path: path.to_owned(), frames: vec![frame], batch_size: 1 };
-    let answer = drive::exchange(endpoint, &Unary::new(call), timeout, 1).await?;
+    let answer = exchange(endpoint, &Unary::new(call), timeout, 1).await?;
     A::decode(&*answer.message).map_err(|e| {
         let message = format!("what {endpoint} answers to {path} cannot be decoded: {e}");
         Unanswered::Other(Problem::new(Code::BadResponse, message))

@@ -12,7 +12,7 @@ mod outbox;
 mod page;
 mod stream;
 
-pub use ask::{ask, call_once};
+pub use ask::ask;
 pub use message::{frame_around, grpc_frame};
 
 use crate::{
