@@ -8,8 +8,8 @@ use modelmeter_common::{
     load::{Load, LoadPoint, Sla},
     part::{Deployment, Final, Metric, Outcome, Part, Percentile, Point, Reason, ServerTimes},
     profile::{
-        Distribution, Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine, ProfilePoint,
-        ProfileState, Repeat, ServerLatency, SlaResult, Summary,
+        Distribution, Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine,
+        ProfilePoint, ProfileState, Repeat, ServerLatency, SlaResult, Summary,
     },
     request::RequestDoc,
     stats::{

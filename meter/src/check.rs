@@ -1,4 +1,4 @@
-//! Whether answers are right: asked of whoever knows what the calls carry.
+//! Checks of answers. The meter's user, who knows what the calls contain, brings them.
 
 use modelmeter_common::Problem;
 

@@ -1,9 +1,42 @@
-//! The meter: drives a server with a real client and says what came of it.
+//! The meter measures how fast a server answers: it drives the server with a client of its own and reports latency and
+//! throughput with their 95 % intervals. It is a library of its own, which knows no engine, queue or hub.
 //!
-//! What belongs here: pacing ([`schedule`]), the client and its connections, what it records, one point from warm-up
-//! to its warnings, and which loads to try ([`plan`]). What does not: the rules by which warm-up and measuring end
-//! ([`modelmeter_common::stats`]), making requests and checking answers ([`Check`]), and figures of device and host
-//! ([`Probe`]): whoever uses the meter brings them.
+//! ```no_run
+//! use modelmeter_common::load::{LoadPoint, Stop};
+//! use modelmeter_meter::{Rules, Target, measure, unary::{Call, Unary, frame_around}};
+//! use std::sync::Arc;
+//!
+//! # async fn alone() -> Result<(), modelmeter_common::Problem> {
+//! // What to call: a server, a gRPC method, and encoded messages that are sent in turn.
+//! let call = Call { path: "/package.Service/Method".into(), frames: vec![frame_around(b"message")?], batch_size: 1 };
+//! let target = Target::new("127.0.0.1:8001".parse()?, Arc::new(Unary::new(call)), Arc::new(()));
+//! // When to stop, and the load: four calls in flight.
+//! let rules =
+//!     Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
+//! let point = measure(&target, LoadPoint::Closed { concurrency: 4 }, &rules, &(), &Default::default()).await?;
+//! println!("{} calls, {:?} a second", point.requests, point.requests_per_s);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/alone.rs` is the same as a program.
+//!
+//! | to find | read |
+//! |---|---|
+//! | which loads are measured, how a budget is shared out, where the peak or an SLA's highest rate is sought | [`plan`] |
+//! | when a call is due | [`schedule`] |
+//! | how a point warms up, ends and becomes valid or invalid | `point/` |
+//! | the event loop that makes the calls, and the seams for other protocols ([`Transport`], [`Protocol`], [`Connection`]) | `drive/` |
+//! | gRPC over HTTP/2, and calls that the user makes | `transports/` |
+//! | a call's record, windows of calls, kinds of failures | `record/` |
+//! | addresses, TLS, sockets | [`endpoint`] |
+//!
+//! The user of the meter brings encoded calls ([`unary::Call`]), checks of answers ([`Check`]) and figures of the machine
+//! ([`Probe`]); `()` stands for no check and no probe. The rules of warm-up, precision and intervals are in
+//! [`modelmeter_common::stats`].
+//!
+//! A client has a thread of its own and speaks HTTP/2 itself, below any gRPC library, because the client's own cost shows in
+//! the figures.
 
 mod check;
 mod drive;

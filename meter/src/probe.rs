@@ -1,6 +1,7 @@
-//! What is looked at while a point is measured: device, engine and host. The meter says when; who knows the machine looks.
+//! Figures of device, engine and host while a point is measured. The meter says when to look; the meter's user, who knows
+//! the machine, brings the [`Probe`].
 //!
-//! What is not known is none, with a reason; never 0.
+//! A figure that is not known is none, with a reason; it is never 0.
 
 use modelmeter_common::part::{EngineCpu, GpuUse, HostUse, Reason, Warning};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ pub trait Sampling: Send {
     fn end(self: Box<Self>) -> Samples;
 }
 
-/// Looks at nothing: for those who only want the calls' own figures.
+/// Looks at nothing: for users who only want the figures of the calls.
 impl Probe for () {
     fn begin(&self) -> Box<dyn Sampling> {
         Box::new(())
@@ -34,7 +35,7 @@ impl Sampling for () {
     }
 }
 
-/// What was sampled.
+/// The figures of a point's device, engine and host.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     /// The GPU.
@@ -61,7 +62,7 @@ impl Samples {
         self.unavailable.insert(path.into(), Reason { code: code.into(), message: message.into() });
     }
 
-    /// These and those of a later stretch, which took this share of all the time. A figure must be in both.
+    /// Joins these figures with those of a later stretch, which took this share of all the time. A figure must be in both.
     pub fn and(&self, later: &Self, share: f64) -> Self {
         let mean = |a: f64, b: f64| a + (b - a) * share;
         let mut both = later.clone();

@@ -1,4 +1,4 @@
-//! What is asked of a load point: how precise it is to be, how long it may take, and what it is measured for.
+//! The rules of a load point: its precision, its duration, and its purpose.
 
 use modelmeter_common::load::{Sla, Stop};
 use std::time::Instant;

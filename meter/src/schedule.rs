@@ -1,9 +1,9 @@
-//! When calls are sent: a value that the event loop asks.
+//! The pace of a load: when each call is due. The event loop asks it.
 
 use modelmeter_common::load::{Arrivals, LoadPoint};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// The pace of a load point. Times are nanoseconds of the loop's clock.
+/// The pace of a load point. Times are nanoseconds of the event loop's clock.
 #[derive(Debug)]
 pub enum Pacer {
     /// As soon as one ends the next is due.

@@ -1,4 +1,4 @@
-//! The few system calls that the standard library does not have, and the clock.
+//! System calls of the event loop that the standard library does not have, and its clock.
 
 pub(crate) use crate::threads::thread_cpu_ns;
 

@@ -1,4 +1,4 @@
-//! What is measured: one server, one kind of call.
+//! The subject of a measurement: one server and one kind of call.
 
 use crate::{check::Check, drive::Transport, endpoint::Endpoint};
 use std::sync::Arc;

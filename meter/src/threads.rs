@@ -1,4 +1,4 @@
-//! Threads as the kernel knows them: which cores they may run on, and the CPU time that they took.
+//! Threads as the kernel knows them: the cores that they may run on, and their CPU time.
 
 /// The logical cores that this process may run on.
 pub fn available_cores() -> Vec<u32> {
@@ -39,7 +39,7 @@ pub fn thread_cpu_ns() -> u64 {
     spec.tv_sec as u64 * 1_000_000_000 + spec.tv_nsec as u64
 }
 
-/// Has the calling thread run only on cores that have nothing else to do, where the system allows it.
+/// Lets the calling thread run only on idle cores, where the system allows it.
 pub fn rest_while_others_work() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are ours. Where it fails the thread is one like others.

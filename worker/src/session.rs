@@ -20,9 +20,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     testdata::DataSet,
 };
-use modelmeter_meter::{
-    self as meter, Aim, Bench, Measure, Remark, Rules, Slice, Target, threads::available_cores,
-};
+use modelmeter_meter::{self as meter, Aim, Bench, Measure, Remark, Rules, Slice, Target, threads::available_cores};
 use std::{
     collections::BTreeMap,
     future::Future,

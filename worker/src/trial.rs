@@ -85,7 +85,8 @@ async fn answer(
     timeout: Duration,
     place: &Arc<Place>,
 ) -> Result<Vec<Output>, Problem> {
-    let (target, inspector) = session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
+    let (target, inspector) =
+        session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
     let never = CancellationToken::new();
     let (_, message) = target.transport.once(&target.endpoint, timeout, &never).await?;
     let message = message.unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Waiting without sleeping, where that pays: a sleeper wakes up tens of µs late, which shows in latencies of that order.
-//! Where answers take longer it costs next to nothing, since it is hardly tried.
+//! Busy waiting, where it pays: a thread that sleeps wakes up tens of µs late, which shows in latencies of that order.
+//! Where answers take longer, busy waiting costs next to nothing, since the client hardly tries it.
 
 /// For at most this long.
 pub(super) const AWAKE_NS: u64 = 100_000;

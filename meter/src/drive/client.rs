@@ -1,5 +1,5 @@
-//! The client: one thread with one event loop that owns the connections, sends what the pacer says is due and
-//! writes down what ends. Nothing here decides how long a run lasts; [`crate::point`] does, through [`Control`].
+//! The event loop: one thread owns the connections, sends calls when the pacer says that they are due, and records how
+//! they end. [`crate::point`] decides how long a run lasts, through [`Control`].
 
 use super::{
     Connection, Protocol,

@@ -1,4 +1,4 @@
-//! What meter and client say to each other: orders and steering one way, reports the other.
+//! Messages between meter and client: the meter gives orders and steers, the client reports.
 
 use crate::{
     endpoint::{Endpoint, Route},
@@ -68,7 +68,7 @@ impl Orders {
     }
 }
 
-/// What a client tells.
+/// A message from the client.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// A stretch of the run.
@@ -89,7 +89,7 @@ const RUN: u8 = 0;
 pub(crate) const DRAIN: u8 = 1;
 pub(crate) const STOP: u8 = 2;
 
-/// What meter and client both see.
+/// State that meter and client share.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub state: AtomicU8,

@@ -1,4 +1,4 @@
-//! What a read brought: calls that ended, and events of calls that go on.
+//! The result of a read: calls that ended, and events of calls that go on.
 
 use crate::{
     record::{Done, Event},

@@ -1,4 +1,4 @@
-//! The calls that were begun and have not ended, those among them that wait for a connection included.
+//! The calls in flight, including those that wait for a connection.
 
 use crate::record::Times;
 use std::collections::VecDeque;

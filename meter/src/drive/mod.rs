@@ -1,7 +1,7 @@
-//! The client: makes calls when they are due and records what comes of them, in whatever protocol they are spoken.
+//! The client: makes calls when they are due and records how they end, whatever their protocol.
 //!
-//! What belongs here: the event loop ([`client`]) with its connections and the calls in flight, and what meter and client
-//! say to each other ([`control`]). What does not: bytes on a connection ([`crate::transports`]), and when a run ends
+//! What belongs here: the event loop ([`client`]), its connections and the calls in flight, and the messages between meter
+//! and client ([`control`]). What does not: the bytes on a connection ([`crate::transports`]), and the end of a run
 //! ([`crate::point`]).
 //!
 //! There are two seams. A [`Transport`] starts a client for each load point, behind one virtual call. A [`Protocol`] with

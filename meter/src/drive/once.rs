@@ -1,4 +1,4 @@
-//! One call by itself: connecting, and why no answer came.
+//! One call by itself, and why it was not answered.
 
 use super::{
     Transport,
@@ -30,7 +30,9 @@ pub struct Answer {
 }
 
 /// Runs what may block for a while, such as a check of the user's own.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
     let defect = |e: tokio::task::JoinError| Problem::new(Code::Internal, format!("the inspector panicked: {e}"));
     tokio::task::spawn_blocking(work).await.map_err(defect)?
 }
@@ -56,12 +58,15 @@ pub async fn call_once(
 }
 
 /// Connects to a server, TLS included, and hangs up.
+///
+/// # Errors
+/// The reason why there was no connection.
 pub async fn reach(endpoint: &Endpoint) -> Result<(), Unanswered> {
     let reached = endpoint.reach().await.map_err(Unanswered::Other)?;
     reached.map_err(|e| Unanswered::Unconnected { failure: (&e).into(), words: e.to_string() })
 }
 
-/// Why one call was not answered.
+/// The reason why one call was not answered.
 #[derive(Debug)]
 pub enum Unanswered {
     /// There was no connection.
@@ -70,7 +75,7 @@ pub enum Unanswered {
     Failed { failure: Failure, words: Option<String> },
     /// Nothing came in time.
     Silent,
-    /// It could not even be tried.
+    /// The call could not be tried.
     Other(Problem),
 }
 

@@ -1,4 +1,4 @@
-//! The places that a client keeps for connections: which one takes the next call, and when there must be more.
+//! The places that a client has for connections: which one takes the next call, and when another is added.
 
 use super::Connection;
 use std::ops::{Deref, DerefMut};

@@ -1,4 +1,4 @@
-//! What a user is told of a server that does not answer, or answers with failures.
+//! Error messages about a server that does not answer, or answers with failures.
 
 use crate::{
     endpoint::{Endpoint, Trouble},

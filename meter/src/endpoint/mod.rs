@@ -1,15 +1,15 @@
-//! Where a gRPC server is and how its port is spoken to: `host:port`, `https://host:port` or `unix:/path`.
+//! The address of a gRPC server, as `host:port`, `https://host:port` or `unix:/path`, and connections to it.
 //!
-//! What belongs here: addresses, TLS settings, and connected sockets. What does not: HTTP/2 and calls, which are
-//! the client's.
+//! What belongs here: addresses, TLS settings and connected sockets. What does not: HTTP/2 and calls
+//! ([`crate::transports`]).
 
 mod socket;
 mod tls;
 
 pub use tls::{TlsFiles, Trouble};
 
-pub use socket::Socket;
 pub(crate) use socket::Route;
+pub use socket::Socket;
 pub(crate) use tls::refusal_in;
 
 use modelmeter_common::{Code, Problem};

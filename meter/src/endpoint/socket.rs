@@ -1,4 +1,4 @@
-//! A connected socket: TCP or Unix, plain or within TLS, first blocking and then for an event loop.
+//! A socket, TCP or Unix, plain or within TLS: connecting blocks, a connected socket does not.
 
 use super::tls::{Client, Refusal};
 use rustls::ClientConnection;

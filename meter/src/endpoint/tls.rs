@@ -1,4 +1,4 @@
-//! TLS settings of an endpoint, and what went wrong with TLS in words that say what to do.
+//! TLS settings of an endpoint, and error messages about TLS that say what to do.
 
 use modelmeter_common::Problem;
 use rustls::{
@@ -249,7 +249,7 @@ impl ServerCertVerifier for Anything {
     }
 }
 
-/// What TLS stumbled over.
+/// The kind of a TLS failure.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Trouble {
     /// The server's certificate is not trusted.
@@ -271,7 +271,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// What to do about it.
+    /// What the user can do about the failure.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Untrusted => "name the CA that signed it with --ca FILE, or accept any certificate with --insecure",

@@ -1,4 +1,4 @@
-//! Going on with a load that was measured before: what a budget has left makes the reference and the peak sharper.
+//! The bench: measures the points of a plan, and goes on with a load that was measured before when the plan asks again.
 
 use super::Measure;
 use crate::{
@@ -8,15 +8,11 @@ use crate::{
     target::Target,
 };
 use async_trait::async_trait;
-use modelmeter_common::{
-    Problem,
-    load::LoadPoint,
-    part::Point,
-};
+use modelmeter_common::{Problem, load::LoadPoint, part::Point};
 use tokio_util::sync::CancellationToken;
 
-/// The real thing: a target, rules and probes. Where no call succeeds, that is an error of the first load; later
-/// ones are then points that are not valid, and say why.
+/// Measures load points of one target by one set of rules. Where no call of the first load succeeds, that is an error; where
+/// no call of a later load does, its point is invalid and says why.
 pub struct Bench {
     target: Target,
     rules: Rules,
@@ -35,7 +31,7 @@ impl std::fmt::Debug for Bench {
 }
 
 impl Bench {
-    /// Measures this target by these rules, sampling meanwhile, until it is cancelled.
+    /// A bench for this target, with these rules; `probe` looks on while a point is measured.
     pub fn new(target: Target, rules: Rules, probe: Box<dyn Probe>, cancel: CancellationToken) -> Self {
         Self { target, rules, probe, cancel, has_served: false, kept: Vec::new() }
     }

@@ -1,7 +1,8 @@
-//! From the load that a request asks for to its points: in what order, and how long each may take.
+//! The plan of a load: which load points are measured, in what order, and how long each may take.
 //!
-//! A budget is first spent on the reference, until p95 and, where time allows, p99 are seen, then on the points of a list
-//! or a sweep, and what is left on going on with the peak and the reference.
+//! The reference comes first and takes of a budget until p95 and, where time allows, p99 are seen. Then come the points of
+//! a list ([`run_plan`]), a sweep ([`sweep`]) or an SLA search ([`search`]). The rest of the budget makes the peak and the
+//! reference more precise.
 
 mod bench;
 mod budget;
@@ -26,7 +27,7 @@ use modelmeter_common::{
 use search::Search;
 use sweep::{Sweep, Tried};
 
-/// What measures one point. A session wraps [`super::Bench`] to tell of each point as it comes.
+/// Measures one point. [`Bench`] is the real one; users wrap it to report each point when it ends.
 #[async_trait]
 pub trait Measure: Send {
     /// Measures this load within its slice of the budget. Where none of its calls succeeds, that is an error if none of
@@ -196,7 +197,6 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
     use modelmeter_common::{
         load::Arrivals,
         stats::{
@@ -204,6 +204,7 @@ mod tests {
             percentile::{Effective, Sample, percentile_of},
         },
     };
+    use std::time::{Duration, Instant};
 
     #[test]
     fn the_reference_comes_first_and_nothing_twice() {

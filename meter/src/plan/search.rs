@@ -1,8 +1,9 @@
-//! Which rate to try next to find the highest that still meets an SLA: a pure rule. It doubles from a quarter of
-//! what one in flight brings until the SLA is not shown to be met, then halves the gap on a logarithmic scale.
+//! The SLA search: a pure rule for the next rate to try, to find the highest that meets an SLA. The search begins at a
+//! quarter of the rate of one call in flight, doubles until the SLA is not shown to be met, then halves the gap on a
+//! logarithmic scale.
 //!
-//! A rate counts as met only where that is shown at 99 % confidence; what stays open counts as not met. So the rate found
-//! errs to the low side, the less the longer a point may take.
+//! A rate meets the SLA only if its point shows that at 99 % confidence; an open question counts as missed. The rate found is
+//! therefore too low rather than too high; longer points bring it closer.
 
 use modelmeter_common::{
     load::{Arrivals, LoadPoint, Sla},
@@ -26,12 +27,12 @@ pub struct Search {
     misses: Option<f64>,
     /// The highest rate that had too few calls to say anything.
     little: Option<f64>,
-    /// A rate that was spoiled the first time.
+    /// A rate whose first point was invalid.
     again: Option<f64>,
     points: usize,
 }
 
-/// What a point says of its rate.
+/// The result of a point for its rate.
 enum Says {
     /// That it meets the SLA, at 99 % confidence.
     Meets,

@@ -1,8 +1,8 @@
-//! Which concurrency to try next to find the peak of a closed loop: a pure rule.
+//! The sweep: a pure rule for the next concurrency to try, to find the peak of a closed loop.
 //!
-//! It doubles from one in flight until two doublings in a row bring nothing beyond the best so far's interval
-//! (a server with two plateaus passes the first). Then it halves the gaps beside the best, as long as the rise that
-//! leads to a gap, continued through it, would bring enough.
+//! The sweep doubles from one call in flight until two doublings in a row stay within the interval of the best point so far
+//! (so it passes the first of two plateaus). Then it halves the gaps beside the best point, as long as the rise before a
+//! gap, continued through the gap, promises enough.
 
 use modelmeter_common::{request::MAX_CONCURRENCY, stats::Figure};
 

@@ -1,4 +1,4 @@
-//! Whether latency kept changing while a point was measured: a pure rule on its series.
+//! The rule that tells whether latency kept changing while a point was measured.
 
 use modelmeter_common::stats::series::{Batch, Series};
 

@@ -1,4 +1,4 @@
-//! How long a point may take, and what ends it besides its stop rule.
+//! How long a point may take, and the conditions besides the stop rule that end it.
 
 use crate::rules::{Aim, Rules};
 use modelmeter_common::{
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 /// The least duration of a point that is only compared with others: the peak is measured again for its figures.
 const PEAK_MIN: Duration = Duration::from_secs(2);
-/// About so many stretches a fixed number of calls is cut into,
+/// A fixed number of calls is cut into about this many stretches.
 const STRETCHES: u64 = 32;
-/// none narrower than this, as each costs the client some microseconds.
+/// The narrowest stretch: each costs the client some microseconds.
 const NARROWEST_NS: u64 = 500_000;
 
 /// What the rules allow of a point of which `done` was measured before, within what is left of its slice.

@@ -1,9 +1,9 @@
-//! The life of one point: warms up, measures until the stop rule is met, and keeps what it sees meanwhile.
+//! The life of one point: the meter warms up, measures until the stop rule is met, and collects the client's reports.
 
 use super::{
     limits::{is_decided, lacks_percentiles, latest_warmup, planned, stop_rule, widest_ns},
-    observed::{MetricSeen, Observed, is_hopeless},
-    verdict::LOST,
+    observed::{MetricSeen, Observed, has_failed},
+    validity::LOST,
 };
 use crate::{
     check::Remark,
@@ -94,12 +94,7 @@ enum Next {
 }
 
 impl<'a> Meter<'a> {
-    pub fn new(
-        target: &'a Target,
-        load: LoadPoint,
-        rules: &'a Rules,
-        Started { control, reports }: Started,
-    ) -> Self {
+    pub fn new(target: &'a Target, load: LoadPoint, rules: &'a Rules, Started { control, reports }: Started) -> Self {
         let now = Instant::now();
         Self {
             target,
@@ -284,10 +279,10 @@ impl<'a> Meter<'a> {
         let look = self.stop.look(elapsed, &self.series);
         if look == Look::Open {
             self.converged = elapsed >= self.stop.min && self.misses_sla();
-            return self.converged || elapsed >= self.stop.min && is_hopeless(&self.series);
+            return self.converged || elapsed >= self.stop.min && has_failed(&self.series);
         }
         self.converged = self.is_converged();
-        look == Look::Late || is_hopeless(&self.series) || self.converged && !self.lacks_percentiles()
+        look == Look::Late || has_failed(&self.series) || self.converged && !self.lacks_percentiles()
     }
 
     /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
@@ -395,9 +390,7 @@ impl<'a> Meter<'a> {
         let endpoint = &self.target.endpoint;
         let worst = self.errors.iter().chain(&self.warmup_errors).max_by_key(|(_, n)| **n);
         match (&self.down, &self.gone, worst) {
-            (_, _, Some((&failure, _))) => {
-                failed(endpoint, failure, self.words.get(&failure).map(String::as_str))
-            }
+            (_, _, Some((&failure, _))) => failed(endpoint, failure, self.words.get(&failure).map(String::as_str)),
             (Some(Down { failure, words, .. }), _, None) => unreachable(endpoint, *failure, words),
             (None, Some(words), None) => unreachable(endpoint, Failure::Timeout, words),
             (None, None, None) if self.rules.slice.is_some_and(|s| s.end <= Instant::now()) => {

@@ -1,17 +1,17 @@
-//! One load point: measured ([`meter`]), and put together with what is null and why, and with warnings ([`verdict`]).
+//! One load point: [`measure`] runs it from warm-up to its end ([`meter`]) and puts its figures together ([`validity`]).
 //!
-//! What belongs here: warm-up, the end of a point, and whether it is valid. What does not: the statistics behind these
-//! ([`modelmeter_common::stats`]), and which loads are measured ([`crate::plan`]).
+//! What belongs here: when a point ends, whether it is valid, and which warnings it has. What does not: the statistics
+//! ([`modelmeter_common::stats`]), and the choice of loads ([`crate::plan`]).
 
 mod drift;
 mod limits;
 mod meter;
 mod observed;
-mod verdict;
+mod validity;
 
 pub(crate) use limits::lacks_percentiles;
 pub(crate) use observed::Kept;
-pub(crate) use verdict::point;
+pub(crate) use validity::point;
 
 #[cfg(test)]
 pub(crate) use limits::is_decided;
@@ -23,8 +23,11 @@ use modelmeter_common::{Code, Problem, load::LoadPoint, part::Point};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Measures one load point. Ends within about 100 ms of a cancellation. An error only where no call succeeded. Boxed, so
-/// that it is compiled here, once and for speed.
+/// Measures one load point. A cancellation ends it within about 100 ms. The future is boxed, so that it is compiled in this
+/// crate, once and for speed.
+///
+/// # Errors
+/// No call succeeded, or the point was cancelled.
 pub fn measure<'a>(
     target: &'a Target,
     load: LoadPoint,
@@ -38,8 +41,8 @@ pub fn measure<'a>(
     })
 }
 
-/// The same before it is judged, also where no call succeeded. Where the load was measured before, it goes on with that: a
-/// closed loop's series is continued.
+/// Measures one load point and returns what was seen, also where no call succeeded. With `earlier`, the point goes on with
+/// what was measured of the load before: a closed loop's series is continued.
 pub(crate) async fn observe(
     target: &Target,
     load: LoadPoint,
@@ -56,8 +59,7 @@ pub(crate) async fn observe(
         ..Orders::new(&target.endpoint, timeout).await?
     };
     let started = target.transport.start(orders);
-    let started =
-        started.map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
+    let started = started.map_err(|e| Problem::new(Code::Internal, format!("cannot start the client: {e}")))?;
     let mut meter = Meter::new(target, load, rules, started);
     if let Some(earlier) = earlier {
         meter.go_on_with(&earlier.seen);

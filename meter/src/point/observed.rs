@@ -1,4 +1,4 @@
-//! What was seen of a point, before it is judged.
+//! Observations of a point, before its validity is decided.
 
 use crate::{
     check::Remark,
@@ -13,17 +13,17 @@ use modelmeter_common::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// Beyond this share of failures no further measuring mends a run.
-const HOPELESS_ERRORS: f64 = 0.1;
+/// With a greater share of failures, measuring longer does not make a run valid.
+const MOST_ERRORS: f64 = 0.1;
 
-/// A point with all that is needed to go on with it.
+/// A measured point, with all that a later visit needs to go on with it.
 #[derive(Clone)]
 pub(crate) struct Kept {
     pub seen: Observed,
     pub samples: Samples,
 }
 
-/// Everything that was seen of a point.
+/// Everything that the meter saw of a point.
 #[derive(Clone)]
 pub(crate) struct Observed {
     pub load: LoadPoint,
@@ -55,7 +55,7 @@ pub(crate) struct Observed {
     pub remarks: Vec<Remark>,
 }
 
-/// What was seen of one of the transport's metrics.
+/// One of the transport's metrics, as it was seen.
 #[derive(Clone)]
 pub(crate) struct MetricSeen {
     pub metric: &'static Metric,
@@ -123,7 +123,7 @@ impl Observed {
     }
 }
 
-/// Whether so many calls failed that the run ends for it.
-pub(super) fn is_hopeless(series: &Series) -> bool {
-    series.total().failures as f64 > HOPELESS_ERRORS * series.requests() as f64
+/// Whether so many calls failed that the run ends early.
+pub(super) fn has_failed(series: &Series) -> bool {
+    series.total().failures as f64 > MOST_ERRORS * series.requests() as f64
 }

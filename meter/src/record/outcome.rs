@@ -1,4 +1,4 @@
-//! How a call ended.
+//! The outcomes of calls: failures by kind, and lost connections.
 
 use crate::endpoint::{Trouble, refusal_in};
 use std::io;

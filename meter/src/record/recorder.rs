@@ -1,8 +1,8 @@
-//! What the event loop writes down: stretches of the run, each handed over whole. Memory does not depend on the
-//! number of calls.
+//! The recorder: collects a client's calls in windows, which are stretches of the run, and hands each window over whole.
+//! Memory does not depend on the number of calls.
 //!
-//! A stretch goes from the last end of a burst of calls to that of another, where calls end in bursts: servers that batch
-//! answer many at once, and a stretch must hold as many of these bursts as of the waits between them.
+//! Servers that batch end many calls at once. A window therefore goes from the end of one burst of calls to the end of
+//! another, so that it holds as many bursts as waits between them.
 
 use super::{CallRecord, Failure, Metric, Times};
 use crate::sys::{self, Schedstat};
@@ -38,7 +38,7 @@ pub(crate) struct Window {
     pub connections_ended: u64,
 }
 
-/// What only makes sense for the whole measured phase.
+/// Figures of the whole measured phase.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sends {
     pub service: Histogram,
@@ -51,7 +51,7 @@ pub(crate) struct Sends {
     pub unanswered_ns: Vec<u64>,
 }
 
-/// The loop's notebook.
+/// Collects the calls of one client.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     open: bool,

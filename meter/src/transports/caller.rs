@@ -1,4 +1,5 @@
-//! A closed loop of calls that a custom inspector makes itself: paced and written down as the client's own calls are.
+//! A closed loop of calls that the meter's user makes, such as a custom inspector: paced and recorded as the client's own
+//! calls are.
 
 use crate::{
     drive::{Control, Orders, Report, STOP, Shared, Started, Transport, blocking},
@@ -25,7 +26,7 @@ const MAX_WAIT: Duration = Duration::from_millis(50);
 /// A call that ended: its number, and how; in words where it failed.
 pub type Ended = (u64, Result<(), String>);
 
-/// Someone who makes calls, several at once, when told to.
+/// Makes calls, several at once, when the meter says so.
 pub trait Caller: Send {
     /// Begins a call; gives its number, higher than any before.
     ///
@@ -40,7 +41,7 @@ pub trait Caller: Send {
     fn next(&mut self, until: Instant) -> Result<Option<Ended>, String>;
 }
 
-/// Calls that somebody else makes, at a pace that the meter keeps.
+/// Calls that a [`Caller`] makes, paced and timed by the meter.
 pub struct Callers<F> {
     batch_size: u32,
     make: F,

@@ -125,8 +125,7 @@ async fn cancelling_ends_at_once() {
     let mock = Mock::start(|_, _| Reply::Never);
     let cancel = CancellationToken::new();
     let (target, token) = (target(&mock), cancel.clone());
-    let measuring =
-        tokio::spawn(async move { measure(&target, closed(2), &rules(20_000), &(), &token).await });
+    let measuring = tokio::spawn(async move { measure(&target, closed(2), &rules(20_000), &(), &token).await });
     let begun = Instant::now();
     while mock.most_in_flight() < 2 && begun.elapsed() < Duration::from_secs(10) {
         tokio::time::sleep(ms(1)).await;

@@ -137,7 +137,9 @@ impl Connection for Line {
         for &byte in &buffer[..n] {
             match (byte, self.calls.front()) {
                 (b'\n', Some(_)) => seen.done.extend(self.calls.pop_front().map(|token| done(token, Ok(())))),
-                (b'!', Some(_)) => seen.done.extend(self.calls.pop_front().map(|token| done(token, Err(Failure::Reset)))),
+                (b'!', Some(_)) => {
+                    seen.done.extend(self.calls.pop_front().map(|token| done(token, Err(Failure::Reset))))
+                }
                 (kind, Some(&token)) => seen.event(token, kind.into(), 1),
                 (_, None) => {}
             }

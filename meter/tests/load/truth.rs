@@ -14,12 +14,12 @@ use modelmeter_common::{
     part::Point,
     stats::percentile::{PERCENTILES, observable, rank},
 };
-use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
 use modelmeter_meter::{
     Target,
     schedule::Pacer,
     unary::{Call, Unary, grpc_frame},
 };
+use modelmeter_proto::kserve::{ModelInferRequest, model_infer_request::InferInputTensor};
 use std::{
     sync::Arc,
     time::{Duration, Instant},

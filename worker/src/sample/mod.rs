@@ -9,12 +9,12 @@ mod quota;
 mod speed;
 mod trace;
 
-pub use nvml::{Idle, Monitor};
 use modelmeter_common::{
     device::Device,
     part::{EngineCpu, Reason},
 };
 use modelmeter_meter::{Probe, Samples, Sampling};
+pub use nvml::{Idle, Monitor};
 use procfs::{HostTimes, Tree};
 use quota::Quotas;
 use speed::Speed;

@@ -1,4 +1,4 @@
-//! The client's connections: dialled, lost, given up; and the calls that go with them.
+//! The client's connections as they are dialled, lost and given up, and what becomes of their calls.
 
 use super::{
     super::{Connection, Protocol, control::Report, flights::Sent, places::Link},

@@ -1,5 +1,5 @@
-//! One HTTP/2 connection (RFC 9113) to a gRPC server: non-blocking, unary calls only, no tasks and no
-//! copies of large requests. The event loop of [`crate::drive`] owns it and tells it when to read and write.
+//! One HTTP/2 connection (RFC 9113) to a gRPC server: non-blocking, for unary calls only, without tasks and without
+//! copies of large requests. The event loop ([`crate::drive`]) owns the connection and tells it when to read and write.
 
 use super::{
     frame::{

@@ -1,7 +1,7 @@
 //! A connection against frames made by hand.
 
-use super::*;
 use super::super::stream::MAX_RESPONSE;
+use super::*;
 use std::net::{TcpListener, TcpStream};
 
 const CALL: &[u8] = b"\0\0\0\0\x02hi";

@@ -1,4 +1,4 @@
-//! The frame format of HTTP/2 (RFC 9113, section 4 and 6): what [`super::conn`] reads and writes.
+//! The frame format of HTTP/2 (RFC 9113, sections 4 and 6), which [`super::conn`] reads and writes.
 
 use super::outbox::Outbox;
 use crate::record::Failure;

@@ -1,5 +1,5 @@
-//! HPACK (RFC 7541), as much as a client needs that sends one header list over and over and reads only
-//! the status of what comes back. We announce a table of size 0, so that response blocks stand alone.
+//! HPACK (RFC 7541), as far as a client needs it that sends one header list over and over and reads only the status of
+//! responses. The client announces a table of size 0, so that each response block can be read by itself.
 
 use std::{borrow::Cow, str::FromStr};
 

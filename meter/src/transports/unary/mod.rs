@@ -1,7 +1,7 @@
 //! Unary gRPC calls over HTTP/2, spoken below any gRPC library: prebuilt header blocks, and no copy of a large request.
 //!
 //! [`conn`] is one connection, made of [`frame`]s, header blocks ([`hpack`]), bytes on their way ([`outbox`]) and calls
-//! ([`stream`]); [`page`] puts into words what is no gRPC; [`ask`] asks a server one question.
+//! ([`stream`]). [`page`] describes answers that are not gRPC. [`ask()`] asks a server one question.
 
 mod ask;
 mod conn;

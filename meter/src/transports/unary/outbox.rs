@@ -1,4 +1,4 @@
-//! Bytes on their way to a socket: small pieces gathered in one buffer, large ones referred to, not copied.
+//! The bytes that wait to be written to a socket: small pieces in one buffer, large ones by reference, without a copy.
 
 use bytes::{Buf, Bytes};
 use std::{

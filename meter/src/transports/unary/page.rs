@@ -1,4 +1,4 @@
-//! What a server says that is not gRPC, in words: a web page, a compressed message, HTTP/1, TLS.
+//! Descriptions of answers that are not gRPC: a web page, a compressed message, HTTP/1, TLS.
 
 use super::hpack::{ResponseHead, in_a_line};
 use crate::{

@@ -1,4 +1,4 @@
-//! One call on a connection: how much of its request is left, and what came of its answer.
+//! One call on a connection: the rest of its request, and the part of its answer that has come.
 
 use super::{
     frame::be32,
@@ -71,7 +71,7 @@ impl Stream {
 
     /// Its end; without a failure of the transport, its own status says how.
     pub fn end(self, failure: Option<Failure>) -> Done {
-        let result = failure.map_or_else(|| self.verdict(), Err);
+        let result = failure.map_or_else(|| self.outcome(), Err);
         let words = match result {
             Err(Failure::Http(_) | Failure::NotGrpc) => {
                 Some(page::of_page(&self.head, self.page.as_deref().unwrap_or_default()))
@@ -83,7 +83,7 @@ impl Stream {
         Done { token: self.token, result, words, message }
     }
 
-    fn verdict(&self) -> Result<(), Failure> {
+    fn outcome(&self) -> Result<(), Failure> {
         match (self.head.http_status, self.head.grpc_status) {
             (_, Some(0)) => {}
             (_, Some(code)) => return Err(Failure::grpc(code)),

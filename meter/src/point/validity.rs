@@ -1,8 +1,9 @@
-//! From what was seen to the document: figures, what is null and why, and warnings that say what to do.
+//! The validity of a point: from observations to a [`Point`] with its figures, the reasons of null fields, and warnings
+//! that say what to do.
 
 use super::{
     drift::drift,
-    observed::{Kept, MetricSeen, Observed, is_hopeless},
+    observed::{Kept, MetricSeen, Observed, has_failed},
 };
 use crate::{
     probe::{Quota, Samples},
@@ -39,7 +40,7 @@ const MAX_RESENT: f64 = 0.01;
 /// Of all cores, used by neither engine nor client.
 const MAX_OTHERS: f64 = 0.2;
 
-/// Puts a point together.
+/// Makes the point of a document from what was seen.
 pub(crate) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kept) -> Point {
     let total = seen.series.total();
     let open = matches!(seen.load, LoadPoint::Open { .. });
@@ -103,7 +104,7 @@ fn warn(warnings: &mut Vec<Warning>, code: &str, message: String) {
     warnings.push(Warning { code: code.into(), message });
 }
 
-/// What makes a point invalid.
+/// Adds the warnings that make a point invalid.
 fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
     let (failures, requests) = (seen.series.total().failures, seen.series.requests());
     let (lost, waited) = lost(seen);
@@ -180,7 +181,7 @@ fn lost(seen: &Observed) -> (u64, Duration) {
     (lost().count() as u64, Duration::from_nanos(lost().copied().max().unwrap_or(0)))
 }
 
-/// What a reader must know of a point that stands.
+/// Adds the warnings that leave a point valid.
 fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warnings: &mut Vec<Warning>) {
     for remark in &seen.remarks {
         warn(warnings, remark.code, remark.message.clone());
@@ -202,7 +203,7 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
         warn(warnings, "changed_slowly", message);
     }
     // Where errors or a server that is gone ended the run, more time would not have helped.
-    if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !is_hopeless(&seen.series) {
+    if !seen.converged && seen.gone.is_none() && seen.nothing.is_none() && !has_failed(&seen.series) {
         warnings.push(not_converged(seen, rules));
     }
     if !open && seen.client_cpu_cores - seen.client_awake_cores >= CLIENT_BOUND {
