@@ -9,8 +9,9 @@ use modelmeter_common::{
     engine::{self, ENDPOINT, EngineInfo, Protocol},
     error::did_you_mean,
 };
+use modelmeter_meter::endpoint::Endpoint;
 use modelmeter_serving::onnxruntime;
-use modelmeter_worker::{EngineSpec, Lacking, Launch, Layout, Ports, docker_version, endpoint::Endpoint, sample};
+use modelmeter_worker::{EngineSpec, Lacking, Launch, Layout, Ports, docker_version, sample};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,

@@ -13,7 +13,8 @@ use modelmeter_common::{
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
-use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
+use modelmeter_meter::endpoint::Endpoint;
+use modelmeter_worker::inspector::Custom;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,

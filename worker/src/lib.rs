@@ -8,11 +8,9 @@ mod cache;
 mod consume;
 mod coordinator;
 mod cpus;
-pub mod endpoint;
 pub mod engine;
 pub mod inspector;
 mod journal;
-pub mod load;
 mod lock;
 mod options;
 mod patience;
@@ -23,7 +21,6 @@ mod service;
 mod session;
 #[cfg(test)]
 mod testing;
-mod threads;
 mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
@@ -35,6 +32,7 @@ pub use service::{Handle, start};
 pub use trial::Trial;
 
 use modelmeter_common::{Code, Problem, broker::Broker};
+use modelmeter_meter::threads;
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -51,7 +49,7 @@ pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLo
 /// # Errors
 /// `busy`, naming the holder; `storage` if the folder cannot be written to.
 pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
-    let claim = lock::Claim::new(None, &cpus::available_cores(), false);
+    let claim = lock::Claim::new(None, &threads::available_cores(), false);
     lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
 }
 

@@ -28,7 +28,7 @@ use launch::ended_with;
 use ready::Asked;
 use running::{Running, Setup};
 
-use crate::{endpoint::Endpoint, inspector::Metadata, lock::DeviceLock, sample::Idle};
+use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
     container::Container,
@@ -37,6 +37,7 @@ use modelmeter_common::{
     model::Format,
     task::Cell,
 };
+use modelmeter_meter::endpoint::Endpoint;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! Inspectors: turn a model's signature into requests that are ready to send, and check the answers.
 //!
 //! What belongs here: protocols, one file each, and those of a user's own ([`Custom`]). What does not: sending in a loop and timing, which is
-//! [`crate::load`]'s. Requests are encoded once, before any clock starts.
+//! [`modelmeter_meter`]'s. Requests are encoded once, before any clock starts.
 
 mod child;
 pub mod data;
@@ -14,10 +14,6 @@ pub mod tfs;
 
 pub use registry::{Custom, Maker, Program, find};
 
-use crate::{
-    endpoint::Endpoint,
-    load::{self, Caller, Unanswered},
-};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -28,23 +24,17 @@ use modelmeter_common::{
     request::describe,
     testdata::DataSet,
 };
+use modelmeter_meter::{
+    self as meter, Caller, Callers, Check, Remark, Target, Transport, Unanswered, call_once,
+    endpoint::Endpoint,
+    unary::{Call, Unary},
+};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
 /// The most bytes that they take together; at least one is made.
 pub const MAX_REQUEST_BYTES: u64 = 256 << 20;
-
-/// What to call, and with what: ready-made gRPC messages, sent in turn.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Call {
-    /// The gRPC method, `/package.Service/Method`.
-    pub path: String,
-    /// Complete gRPC frames (five bytes of prefix, then the message). Never empty.
-    pub frames: Vec<Bytes>,
-    /// Items in a call.
-    pub batch_size: u32,
-}
 
 /// What a test input is made for.
 #[derive(Clone, Debug, PartialEq)]
@@ -165,7 +155,7 @@ pub fn metadata<'a>(
 /// `unreachable`, once the patience is over, and whatever no waiting mends.
 pub fn reach<'a>(endpoint: &'a Endpoint, patience: ServerWait<'a>) -> BoxFuture<'a, Result<(), Problem>> {
     Box::pin(async move {
-        let reached = until_up(endpoint, patience, || load::reach(endpoint)).await;
+        let reached = until_up(endpoint, patience, || meter::reach(endpoint)).await;
         reached.map_err(|unanswered| unanswered.problem(endpoint, patience.timeout).with_field("endpoint"))
     })
 }
@@ -258,26 +248,6 @@ pub struct Output {
     pub shape: Vec<i64>,
     /// Little-endian contents; strings with four bytes of length before each.
     pub raw: Bytes,
-}
-
-/// A difference between an answer and what the server declared, which does not change how fast it came.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Remark {
-    /// For programs: the code of the warning that it becomes.
-    pub code: &'static str,
-    /// The output that it is about.
-    pub output: String,
-    /// For people: what was declared and what came.
-    pub message: String,
-}
-
-impl Remark {
-    /// Adds it to others, unless the like of it is among them.
-    pub fn add_to(&self, remarks: &mut Vec<Self>) {
-        if !remarks.iter().any(|known| (known.code, &known.output) == (self.code, &self.output)) {
-            remarks.push(self.clone());
-        }
-    }
 }
 
 /// The code of outputs that are not as they were declared.
@@ -448,7 +418,7 @@ pub trait Inspector: Send + Sync {
     async fn infer(&self, endpoint: &Endpoint) -> Result<(), Problem> {
         let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
-        let answer = crate::load::call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
+        let answer = call_once(endpoint, &Unary::new(self.prepare_one()?), timeout, &cancel).await?;
         self.check(&answer.message)
     }
 
@@ -470,29 +440,26 @@ pub trait Inspector: Send + Sync {
     }
 }
 
-/// A complete gRPC frame around a message. Source: the gRPC documentation, "gRPC over HTTP2",
-/// Length-Prefixed-Message.
-pub fn grpc_frame(message: &impl prost::Message) -> Result<Bytes, Problem> {
-    let mut frame = frame_head(message.encoded_len())?;
-    message.encode(&mut frame).expect("a vector takes every write");
-    Ok(frame.into())
+/// What the meter drives: a server, the inspector's requests, and its checks of the answers.
+///
+/// # Errors
+/// As the inspector's, in making its requests.
+pub fn target(endpoint: Endpoint, inspector: Arc<dyn Inspector>) -> Result<Target, Problem> {
+    let (call, caller) = (inspector.prepare()?, inspector.clone());
+    let transport: Arc<dyn Transport> = match inspector.caller() {
+        Some(_) => Arc::new(Callers::new(call.batch_size, move || caller.caller())),
+        None => Arc::new(Unary::new(call)),
+    };
+    Ok(Target::new(endpoint, transport, Arc::new(Checked(inspector))))
 }
 
-/// The same around a message that is encoded already.
-pub fn frame_around(message: &[u8]) -> Result<Bytes, Problem> {
-    let mut frame = frame_head(message.len())?;
-    frame.extend_from_slice(message);
-    Ok(frame.into())
-}
+/// An inspector as the meter knows it.
+struct Checked(Arc<dyn Inspector>);
 
-/// The prefix of a frame, with room for the message.
-fn frame_head(len: usize) -> Result<Vec<u8>, Problem> {
-    let prefix = u32::try_from(len)
-        .map_err(|_| Problem::invalid("shapes", "a request is over 4 GiB").with_hint("use a smaller batch"))?;
-    let mut frame = Vec::with_capacity(len + 5);
-    frame.push(0);
-    frame.extend_from_slice(&prefix.to_be_bytes());
-    Ok(frame)
+impl Check for Checked {
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
+        self.0.examine(message)
+    }
 }
 
 /// A response that is not a valid result.

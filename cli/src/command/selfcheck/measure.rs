@@ -9,10 +9,10 @@ use modelmeter_common::{
     part::{HostUse, Point, Warning},
     stats::Histogram,
 };
+use modelmeter_meter::{self as meter, Rules, Target};
 use modelmeter_serving::{Options, reference};
 use modelmeter_worker::{
-    inspector::{Subject, kserve_v2::KserveV2},
-    load::{self, Rules, Target},
+    inspector::{self, Subject, kserve_v2::KserveV2},
     sample::{self, Probes},
 };
 use std::{
@@ -130,7 +130,7 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         data: None,
         output_axes: Default::default(),
     };
-    Target::new(address.parse()?, Arc::new(KserveV2::new(subject)))
+    inspector::target(address.parse()?, Arc::new(KserveV2::new(subject)))
 }
 
 struct Bench<'a> {
@@ -149,7 +149,7 @@ impl Bench<'_> {
         let stop = Stop { min_duration_ms: MIN_MS, max_duration_ms: MAX_MS, ..Stop::default() };
         let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
         let probes = Probes::new(Some(std::process::id()));
-        self.points.push(load::measure(&self.target, load, &rules, &probes, self.stop).await?);
+        self.points.push(meter::measure(&self.target, load, &rules, &probes, self.stop).await?);
         Ok(self.points.last().expect("pushed just now"))
     }
 }
