@@ -11,8 +11,11 @@ use modelmeter_common::{
     task::Cell,
 };
 use modelmeter_coordinator::{
-    self as coordinator, expand,
-    pool::{self, Pool},
+    self as coordinator,
+    plan::{
+        expand,
+        pool::{self, Pool},
+    },
 };
 use modelmeter_worker::{self as worker, Patience, inspector::Custom};
 use std::{

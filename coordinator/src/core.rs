@@ -3,7 +3,7 @@
 use crate::{
     Options, aggregate,
     hub::{Hub, HubError, TaskFilter},
-    pool::{self, Pool},
+    plan::pool::{self, Pool},
 };
 use modelmeter_common::{
     Problem, RequestId, TaskId, Timestamp,

@@ -5,8 +5,7 @@
 use crate::{
     core::{Core, MAX_REQUESTS, Step},
     hub::{HubError, TaskFilter},
-    pool::Pool,
-    schedule::Stride,
+    plan::{pool::Pool, schedule::Stride},
 };
 use modelmeter_common::{
     RequestId,

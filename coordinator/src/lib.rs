@@ -1,7 +1,7 @@
 //! The coordinator: accepts requests, expands them, schedules the tasks, collects and folds the results.
 //!
 //! It never measures and never imports the worker: the two meet in `proto` and `common`.
-//! Decisions are pure functions ([`expand`], [`pool`], [`schedule`], [`aggregate`]); the loops around them
+//! Decisions are pure functions ([`plan`], [`aggregate`]); the loops around them
 //! ([`dispatch`], [`collect`], [`sweep`]) only read, ask and compare-and-swap.
 
 pub mod aggregate;
@@ -9,10 +9,8 @@ pub mod api;
 pub mod collect;
 pub mod core;
 pub mod dispatch;
-pub mod expand;
 pub mod hub;
-pub mod pool;
-pub mod schedule;
+pub mod plan;
 pub mod status;
 pub mod sweep;
 

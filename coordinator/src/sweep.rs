@@ -8,7 +8,7 @@ use crate::{
     collect,
     core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
-    pool::{self, Pool},
+    plan::pool::{self, Pool},
 };
 use modelmeter_common::{
     broker::task_queue,

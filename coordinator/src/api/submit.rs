@@ -2,9 +2,8 @@
 
 use crate::{
     core::{Core, MAX_REQUESTS},
-    expand,
     hub::{HubError, Inserted},
-    pool, status,
+    plan::{budget, dryrun, expand},
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
@@ -73,16 +72,16 @@ pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>
 /// What a request would do.
 pub async fn plan(core: &Core, request: &Request) -> Result<Dryrun, Problem> {
     let model = model(core, request).await?;
-    status::dryrun(request, &model, &core.pools().await?)
+    dryrun::dryrun(request, &model, &core.pools().await?)
 }
 
 /// What the tasks of a stored request measure.
 pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
     let rounds = match doc.request.budget_ms {
-        Some(_) => pool::rounds(expand::kinds(doc), &core.pools().await?),
+        Some(_) => budget::rounds(budget::kinds(doc), &core.pools().await?),
         None => 1,
     };
-    Ok(Plan { output_axes: doc.output_axes.clone(), ..expand::plan(&doc.request, rounds) })
+    Ok(Plan { output_axes: doc.output_axes.clone(), ..budget::plan(&doc.request, rounds) })
 }
 
 /// The model of a request that makes sense as far as it goes.

@@ -4,7 +4,7 @@ use super::{artifacts, from_json, hub_status, parse, status_of, submit, to_json}
 use crate::{
     core::{Core, Step},
     hub::TaskFilter,
-    pool::Pool,
+    plan::pool::Pool,
 };
 use futures::Stream;
 use modelmeter_common::{
