@@ -23,9 +23,9 @@ use modelmeter_common::{
     status::{Dryrun, Status},
     task::{Cell, TaskState},
 };
-use modelmeter_coordinator::{
+use modelmeter_coordinator::plan::{
+    dryrun,
     pool::{self, Pool},
-    status,
 };
 use modelmeter_worker::{
     EngineSpec, Patience, SlotOptions,
@@ -187,7 +187,7 @@ pub async fn dry_run(
     };
     let (request, model, pools) = within(stop, sketched).await?;
     batch_notes(&request, &model, progress);
-    status::dryrun(&request.certified(), &model, &pools)
+    dryrun::dryrun(&request.certified(), &model, &pools)
 }
 
 async fn within<T, E: From<Problem>>(

@@ -1,4 +1,4 @@
-//! Adding models: several may add formats of one model at once, and none is lost.
+//! Models: several may add formats of one model at once, and none is lost.
 
 use crate::core::{Core, SWAP_TRIES};
 use modelmeter_common::{Code, Problem, model::Model};
@@ -23,6 +23,11 @@ pub async fn add(core: &Core, model: &Model) -> Result<Model, Problem> {
     }
     let message = format!("model {} was changed {SWAP_TRIES} times under this change", model.id);
     Err(Problem::new(Code::Busy, message).with_hint("add it again"))
+}
+
+/// The models of this name, or all where it is empty; newest first.
+pub async fn list(core: &Core, name: &str) -> Result<Vec<Model>, Problem> {
+    Ok(core.hub.models(Some(name).filter(|name| !name.is_empty())).await?)
 }
 
 /// The model with the formats that were stored before; a format that is named again is replaced.

@@ -1,22 +1,23 @@
-//! Taking a request in: resolve the model, expand, store. Repeated after a crash it ends the same.
+//! Taking a request in: resolve the model, expand, store. Repeated after a crash it ends the same. A dry run asks the same
+//! questions and stores nothing.
 
+use super::expansion;
 use crate::{
     core::{Core, MAX_REQUESTS},
-    expand,
-    hub::{HubError, Inserted},
-    pool, status,
+    hub::Inserted,
+    plan::{dryrun, expand},
 };
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION,
     model::{Model, ModelName},
     request::{Request, RequestDoc, RequestState},
     status::Dryrun,
-    task::Plan,
     testdata::Source,
 };
 
 /// Stores a request and its tasks. `true`: it had been submitted before, with the same content.
 pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64, bool), Problem> {
+    let request = request.certified();
     if let Some(stored) = core.hub.request(id).await? {
         return same_again(stored, &request);
     }
@@ -48,41 +49,15 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
         let stored = core.hub.request(id).await?.ok_or_else(|| Problem::new(Code::Internal, "the request vanished"))?;
         return same_again(stored, &request);
     }
-    expand(core, &doc).await??;
+    expansion::expand(core, &doc).await??;
     Ok((tasks, false))
 }
 
-/// Inserts the tasks of a stored request that are not there yet, and marks it expanded. The inner error says why it does
-/// not expand: it never will, so that it has been ended as failed.
-pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>, HubError> {
-    let cells = match core.hub.model(&doc.model.name, Some(&doc.model.version)).await? {
-        Some(model) => expand::cells_again(doc, &model),
-        None => Err(Problem::new(Code::NotFound, format!("model {} vanished", doc.model)).with_field("model")),
-    };
-    let cells = match cells {
-        Ok(cells) => cells,
-        Err(problem) => return core.fail_request(doc, &problem).await.map(|()| Err(problem)),
-    };
-    core.hub.insert_tasks(&expand::tasks(doc.id, &doc.request, &cells, doc.created_at)).await?;
-    core.hub.update_request(doc, &RequestDoc { expanded: true, ..doc.clone() }).await?;
-    core.changed(doc.id);
-    core.work.notify_one();
-    Ok(Ok(()))
-}
-
 /// What a request would do.
-pub async fn plan(core: &Core, request: &Request) -> Result<Dryrun, Problem> {
-    let model = model(core, request).await?;
-    status::dryrun(request, &model, &core.pools().await?)
-}
-
-/// What the tasks of a stored request measure.
-pub async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
-    let rounds = match doc.request.budget_ms {
-        Some(_) => pool::rounds(expand::kinds(doc), &core.pools().await?),
-        None => 1,
-    };
-    Ok(Plan { output_axes: doc.output_axes.clone(), ..expand::plan(&doc.request, rounds) })
+pub async fn plan(core: &Core, request: Request) -> Result<Dryrun, Problem> {
+    let request = request.certified();
+    let model = model(core, &request).await?;
+    dryrun::dryrun(&request, &model, &core.pools().await?)
 }
 
 /// The model of a request that makes sense as far as it goes.

@@ -1,16 +1,16 @@
-//! What `status`, `watch` and a dry run show, purely: where each cell stands, and what it waits for and why.
+//! A dry run, purely: the cells that a request would have, why some cannot run, and about how long it will take.
 
-use crate::{
-    expand,
+use super::{
+    budget, expand,
     pool::{self, Kind, Pool},
 };
 use modelmeter_common::{
     Problem,
     load::Load,
     model::Model,
-    request::{Request, RequestDoc},
-    status::{CellStatus, Dryrun, Estimate, PlannedCell, Status},
-    task::{Cell, Plan, Task, TaskState},
+    request::Request,
+    status::{Dryrun, Estimate, PlannedCell},
+    task::{Cell, Plan},
 };
 use std::collections::BTreeMap;
 
@@ -19,75 +19,14 @@ const DEPLOY_S: f64 = 2.0;
 /// Load points that a sweep is taken to need, from the fewest to the most.
 const SWEEP_POINTS: (f64, f64) = (3.0, 10.0);
 
-/// Where a request stands, cell by cell, in the order in which they run. `stuck`: why the coordinator cannot queue
-/// anything now.
-pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool], stuck: Option<&str>) -> Status {
-    Status {
-        request_id: request.id,
-        state: request.state,
-        model: request.model.clone(),
-        created_at: request.created_at,
-        ended_at: request.ended_at,
-        error: request.error.clone(),
-        cells: tasks.iter().map(|task| cell(task, pools, stuck)).collect(),
-    }
-}
-
-fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStatus {
-    let is_to_run = matches!(task.state, TaskState::Waiting | TaskState::Queued);
-    let blocked = is_to_run.then(|| pool::why_not(&task.cell, pools)).flatten();
-    CellStatus {
-        engine: task.cell.engine.clone(),
-        engine_settings: task.cell.engine_settings.clone(),
-        device: task.cell.device_class.clone(),
-        batch_size: task.cell.batch_size,
-        inputs: task.cell.inputs.clone(),
-        repeat: task.repeat,
-        state: task.state,
-        attempts: task.attempt,
-        worker: task.lease.as_ref().map(|lease| lease.worker.clone()),
-        reason: why(task, pools, blocked.as_ref(), stuck),
-        blocked: blocked.is_some(),
-    }
-}
-
-/// What a task waits for, or does, or died of.
-fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&str>) -> Option<String> {
-    match task.state {
-        TaskState::Waiting => {
-            let waits = waits_for(blocked, stuck);
-            Some(match &task.reason {
-                Some(before) => format!("{before}; {waits}"),
-                None => waits,
-            })
-        }
-        TaskState::Queued => Some(match task.pool.as_deref() {
-            Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
-            _ => format!("its pool is gone; {}", waits_for(blocked, stuck)),
-        }),
-        TaskState::Claimed => task.reason.clone().or_else(|| Some("being deployed".into())),
-        TaskState::Failed | TaskState::Cancelled => task.error.as_ref().map(ToString::to_string),
-        TaskState::Invalid => Some("measured, but no load point is valid; `modelmeter results` says why".into()),
-        TaskState::Done => None,
-    }
-}
-
-fn waits_for(blocked: Option<&Problem>, stuck: Option<&str>) -> String {
-    match (blocked, stuck) {
-        (Some(problem), _) => problem.message.clone(),
-        (None, Some(stuck)) => format!("the coordinator cannot queue it: {stuck}"),
-        (None, None) => "waits for its turn: the slots that can run it are busy".into(),
-    }
-}
-
 /// What a request would do: its cells, why some cannot run, how long it will take.
 ///
 /// # Errors
 /// What is wrong with the request.
 pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun, Problem> {
     let cells = expand::cells(request, model, pools)?;
-    let rounds = pool::rounds(cells.iter().map(|cell| Kind::of(cell, request.repeats.into())), pools);
-    let plan = expand::plan(request, rounds);
+    let rounds = budget::rounds(cells.iter().map(|cell| Kind::of(cell, request.repeats.into())), pools);
+    let plan = budget::plan(request, rounds);
     let planned: Vec<PlannedCell> = cells
         .iter()
         .map(|cell| PlannedCell {
@@ -129,7 +68,7 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, rounds: u64, pools: 
     let (low, high) =
         ((few * seconds(plan.stop.min_duration_ms)).min(cap), (many * seconds(plan.stop.max_duration_ms)).min(cap));
     let deployments: BTreeMap<String, &Cell> = cells.iter().map(|cell| (cell.deployment_key(), cell)).collect();
-    let deploying = pool::rounds(deployments.into_values().map(|cell| Kind::of(cell, 1)), pools) as f64 * DEPLOY_S;
+    let deploying = budget::rounds(deployments.into_values().map(|cell| Kind::of(cell, 1)), pools) as f64 * DEPLOY_S;
     let rounds = rounds as f64;
     Estimate { low: rounds * low + deploying, high: rounds * high + deploying }
 }

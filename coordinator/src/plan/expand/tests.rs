@@ -1,5 +1,8 @@
 use super::*;
-use crate::hub::conformance::documents;
+use crate::{
+    hub::conformance::documents,
+    plan::{budget, pool::Kind},
+};
 use modelmeter_common::{
     SCHEMA_VERSION,
     model::{Datatype, Dim, ModelRef, TensorSpec},
@@ -170,31 +173,16 @@ fn mistakes_are_named_with_what_is_known() {
 }
 
 #[test]
-fn a_budget_is_shared_over_the_rounds_that_the_slots_need() {
-    let request = Request { budget_ms: Some(100_000), ..request() };
-    assert_eq!(plan(&request, 10).budget_ms, Some(9_000));
-    assert_eq!(plan(&request, 3).budget_ms, Some(30_000));
-    assert_eq!(plan(&request, 100_000).budget_ms, Some(MIN_TASK_BUDGET_MS));
-    // A load point may take all of it, unless its maximum is stated.
-    let request = Request { grace_ms: 50_000, ..request };
-    let long = plan(&request, 1);
-    assert_eq!((long.grace_ms, long.stop.max_duration_ms), (50_000, 140_000));
-    assert_eq!(plan(&request, 10).stop.max_duration_ms, Stop::default().max_duration_ms);
-    let stop = Stop { max_duration_ms: 10_000, ..Stop::default() };
-    assert_eq!(plan(&Request { stop, ..request }, 1).stop.max_duration_ms, 10_000);
-}
-
-#[test]
 fn a_stored_request_needs_the_slots_that_its_cells_need() {
     let request = Request { repeats: 3, ..request() };
     let cells = cells(&request, &model(), &pools()).unwrap();
     let doc = stored(&request, &cells);
-    let by_pool = |pool: &Pool, kinds: Vec<Kind<'_>>| pool::rounds(kinds, std::slice::from_ref(pool));
+    let by_pool = |pool: &Pool, kinds: Vec<Kind<'_>>| budget::rounds(kinds, std::slice::from_ref(pool));
     for pool in pools() {
         let of_cells = cells.iter().map(|cell| Kind::of(cell, 3)).collect();
-        assert_eq!(by_pool(&pool, kinds(&doc)), by_pool(&pool, of_cells), "{pool:?}");
+        assert_eq!(by_pool(&pool, budget::kinds(&doc)), by_pool(&pool, of_cells), "{pool:?}");
     }
-    assert_eq!(kinds(&doc).iter().map(|kind| kind.tasks).sum::<u64>(), 3 * cells.len() as u64);
+    assert_eq!(budget::kinds(&doc).iter().map(|kind| kind.tasks).sum::<u64>(), 3 * cells.len() as u64);
 }
 
 #[test]

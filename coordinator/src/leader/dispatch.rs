@@ -3,10 +3,10 @@
 //! A hint is published before the task is marked queued: dying in between costs a doubled hint, which the claim absorbs.
 
 use crate::{
-    core::{Core, MAX_REQUESTS, Step},
+    core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
-    pool::Pool,
-    schedule::Stride,
+    plan::{pool::Pool, schedule::Stride},
+    service::transition::{Step, step_from},
 };
 use modelmeter_common::{
     RequestId,
@@ -47,11 +47,11 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) {
             tracing::warn!(%error, "dispatch round cut short");
             declared.clear();
         }
-        *core.stuck.lock().expect("never poisoned: no panic while held") = done.err().map(|error| error.to_string());
+        core.set_stuck(done.err().map(|error| error.to_string()));
         tokio::select! {
             () = stop.cancelled() => return,
             () = core.work.notified() => tokio::time::sleep(MIN_GAP).await,
-            () = tokio::time::sleep(IDLE_ROUND) => {}
+            () = core.clock.sleep(IDLE_ROUND) => {}
         }
     }
 }
@@ -132,7 +132,7 @@ async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(),
     let hint = wire::encode(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;
-    match core.step_from(task, |task, now| task.queue(pool, now)).await? {
+    match step_from(core, task, |task, now| task.queue(pool, now)).await? {
         // Claimed or cancelled in between: the hint is stale, and the claim says so.
         Step::Stepped(_) | Step::Refused(..) | Step::Unknown => Ok(()),
     }

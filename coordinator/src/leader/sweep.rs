@@ -4,11 +4,11 @@
 //! Everything here only repeats, by compare-and-swap, what another path should have done.
 
 use crate::{
-    api::submit,
     collect,
     core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
-    pool::{self, Pool},
+    plan::pool::{self, Pool},
+    service::{ending, expansion, transition::step},
 };
 use modelmeter_common::{
     broker::task_queue,
@@ -34,7 +34,7 @@ pub async fn run(core: Arc<Core>, every: Duration, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
+            () = core.clock.sleep(every) => {}
         }
     }
 }
@@ -59,11 +59,11 @@ fn cut_short(core: &Core, error: &HubError) {
 
 async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
     // One that does not expand has been ended.
-    if !request.expanded && submit::expand(core, request).await?.is_err() {
+    if !request.expanded && expansion::expand(core, request).await?.is_err() {
         return Ok(());
     }
     live_tasks(core, request).await?;
-    core.close_request(request).await
+    ending::close_request(core, request).await
 }
 
 async fn live_tasks(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
@@ -76,10 +76,10 @@ async fn live_tasks(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
         queued(core, &task, &pools, &mut depths).await?;
     }
     let overdue = core.now().since(request.created_at) >= Duration::from_millis(request.request.deadline_ms);
-    // Who is not heard yet may be about to speak, but for a request that came after everyone could.
+    // After a restart a worker is missing only once a lease has passed, unless the request is newer than the restart.
     let is_told = core.has_listened() || request.created_at >= core.listens_since();
     if is_told && (overdue || request.request.no_wait) {
-        hopeless(core, request, &pools, overdue).await?;
+        unschedulable(core, request, &pools, overdue).await?;
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn claimed(core: &Core, task: &Task) -> Result<(), HubError> {
     }
     if core.has_listened() && task.lease.as_ref().is_some_and(|lease| lease.expires_at < now) {
         tracing::warn!(task = %task.id, worker = task.lease.as_ref().map(|l| l.worker.as_str()), "lease ran out");
-        core.step(task.id, |current, now| {
+        step(core, task.id, |current, now| {
             let held = current.lease.as_ref().is_some_and(|lease| lease.expires_at < now);
             if held { current.lose(task.attempt, now) } else { Err(Refusal::NotHolder) }
         })
@@ -108,7 +108,7 @@ async fn queued(
 ) -> Result<(), HubError> {
     let (Some(pool), age) = (&task.pool, core.now().since(task.since_at)) else { return Ok(()) };
     if core.has_listened() && !pool::is_there(pool, pools) {
-        core.step(task.id, |task, now| task.unqueue("its pool is gone", now)).await?;
+        step(core, task.id, |task, now| task.unqueue("its pool is gone", now)).await?;
         return Ok(());
     }
     if age < LOST_HINT {
@@ -121,20 +121,20 @@ async fn queued(
     }
     let empty = depths.get(pool).copied().flatten().is_none_or(|depth| depth == 0);
     if empty || age >= OLD_HINT {
-        core.step(task.id, |task, now| task.unqueue("its hint was lost", now)).await?;
+        step(core, task.id, |task, now| task.unqueue("its hint was lost", now)).await?;
     }
     Ok(())
 }
 
 /// Ends waiting tasks that no slot can run.
-async fn hopeless(core: &Core, request: &RequestDoc, pools: &[Pool], overdue: bool) -> Result<(), HubError> {
+async fn unschedulable(core: &Core, request: &RequestDoc, pools: &[Pool], overdue: bool) -> Result<(), HubError> {
     let waiting = TaskFilter { request: Some(request.id), states: vec![TaskState::Waiting], ..Default::default() };
     for task in core.hub.tasks(&waiting).await? {
         let Some(mut problem) = pool::why_not(&task.cell, pools) else { continue };
         if overdue {
             problem.message = format!("at the request's deadline {}", problem.message);
         }
-        core.step(task.id, |task, now| task.give_up(problem.clone(), now)).await?;
+        step(core, task.id, |task, now| task.give_up(problem.clone(), now)).await?;
     }
     Ok(())
 }

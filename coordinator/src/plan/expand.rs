@@ -1,28 +1,22 @@
 //! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
 //! machine and at every repetition.
 
-use crate::pool::{self, Kind, Pool};
+use super::pool::{self, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     batch::Batch,
     device::{self, CPU_CLASS},
     engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
-    load::Stop,
     model::{ArtifactRef, Format, Model, TensorShape},
     request::{MAX_CALL_BYTES, MAX_CELLS, MAX_TASKS, Request, RequestDoc},
     status::Abilities,
-    task::{Cell, DEFAULT_INSPECTOR, Plan, Task},
-    testdata::Source,
+    task::{Cell, DEFAULT_INSPECTOR, Task},
     wire::sha256_hex,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The share of a budget that is given to measuring; the rest is for deploying and answering.
-const BUDGET_SHARE: f64 = 0.9;
-/// The least time that a budget leaves a task.
-const MIN_TASK_BUDGET_MS: u64 = 300;
 /// How device classes begin: another word that no worker announces is a mistake.
 const CLASS_PREFIXES: [&str; 5] = ["nvidia-", "tesla-", "geforce-", "quadro-", "grid-"];
 
@@ -142,59 +136,6 @@ pub fn tasks(id: RequestId, request: &Request, cells: &[Cell], now: Timestamp) -
     tasks.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
     let number = |(order, (_, _, task)): (usize, (String, String, Task))| Task { order: order as u32, ..task };
     tasks.into_iter().enumerate().map(number).collect()
-}
-
-/// The tasks of a stored request by the slots that they need, without the model that they are of.
-pub fn kinds(doc: &RequestDoc) -> Vec<Kind<'_>> {
-    let request = &doc.request;
-    let of_settings = |engine: &str| -> u64 {
-        let settings = request.engine_settings.get(engine);
-        settings
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .map(|value| value.as_array().map_or(1, Vec::len) as u64)
-            .product()
-    };
-    let of_shapes: u64 = request.shapes.values().map(|shapes| shapes.len() as u64).product();
-    let sizes: BTreeSet<u32> = request.batch_sizes.iter().copied().collect();
-    let alike = of_shapes * sizes.len() as u64 * u64::from(request.repeats);
-    let mut kinds = Vec::new();
-    for engine in &request.engines {
-        let runs = |class: &&String| doc.devices_of.get(engine).is_none_or(|classes| classes.contains(*class));
-        kinds.extend(request.devices.iter().filter(runs).map(|device_class| Kind {
-            engine,
-            format: doc.formats.get(engine).copied(),
-            device_class,
-            inspector: request.inspector.as_deref().unwrap_or(DEFAULT_INSPECTOR),
-            tasks: of_settings(engine) * alike,
-        }));
-    }
-    kinds
-}
-
-/// What each task measures; a budget is shared out over the [`pool::rounds`] that its cells need.
-pub fn plan(request: &Request, rounds: u64) -> Plan {
-    let share = |budget: u64| ((budget as f64 * BUDGET_SHARE) as u64 / rounds.max(1)).max(MIN_TASK_BUDGET_MS);
-    let (budget_ms, grace_ms) = (request.budget_ms.map(share), request.grace_ms / rounds.max(1));
-    let mut stop = request.stop.clone();
-    if let Some(budget_ms) = budget_ms.filter(|_| stop.max_duration_ms == Stop::default().max_duration_ms) {
-        // The usual maximum is for requests that do not say how long they may take.
-        stop.max_duration_ms = stop.max_duration_ms.max(budget_ms + grace_ms);
-    }
-    Plan {
-        load: request.load.clone(),
-        batches: request.batches,
-        stop,
-        sla: request.sla.clone(),
-        budget_ms,
-        grace_ms,
-        seed: request.seed,
-        data: match &request.data {
-            Some(Source::Stored(data)) => Some(data.clone()),
-            _ => None,
-        },
-        output_axes: BTreeMap::new(),
-    }
 }
 
 /// The device classes asked for: `gpu` and `all` are those of the workers that are there, else any GPU.

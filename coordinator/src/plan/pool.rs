@@ -15,9 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const HINT: &str =
     "`modelmeter engines` says what a machine can run; `modelmeter workers` lists a coordinator's workers";
 
-/// Sets of pools that are looked at to share out a budget: more than mixed clusters have.
-const MAX_UNIONS: usize = 1024;
-
 /// Slots with equal abilities.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pool {
@@ -75,7 +72,7 @@ impl Pool {
     }
 
     /// Whether a slot of it can run such tasks.
-    fn runs(&self, kind: &Kind<'_>) -> bool {
+    pub(super) fn runs(&self, kind: &Kind<'_>) -> bool {
         self.loads(kind.engine, kind.format, kind.device_class) && self.has_inspector(kind.inspector)
     }
 
@@ -137,41 +134,6 @@ pub fn is_offered(engine: &str, artifact: Option<&ArtifactRef>, device_class: &s
 /// Whether some slot takes from the queue of this pool.
 pub fn is_there(id: &str, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.id == id)
-}
-
-/// How many of these tasks some slot runs one after another, at the least: over each set of pools, the tasks that only these
-/// can run, shared out over their slots. Tasks that no slot can run take no time, unless there are no others: then one slot is
-/// taken to come for them.
-pub fn rounds<'a>(kinds: impl IntoIterator<Item = Kind<'a>>, pools: &[Pool]) -> u64 {
-    let mut tasks: BTreeMap<BTreeSet<usize>, u64> = BTreeMap::new();
-    for kind in kinds {
-        let fitting = (0..pools.len()).filter(|&i| pools[i].runs(&kind)).collect();
-        *tasks.entry(fitting).or_insert(0) += kind.tasks;
-    }
-    let stranded = tasks.remove(&BTreeSet::new()).unwrap_or(0);
-    if tasks.is_empty() {
-        return stranded;
-    }
-    let longest = |set: &BTreeSet<usize>| {
-        let slots: u64 = set.iter().map(|&i| u64::from(pools[i].slots)).sum();
-        let only_here: u64 = tasks.iter().filter(|(fitting, _)| fitting.is_subset(set)).map(|(_, n)| n).sum();
-        only_here.div_ceil(slots.max(1))
-    };
-    unions(tasks.keys()).iter().map(longest).max().unwrap_or(0)
-}
-
-/// These sets and what any of them are together, the union of all included; at most about [`MAX_UNIONS`].
-fn unions<'a>(sets: impl Iterator<Item = &'a BTreeSet<usize>> + Clone) -> BTreeSet<BTreeSet<usize>> {
-    let mut unions: BTreeSet<BTreeSet<usize>> = sets.clone().cloned().collect();
-    unions.insert(sets.clone().flatten().copied().collect());
-    for set in sets {
-        if unions.len() >= MAX_UNIONS {
-            break;
-        }
-        let wider: Vec<_> = unions.iter().map(|union| union | set).collect();
-        unions.extend(wider);
-    }
-    unions
 }
 
 /// Why no pool can run this cell, and what to do; none if one can.
@@ -269,29 +231,6 @@ mod tests {
         assert!(!plain.fits(&cell) && other.fits(&cell));
         assert_eq!(why_not(&cell, &[plain.clone(), other]), None);
         assert!(why_not(&cell, &[plain]).unwrap().message.ends_with("has inspector 'photos'"));
-    }
-
-    #[test]
-    fn rounds_are_those_of_the_slots_with_the_most_to_do() {
-        let many = |class: &str, engines: &[&str], slots: u32| Pool { slots, ..pool(class, engines) };
-        let kind = |engine: &'static str, device_class: &'static str, tasks: u64| Kind {
-            engine,
-            format: Some(Format::Onnx),
-            device_class,
-            inspector: DEFAULT_INSPECTOR,
-            tasks,
-        };
-        let pools = [many("cpu", &["onnx", "rten"], 9), many("nvidia-a10", &["onnx"], 1)];
-        let (on_cpu, on_gpu) = (kind("onnx", "cpu", 50), kind("onnx", "nvidia-a10", 50));
-        assert_eq!(rounds([on_cpu, on_gpu], &pools), 50, "fifty on the only GPU");
-        assert_eq!(rounds([on_cpu], &pools), 6);
-        assert_eq!(rounds([on_cpu, kind("triton", "cpu", 50)], &pools), 6, "some of them nobody runs");
-        assert_eq!(rounds([on_cpu, on_gpu], &[]), 100, "as if one slot came");
-
-        // Of three kinds two overlap in one pool: neither alone is what takes longest, both together are.
-        let pools = [many("cpu", &["a", "b"], 1), many("cpu", &["b", "c"], 1), many("cpu", &["d"], 8)];
-        let overlapping = [kind("a", "cpu", 4), kind("b", "cpu", 10), kind("c", "cpu", 4), kind("d", "cpu", 8)];
-        assert_eq!(rounds(overlapping, &pools), 9);
     }
 
     #[test]
