@@ -1,6 +1,6 @@
 //! Coordinator and worker in this process: memory broker, sqlite hub at home, the same gRPC on a loopback port.
 
-use crate::{client::Client, engines::Offer};
+use crate::client::Client;
 use modelmeter_common::{
     Code, Problem,
     broker::{Broker, memory::MemoryBroker},
@@ -14,7 +14,7 @@ use modelmeter_coordinator::{
     self as coordinator, expand,
     pool::{self, Pool},
 };
-use modelmeter_worker::{self as worker, Patience, inspector::Custom};
+use modelmeter_worker::{self as worker, Patience, engine::discover::Offer, inspector::Custom};
 use std::{
     collections::BTreeMap,
     fs::File,

@@ -14,7 +14,6 @@ use modelmeter_common::{
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
 use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
-use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -392,15 +391,6 @@ fn set<T>(to: &mut T, given: Option<T>) {
     if let Some(value) = given {
         *to = value;
     }
-}
-
-/// For dry runs and logs: settings as `threads=2, mode=fast`.
-pub fn settings_text(settings: &BTreeMap<String, Value>) -> String {
-    let one = |(k, v): (&String, &Value)| match v {
-        Value::String(text) => format!("{k}={text}"),
-        other => format!("{k}={other}"),
-    };
-    settings.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

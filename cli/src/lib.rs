@@ -6,10 +6,8 @@
 pub mod args;
 pub mod client;
 mod command;
-pub mod custom;
 pub mod data;
 pub mod embedded;
-pub mod engines;
 mod follow;
 pub mod interrupt;
 pub mod job;
@@ -18,9 +16,7 @@ pub mod profiler;
 pub mod progress;
 pub mod report;
 pub mod run;
-mod tfs;
-mod torchscript;
-mod triton;
+pub mod servers;
 
 pub use command::main;
 pub use modelmeter_common::{Problem, config, engine as ports, profile, request};

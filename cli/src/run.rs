@@ -3,15 +3,15 @@
 
 use crate::{
     client::Client,
-    custom, data,
+    data,
     embedded::{self, Embedded},
-    engines::{self, Offer},
     follow::{submit, watch},
     interrupt::interrupted,
     job::{self, Job, Target},
     models::{self, Local},
     progress::Progress,
     report::{budget, counted, time},
+    servers::discovery,
 };
 use modelmeter_common::{
     Code, Problem, RequestId,
@@ -29,6 +29,7 @@ use modelmeter_coordinator::{
 };
 use modelmeter_worker::{
     EngineSpec, Patience, SlotOptions,
+    engine::discover::{self, Offer},
     inspector::{self, Custom, ServerWait},
     sample,
 };
@@ -260,7 +261,7 @@ async fn sketch(config: &Config, mut job: Job, progress: &Progress) -> Result<Sk
     embedded::writable(&config.home)?;
     let offer = offer(&job, config, progress)?;
     if let Some(name) = &job.request.inspector {
-        job.inspectors.extend(custom::inspectors(config)?);
+        job.inspectors.extend(inspector::configured(config)?);
         inspector::find(name, &job.request.load, &job.inspectors)?;
     }
     // Words may name one device of this machine; its class is what a request asks for.
@@ -348,11 +349,11 @@ async fn into_embedded(
 /// no other.
 fn offer(job: &Job, config: &Config, progress: &Progress) -> Result<Offer, Problem> {
     if let Target::Endpoint { endpoint, model, protocol, .. } = &job.target {
-        let specs = vec![engines::endpoint(endpoint, model, *protocol, config)];
+        let specs = vec![discover::endpoint(endpoint, model, *protocol, config)];
         return Ok(Offer { specs, ..Offer::default() });
     }
     let wanted = if job.request.engines == ["auto"] { &[][..] } else { &job.request.engines };
-    let offer = engines::offer(wanted, config)?;
+    let offer = discovery(config).offer(wanted)?;
     if let Some(problem) = offer.lack().filter(|_| offer.specs.is_empty()) {
         return Err(problem);
     }

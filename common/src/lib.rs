@@ -19,6 +19,7 @@ pub mod load;
 pub mod model;
 pub mod part;
 pub mod profile;
+pub mod program;
 pub mod redact;
 pub mod request;
 pub mod stats;

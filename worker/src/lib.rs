@@ -5,6 +5,7 @@
 
 mod attempts;
 mod cache;
+mod configured;
 mod consume;
 mod coordinator;
 mod cpus;
@@ -17,6 +18,7 @@ mod lock;
 mod options;
 mod patience;
 mod process;
+mod publish;
 mod register;
 pub mod sample;
 mod service;
@@ -26,9 +28,9 @@ mod testing;
 mod threads;
 mod trial;
 
-pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
+pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, discover::Lacking, docker_version};
 pub use lock::try_flock;
-pub use options::{Lacking, Options, SlotOptions};
+pub use options::{Options, SlotOptions};
 pub use patience::Patience;
 pub use register::offered;
 pub use service::{Handle, start};

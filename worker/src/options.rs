@@ -1,8 +1,8 @@
 //! What a worker is told, checked whole before anything is locked or started.
 
 use crate::{
-    cpus::Cores,
-    engine::{EngineSpec, Launch, PortPolicy},
+    cpus::{Cores, Wanted},
+    engine::{EngineSpec, Launch, PortPolicy, discover::Lacking},
     inspector::Custom,
     lock::Claim,
     patience::Patience,
@@ -73,15 +73,6 @@ impl fmt::Debug for Options {
     }
 }
 
-/// What this machine cannot offer, and why: told to whoever asks for it.
-#[derive(Clone, Default, Debug)]
-pub struct Lacking {
-    /// By engine.
-    pub engines: BTreeMap<String, Problem>,
-    /// Set where there is no GPU that an engine could run on.
-    pub gpu: Option<Problem>,
-}
-
 /// One slot: a device that runs one task at a time.
 #[derive(Clone, Debug)]
 pub struct SlotOptions {
@@ -125,9 +116,21 @@ impl Options {
         Ok(())
     }
 
-    /// Whether it launches all of its engines: where another one runs, only its owner knows.
-    pub(crate) fn launches_all(&self) -> bool {
-        self.engines.iter().all(|engine| !matches!(engine.launch, Launch::Attach { .. }))
+    /// What decides on which cores its client and engines run.
+    pub(crate) fn wanted_cores(&self) -> Wanted<'_> {
+        // Where an engine runs that it does not launch, only that one's owner knows.
+        let launches_all = self.engines.iter().all(|engine| !matches!(engine.launch, Launch::Attach { .. }));
+        Wanted {
+            slots: self.kinds(),
+            client: self.client_cpus.as_deref(),
+            engines: self.engine_cpus.as_deref(),
+            alone: launches_all && !self.shared_cpu,
+        }
+    }
+
+    /// The kind of device of each slot.
+    pub(crate) fn kinds(&self) -> Vec<DeviceKind> {
+        self.slots.iter().map(|slot| slot.device.kind).collect()
     }
 
     /// What each slot locks.

@@ -3,11 +3,10 @@
 use super::{Context, print};
 use crate::{
     args::CheckArgs,
-    embedded,
-    engines::{self, Offer},
-    interrupt, job,
+    embedded, interrupt, job,
     models::{self, Local},
     report::{self, Align, Table},
+    servers::discovery,
 };
 use modelmeter_common::{
     Code, Problem,
@@ -19,6 +18,7 @@ use modelmeter_common::{
 };
 use modelmeter_worker::{
     EngineSpec, SlotOptions, Trial,
+    engine::discover::Offer,
     inspector::{Output, ServerWait},
     sample,
 };
@@ -75,9 +75,9 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
 /// The engines that were named, in their order, or all that can run here.
 fn offer(config: &Config, args: &CheckArgs) -> Result<Offer, Problem> {
     if args.engines == ["auto"] {
-        return engines::offer(&[], config);
+        return discovery(config).offer(&[]);
     }
-    let mut offer = engines::whole_offer(&args.engines, config)?;
+    let mut offer = discovery(config).whole_offer(&args.engines)?;
     offer.specs.sort_by_key(|spec| args.engines.iter().position(|name| *name == spec.name));
     Ok(offer)
 }
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn engines_of_the_configuration_take_part() {
-        engines::this_is_the_program();
+        crate::servers::this_is_the_program();
         let text = "[engines.mine]\ncommand = ['sh']\nformats = ['onnx']\n[engines.other]\ncommand = ['sh']\nformats = ['triton']";
         let home = tempfile::tempdir().unwrap();
         let config = Config { home: home.path().to_owned(), ..toml::from_str(text).unwrap() };

@@ -39,7 +39,7 @@ pub(crate) struct Context {
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
-    crate::engines::this_is_the_program();
+    crate::servers::this_is_the_program();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -1,14 +1,14 @@
 //! `worker`: measures on this machine what a coordinator hands out.
 
 use super::{Context, coordinator::connect, patience};
-use crate::{custom, embedded, engines, interrupt, run::Failure};
+use crate::{embedded, interrupt, run::Failure, servers::discovery};
 use modelmeter_common::{
     Code, Problem,
     config::Worker,
     device::{Device, DeviceKind},
     error::did_you_mean,
 };
-use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, sample};
+use modelmeter_worker::{self as worker, EngineSpec, SlotOptions, inspector, sample};
 
 pub(super) async fn run(context: &Context, no_wait: bool) -> Result<u8, Failure> {
     let config = &context.config;
@@ -24,8 +24,8 @@ pub(super) async fn run(context: &Context, no_wait: bool) -> Result<u8, Failure>
         return Err(problem.with_hint("for example --coordinator http://127.0.0.1:7600").into());
     }
     embedded::writable(&config.home)?;
-    let offer = engines::whole_offer(&settings.engines, config)?;
-    let inspectors = custom::inspectors(config)?;
+    let offer = discovery(config).whole_offer(&settings.engines)?;
+    let inspectors = inspector::configured(config)?;
     let slots = slots(settings, &offer.specs)?;
     let described = describe(&slots, &offer.specs);
     let stop = interrupt::listen()?;

@@ -30,7 +30,7 @@ fn bad_usage_is_what_was_found_before_anything_began() {
 
 /// A job as it stands in a home with these engines of its own, the built-in `mlp` lying there as a file.
 async fn sketched(config: &str, words: &[&str]) -> Result<Sketch, Problem> {
-    engines::this_is_the_program();
+    crate::servers::this_is_the_program();
     let home = tempfile::tempdir().unwrap();
     let model = home.path().join("mlp.onnx");
     std::fs::write(&model, modelmeter_serving::reference::bytes("mlp").unwrap()).unwrap();
