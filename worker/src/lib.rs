@@ -5,6 +5,7 @@
 
 mod attempts;
 mod cache;
+pub mod compare;
 mod configured;
 mod consume;
 mod coordinator;
@@ -21,6 +22,7 @@ mod process;
 mod publish;
 mod register;
 pub mod sample;
+pub mod selfcheck;
 mod service;
 mod session;
 #[cfg(test)]
