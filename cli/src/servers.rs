@@ -1,7 +1,7 @@
 //! The model servers that this program contains, as the discovery of engines is told of them.
 
 use modelmeter_common::{Code, Problem, config::Config, program::on_path};
-use modelmeter_serving::{RTEN_VERSION, onnxruntime, torchscript};
+use modelmeter_serving::{RTEN_VERSION, check_settings, onnxruntime, torchscript};
 use modelmeter_worker::engine::discover::{Discovery, Servers};
 use std::{path::PathBuf, sync::OnceLock};
 
@@ -12,6 +12,7 @@ pub fn discovery(config: &Config) -> Discovery<'_> {
         rten_version: RTEN_VERSION,
         onnxruntime: |configured| onnxruntime::locate(configured).map(|located| (located.path, located.version)),
         torchscript: torchscript::write_server,
+        check_settings,
     };
     Discovery { config, servers }
 }

@@ -1,10 +1,11 @@
 //! The coordinator: accepts requests, expands them, schedules the tasks, collects and folds the results.
 //!
 //! It never measures and never imports the worker: the two meet in `proto` and `common`.
-//! Decisions are pure functions ([`expand`], [`pool`], [`schedule`], [`aggregate`]); the loops around them
+//! Decisions are pure functions ([`expand`], [`alone`], [`pool`], [`schedule`], [`aggregate`]); the loops around them
 //! ([`dispatch`], [`collect`], [`sweep`]) only read, ask and compare-and-swap.
 
 pub mod aggregate;
+pub mod alone;
 pub mod api;
 pub mod collect;
 pub mod core;

@@ -25,6 +25,7 @@ pub mod sample;
 pub mod selfcheck;
 mod service;
 mod session;
+pub mod slots;
 #[cfg(test)]
 mod testing;
 mod threads;
@@ -32,10 +33,11 @@ mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, discover::Lacking, docker_version};
 pub use lock::try_flock;
-pub use options::{Options, SlotOptions};
+pub use options::{Options, lock_dir};
 pub use patience::Patience;
 pub use register::offered;
 pub use service::{Handle, start};
+pub use slots::SlotOptions;
 pub use trial::Trial;
 
 use modelmeter_common::{Code, Problem, broker::Broker};

@@ -11,7 +11,7 @@ use crate::{
     journal::Journal,
     lock::DeviceLock,
     patience::{Backoff, Patience},
-    publish, register,
+    publish, register, slots,
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};
@@ -159,7 +159,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         tracing::warn!(%problem, "containers that a dead worker left, if any, were not removed");
     }
     // With the devices locked no engine of a dead worker is left on them.
-    check_ports(&options.engines, &options.kinds(), options.ports)?;
+    check_ports(&options.engines, &slots::kinds(&options.slots), options.ports)?;
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),
         broker: options.broker,

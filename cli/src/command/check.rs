@@ -3,18 +3,19 @@
 use super::{Context, print};
 use crate::{
     args::CheckArgs,
-    embedded, interrupt, job,
+    embedded, here, interrupt, job,
     models::{self, Local},
     report::{self, Align, Table},
     servers::discovery,
 };
 use modelmeter_common::{Code, Problem, config::Config, device::Device, model::Model, request::Request, task::Cell};
+use modelmeter_coordinator::alone;
 use modelmeter_worker::{
     EngineSpec, SlotOptions, Trial,
     compare::{Answer, compare},
     engine::discover::Offer,
     inspector::{Output, ServerWait},
-    sample,
+    lock_dir, sample,
 };
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -29,14 +30,14 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<u8, Proble
         );
     }
     embedded::writable(home)?;
-    let target = job::named(args.model.as_deref(), &args.artifacts)?;
+    let target = job::named(args.model.as_deref(), args.artifacts.paths(), args.artifacts.inputs.clone())?;
     let local = models::local(&target, home, ServerWait::NONE).await?.ok_or_else(|| {
         Problem::invalid("model", "only files and built-in models can be checked").with_hint("give the path of a file")
     })?;
     let (devices, _) = sample::devices();
     let cpu = devices.into_iter().next().expect("the CPU is a device of every machine");
     let trials = trials(&args, &local.model, offer(&context.config, &args)?, &cpu)?;
-    let trial = Trial::new(cpu, embedded::port_policy(args.ports), home, &embedded::lock_dir(&context.config))?;
+    let trial = Trial::new(cpu, args.ports.into(), home, &lock_dir(&context.config))?;
     let stop = interrupt::listen()?;
     let tried = try_each(&trial, &trials, &local, args.seed);
     let answers = tokio::select! {
@@ -71,8 +72,8 @@ fn trials(args: &CheckArgs, model: &Model, offer: Offer, cpu: &Device) -> Result
     for (input, shape) in &args.shapes {
         request.shapes.entry(input.clone()).or_default().push(shape.clone());
     }
-    let pools = embedded::pools(&[SlotOptions { device: cpu.clone() }], &offer, &BTreeMap::new());
-    let cells = embedded::cells(&request, model, &pools)?;
+    let pools = here::pools(&[SlotOptions { device: cpu.clone() }], &offer, &BTreeMap::new());
+    let cells = alone::cells(&request, model, &pools)?;
     let cell_of = |spec: &EngineSpec| cells.iter().find(|cell| cell.engine == spec.name).cloned();
     Ok(offer.specs.into_iter().filter_map(|spec| cell_of(&spec).map(|cell| (spec, cell))).collect())
 }

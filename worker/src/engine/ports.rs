@@ -3,7 +3,7 @@
 use super::{EngineSpec, Launch, Place};
 use crate::process;
 use modelmeter_common::{
-    Code, Problem,
+    Code, Problem, config,
     device::DeviceKind,
     engine::{EngineInfo, SLOT_PORT_STEP},
 };
@@ -70,6 +70,15 @@ pub enum PortPolicy {
     Default,
     /// Any that are free.
     Auto,
+}
+
+impl From<config::Ports> for PortPolicy {
+    fn from(configured: config::Ports) -> Self {
+        match configured {
+            config::Ports::Default => Self::Default,
+            config::Ports::Auto => Self::Auto,
+        }
+    }
 }
 
 /// Ports that engines of this process have: a check by binding cannot see those that are not bound yet.

@@ -15,8 +15,10 @@ use modelmeter_common::{
 };
 use modelmeter_serving::{Options, reference};
 use modelmeter_worker::{
+    hold_cpu,
     inspector::{Subject, kserve_v2::KserveV2},
     load::Target,
+    lock_dir,
     selfcheck::{self, SelfCheck},
 };
 use serde::Serialize;
@@ -40,7 +42,7 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     let stop = interrupt::listen()?;
     let config = &context.config;
     embedded::writable(&config.home)?;
-    let _alone = modelmeter_worker::hold_cpu(&embedded::lock_dir(config), "selfcheck")?;
+    let _alone = hold_cpu(&lock_dir(config), "selfcheck")?;
     let progress = Progress::new(context.json);
     let server = stop.child_token();
     let null_engine = null_engine(&config.home.join("cache"), &server).await?;

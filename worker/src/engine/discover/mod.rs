@@ -18,12 +18,18 @@ use modelmeter_common::{
     device::DeviceKind,
     engine::{self, ENDPOINT, EngineInfo, Protocol},
     error::did_you_mean,
+    request::Request,
+    task::Cell,
 };
 use serde::Serialize;
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+/// The engines behind which a server lies that comes with modelmeter.
+const OWN_SERVERS: [&str; 4] = ["onnx", "rten", "null", "torchscript"];
 
 /// The model servers that come with modelmeter, as the crate that links them describes them: a worker does not.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +42,8 @@ pub struct Servers {
     pub onnxruntime: fn(Option<&Path>) -> Result<(PathBuf, String), Problem>,
     /// Writes the TorchScript server below this folder; gives the file for a Python to run.
     pub torchscript: fn(&Path) -> Result<PathBuf, Problem>,
+    /// Checks settings of one of these engines, by name.
+    pub check_settings: fn(&str, &BTreeMap<String, Value>) -> Result<(), Problem>,
 }
 
 /// Where engines are looked for: this machine, as its configuration says.
@@ -155,6 +163,29 @@ impl Discovery<'_> {
         }
     }
 
+    /// Checks the settings of a request, as far as these engines or the ones that come with modelmeter take them. Each value
+    /// is checked by itself: a list gives a cell for each.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the setting.
+    pub fn check_settings(&self, request: &Request, engines: &[EngineSpec]) -> Result<(), Problem> {
+        for (engine, settings) in &request.engine_settings {
+            let spec = engines.iter().find(|spec| spec.name == *engine);
+            for (setting, value) in settings {
+                let values = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+                for one in values {
+                    let one = [(setting.clone(), one)].into();
+                    match spec {
+                        _ if OWN_SERVERS.contains(&engine.as_str()) => (self.servers.check_settings)(engine, &one)?,
+                        Some(spec) => spec.check_settings(&one)?,
+                        None => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How an engine that was found is launched.
     fn spec(&self, found: &Found) -> Result<EngineSpec, Problem> {
         let Self { config, .. } = self;
@@ -216,6 +247,15 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// Leaves out the engines that no cell runs on, whose ports others may have; but not the last of a slot.
+    pub fn leave_unused(&mut self, cells: &[Cell], slots: &[DeviceKind]) {
+        let is_used = |spec: &EngineSpec| cells.iter().any(|cell| cell.engine == spec.name);
+        let runs = |kind: &DeviceKind| self.specs.iter().any(|spec| is_used(spec) && spec.runs_on(*kind));
+        if slots.iter().all(runs) {
+            self.specs.retain(is_used);
+        }
+    }
+
     /// The first engine that it lacks, as the error of whoever cannot do without.
     pub fn lack(&self) -> Option<Problem> {
         let (name, why) = self.lacking.engines.first_key_value()?;
@@ -257,6 +297,7 @@ mod tests {
             Err(Problem::new(Code::NotInstalled, format!("there is no library at {}", place.display())))
         },
         torchscript: |folder| Ok(folder.join("server.py")),
+        check_settings: |_, _| Ok(()),
     };
 
     fn discovery(config: &Config) -> Discovery<'_> {
