@@ -108,6 +108,11 @@ impl Embedded {
         self.worker.iter().for_each(worker::Handle::ask_now);
     }
 
+    /// Where its coordinator answers.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A connection to its coordinator.
     pub async fn client(&self) -> Result<Client, Problem> {
         Client::connect(std::slice::from_ref(&self.address)).await
