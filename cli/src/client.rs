@@ -7,8 +7,8 @@ use modelmeter_common::{
     artifact::archive,
     grpc,
     model::{ArtifactRef, Model},
+    net::{Access, Connection, Limits, Peers, Tried, Unanswered, each_of},
     profile::Profile,
-    redact::redact,
     request::{Request, RequestDoc},
     status::{Status, WorkerDoc},
 };
@@ -21,24 +21,24 @@ use serde::de::DeserializeOwned;
 use std::{
     io::{BufWriter, ErrorKind, Write},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Response, Streaming};
 
 /// Each address may take this long to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection is asked for a sign of life.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A status of the largest request is far below this.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 /// An artifact travels in pieces of this size.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A connection to a coordinator.
+/// The coordinators that a command knows: the first that answers, and another where that one is lost.
 #[derive(Clone)]
 pub struct Client {
-    control: ControlClient<Channel>,
+    peers: Arc<Peers>,
 }
 
 impl Client {
@@ -47,41 +47,47 @@ impl Client {
     /// # Errors
     /// `invalid_argument` for an address that is none; `unreachable` with each one tried.
     pub async fn connect(addresses: &[String]) -> Result<Self, Problem> {
-        let mut tried = Vec::new();
-        for address in addresses {
-            let full = if address.contains("://") { address.clone() } else { format!("http://{address}") };
-            let endpoint = Endpoint::from_shared(full)
-                .map_err(|e| {
-                    Problem::invalid("coordinator", format!("'{}' is not an address: {e}", redact(address)))
-                        .with_hint("for example http://127.0.0.1:7600")
-                })?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(10))
-                .tcp_nodelay(true);
-            match endpoint.connect().await {
-                Ok(channel) => {
-                    let control = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-                    return Ok(Self { control });
-                }
-                Err(e) => tried.push(format!("{}: {}", redact(address), grpc::root(&e))),
+        let full = |address: &String| match address.contains("://") {
+            true => address.clone(),
+            false => format!("http://{address}"),
+        };
+        let addresses: Vec<String> = addresses.iter().map(full).collect();
+        let limits = Limits { connect: CONNECT_TIMEOUT, call: None, keep_alive: KEEP_ALIVE, while_idle: false };
+        match Peers::connect("coordinator", &addresses, limits, Access::default()).await? {
+            Ok(peers) => Ok(Self { peers: Arc::new(peers) }),
+            Err(tried) => {
+                Err(nobody_answers(&tried).with_hint("check the address, and that `modelmeter coordinator` runs there"))
             }
         }
-        Err(Problem::new(Code::Unreachable, format!("no coordinator answers ({})", tried.join("; ")))
-            .with_field("coordinator")
-            .with_hint("check the address, and that `modelmeter coordinator` runs there"))
+    }
+
+    /// Asks the coordinator, and each other one where it is gone: every call may be repeated.
+    async fn call<Q, A, F>(&self, request: Q, call: impl Fn(Control, tonic::Request<Q>) -> F) -> Result<A, Problem>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, tonic::Status>>,
+    {
+        let answer = self.peers.call(&request, |connection, request| call(control(connection), request)).await;
+        answer.map_err(|unanswered| match unanswered {
+            Unanswered::Refused(status) => problem(status),
+            Unanswered::Unreached(tried) => match &tried[..] {
+                [Tried { status: Some(status), .. }] => problem(status.clone()),
+                several => nobody_answers(several).with_hint(KEPT),
+            },
+        })
     }
 
     /// Submits a request under this idempotency key; gives the number of its tasks.
     pub async fn submit(&mut self, id: RequestId, request: &Request) -> Result<u64, Problem> {
         let call = SubmitRequest { request_id: id.to_string(), request_json: json(request) };
-        Ok(self.control.submit(call).await.map_err(problem)?.into_inner().tasks)
+        Ok(self.call(call, |mut c, r| async move { c.submit(r).await }).await?.tasks)
     }
 
     /// The newest requests.
     pub async fn requests(&mut self, limit: u32) -> Result<Vec<RequestDoc>, Problem> {
-        let reply = self.control.list_requests(ListRequestsRequest { limit }).await.map_err(problem)?;
-        read_all(&reply.into_inner().documents)
+        let reply =
+            self.call(ListRequestsRequest { limit }, |mut c, r| async move { c.list_requests(r).await }).await?;
+        read_all(&reply.documents)
     }
 
     /// The request that a word means.
@@ -103,20 +109,23 @@ impl Client {
 
     /// Where a request stands.
     pub async fn status(&mut self, id: RequestId) -> Result<Status, Problem> {
-        let reply = self.control.status(StatusRequest { request_id: id.to_string() }).await.map_err(problem)?;
-        read(&reply.into_inner().status_json)
+        let reply = self
+            .call(StatusRequest { request_id: id.to_string() }, |mut c, r| async move { c.status(r).await })
+            .await?;
+        read(&reply.status_json)
     }
 
     /// Where a request stands, now and after each change.
     pub async fn watch(&mut self, id: RequestId) -> Result<Watch, Problem> {
-        let reply = self.control.watch(StatusRequest { request_id: id.to_string() }).await.map_err(problem)?;
-        Ok(Watch(reply.into_inner()))
+        let reply =
+            self.call(StatusRequest { request_id: id.to_string() }, |mut c, r| async move { c.watch(r).await }).await?;
+        Ok(Watch(reply))
     }
 
     /// Stops a request; gives the number of tasks that this stopped.
     pub async fn cancel(&mut self, id: RequestId, reason: &str) -> Result<u64, Problem> {
         let call = CancelRequest { request_id: id.to_string(), reason: reason.into() };
-        Ok(self.control.cancel(call).await.map_err(problem)?.into_inner().tasks_cancelled)
+        Ok(self.call(call, |mut c, r| async move { c.cancel(r).await }).await?.tasks_cancelled)
     }
 
     /// Profiles out of the hub.
@@ -131,7 +140,7 @@ impl Client {
             model: model.unwrap_or_default().into(),
             limit: limit.unwrap_or(0),
         };
-        let mut stream = self.control.results(call).await.map_err(problem)?.into_inner();
+        let mut stream: Streaming<Document> = self.call(call, |mut c, r| async move { c.results(r).await }).await?;
         let mut profiles = Vec::new();
         while let Some(document) = stream.message().await.map_err(problem)? {
             profiles.push(read(&document.json)?);
@@ -141,15 +150,15 @@ impl Client {
 
     /// The workers that are known.
     pub async fn workers(&mut self) -> Result<Vec<WorkerDoc>, Problem> {
-        let reply = self.control.list_workers(ListWorkersRequest {}).await.map_err(problem)?;
-        read_all(&reply.into_inner().documents)
+        let reply = self.call(ListWorkersRequest {}, |mut c, r| async move { c.list_workers(r).await }).await?;
+        read_all(&reply.documents)
     }
 
     /// The models, or those of this name, newest first.
     pub async fn models(&mut self, name: Option<&str>) -> Result<Vec<Model>, Problem> {
         let call = ListModelsRequest { name: name.unwrap_or_default().into() };
-        let reply = self.control.list_models(call).await.map_err(problem)?;
-        read_all(&reply.into_inner().documents)
+        let reply = self.call(call, |mut c, r| async move { c.list_models(r).await }).await?;
+        read_all(&reply.documents)
     }
 
     /// Adds a model whose artifacts, if it has any, lie in these files, beside the other formats of its name and version; what
@@ -157,15 +166,15 @@ impl Client {
     pub async fn add_model(&mut self, model: &Model, files: &[(ArtifactRef, &Path)]) -> Result<Model, Problem> {
         self.add_artifacts(files).await?;
         let model_json = json(model);
-        let reply = self.control.add_model(AddModelRequest { model_json }).await.map_err(problem)?;
-        read(&reply.into_inner().model_json)
+        let reply = self.call(AddModelRequest { model_json }, |mut c, r| async move { c.add_model(r).await }).await?;
+        read(&reply.model_json)
     }
 
     /// Sends the artifacts that the hub lacks.
     pub async fn add_artifacts(&mut self, files: &[(ArtifactRef, &Path)]) -> Result<(), Problem> {
         let sha256 = files.iter().map(|(artifact, _)| artifact.sha256.clone()).collect();
         let missing =
-            self.control.missing_artifacts(ArtifactIds { sha256 }).await.map_err(problem)?.into_inner().sha256;
+            self.call(ArtifactIds { sha256 }, |mut c, r| async move { c.missing_artifacts(r).await }).await?.sha256;
         for (artifact, path) in files.iter().filter(|(artifact, _)| missing.contains(&artifact.sha256)) {
             self.put_artifact(artifact, path).await?;
         }
@@ -193,7 +202,8 @@ impl Client {
                 _ => Err(Problem::invalid("model", format!("cannot read {}: {e}", path.display()))),
             })
         });
-        let call = self.control.put_artifact(tokio_stream::wrappers::ReceiverStream::new(receive));
+        let mut client = control(self.peers.current());
+        let call = client.put_artifact(tokio_stream::wrappers::ReceiverStream::new(receive));
         let (sent, stored) = tokio::join!(sending, call);
         sent.map_err(|e| Problem::new(Code::Internal, format!("reading the artifact failed: {e}")))??;
         stored.map_err(problem)?;
@@ -245,14 +255,25 @@ impl Watch {
     }
 }
 
+/// What is left of a request whose coordinator is gone.
+const KEPT: &str = "finished results are in the hub; `modelmeter watch ID` follows the request again";
+
 /// What went wrong with a call, and what is left of a request that it was about.
 fn problem(status: tonic::Status) -> Problem {
     match grpc::problem_of(&status) {
-        gone @ Problem { code: Code::Unreachable, hint: None, .. } => {
-            gone.with_hint("finished results are in the hub; `modelmeter watch ID` follows the request again")
-        }
+        gone @ Problem { code: Code::Unreachable, hint: None, .. } => gone.with_hint(KEPT),
         other => other,
     }
+}
+
+fn nobody_answers(tried: &[Tried]) -> Problem {
+    Problem::new(Code::Unreachable, format!("no coordinator answers ({})", each_of(tried))).with_field("coordinator")
+}
+
+type Control = ControlClient<Connection>;
+
+fn control(connection: Connection) -> Control {
+    ControlClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 fn json<T: serde::Serialize>(document: &T) -> String {
@@ -273,6 +294,7 @@ fn read_all<T: DeserializeOwned>(documents: &[Document]) -> Result<Vec<T>, Probl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::embedded::Embedded;
     use modelmeter_common::request::RequestState;
 
     #[test]
@@ -299,6 +321,22 @@ mod tests {
             let text = format!("{error} {error:?}");
             assert!(text.contains("***@") && !text.contains("hunter2") && !text.contains("joe"), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn another_coordinator_is_asked_where_one_is_gone() {
+        let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let start = async |home: &tempfile::TempDir| Embedded::start_read_only(home.path()).await.unwrap();
+        let (first, second) = (start(&homes[0]).await, start(&homes[1]).await);
+        let addresses = [first.address().to_owned(), second.address().to_owned()];
+        let mut client = Client::connect(&addresses).await.unwrap();
+        assert_eq!(client.requests(1).await.unwrap(), Vec::new());
+        first.stop().await;
+        assert_eq!(client.requests(1).await.unwrap(), Vec::new(), "the second has the same to say");
+        second.stop().await;
+        let gone = client.requests(1).await.unwrap_err();
+        assert_eq!(gone.code, Code::Unreachable);
+        assert!(addresses.iter().all(|address| gone.message.contains(address)), "{gone}");
     }
 
     #[tokio::test]

@@ -50,16 +50,14 @@ pub fn check(request: &mut Request, model: &Model) -> Result<Option<DataSet>, Pr
     files.map(|files| files.fit(&model.inputs, &mut request.shapes, &request.batch_axes)).transpose()
 }
 
-/// Puts the data into the hub, fitted to the model.
+/// Puts the data into the hub; gives the words by which a request names it there.
 ///
 /// # Errors
-/// As [`check`], and of the hub.
-pub async fn store(request: &mut Request, model: &Model, home: &Path, client: &mut Client) -> Result<(), Problem> {
-    let Some(data) = check(request, model)? else { return Ok(()) };
-    let (artifact, path) = write(&data, home)?;
+/// `storage` at home, and of the hub.
+pub async fn store(data: &DataSet, home: &Path, client: &mut Client) -> Result<Source, Problem> {
+    let (artifact, path) = write(data, home)?;
     client.add_artifacts(&[(artifact.clone(), path.as_path())]).await?;
-    request.data = Some(Source::Stored(artifact));
-    Ok(())
+    Ok(Source::Stored(artifact))
 }
 
 /// Writes the data where a worker of this home looks for it.

@@ -1,36 +1,18 @@
 //! Coordinator and worker in this process: memory broker, sqlite hub at home, the same gRPC on a loopback port.
 
-use crate::{client::Client, engines::Offer};
+use crate::client::Client;
 use modelmeter_common::{
     Code, Problem,
     broker::{Broker, memory::MemoryBroker},
-    config::{self, Config, Ports},
-    device::{Device, DeviceKind},
-    model::Model,
-    request::Request,
-    task::Cell,
+    config::Config,
 };
-use modelmeter_coordinator::{
-    self as coordinator,
-    plan::{
-        expand,
-        pool::{self, Pool},
-    },
-};
-use modelmeter_worker::{self as worker, Patience, inspector::Custom};
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use modelmeter_coordinator as coordinator;
+use modelmeter_worker::{self as worker, Patience, engine::discover::Offer, inspector::Custom};
+use std::{collections::BTreeMap, fs::File, net::Ipv4Addr, path::Path, sync::Arc};
 use tokio::net::TcpListener;
 
 /// The worker's name in documents.
 const WORKER: &str = "local";
-/// Locks of devices, where the configuration names no other place: one folder for all users of a machine.
-const LOCK_DIR: &str = "/tmp/modelmeter-locks";
 
 /// A coordinator in this process, with a worker once one was added.
 pub struct Embedded {
@@ -103,20 +85,13 @@ impl Embedded {
     ) -> Result<(), Problem> {
         let options = worker::Options {
             name: WORKER.into(),
-            broker: self.broker.clone(),
             coordinators: vec![self.address.clone()],
             slots,
             engines: offer.specs,
             lacking: offer.lacking,
             inspectors,
-            home: config.home.clone(),
-            lock_dir: lock_dir(config),
-            ports: port_policy(config.worker.ports),
-            client_cpus: cpus("client_cpus", config.worker.client_cpus.as_deref())?,
-            engine_cpus: cpus("engine_cpus", config.worker.engine_cpus.as_deref())?,
-            shared_cpu: config.worker.shared_cpu,
             patience,
-            labels: config.worker.labels.clone(),
+            ..worker::Options::configured(config, self.broker.clone())?
         };
         self.worker = Some(worker::start(options).await?);
         Ok(())
@@ -135,6 +110,11 @@ impl Embedded {
         self.worker.iter().for_each(worker::Handle::ask_now);
     }
 
+    /// Where its coordinator answers.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A connection to its coordinator.
     pub async fn client(&self) -> Result<Client, Problem> {
         Client::connect(std::slice::from_ref(&self.address)).await
@@ -147,73 +127,6 @@ impl Embedded {
         }
         self.coordinator.stop().await;
         self.broker.close().await;
-    }
-}
-
-/// A slot for the CPU, and one for each GPU asked for that some engine can run on.
-pub fn slots(words: &[String], engines: &[worker::EngineSpec]) -> Vec<worker::SlotOptions> {
-    let (devices, _) = worker::sample::devices();
-    let wanted = |device: &Device| device.kind == DeviceKind::Cpu || words.iter().any(|word| device.is_meant(word));
-    let usable = |device: &Device| engines.iter().any(|engine| engine.runs_on(device.kind));
-    let chosen = devices.into_iter().filter(|device| wanted(device) && usable(device));
-    chosen.map(|device| worker::SlotOptions { device }).collect()
-}
-
-/// The slot from which a server is measured that was not launched here.
-pub fn remote(device_class: &str) -> Vec<worker::SlotOptions> {
-    let (devices, _) = worker::sample::devices();
-    let cores = devices.iter().find(|device| device.kind == DeviceKind::Cpu).and_then(|cpu| cpu.cores);
-    vec![worker::SlotOptions { device: Device::remote(device_class, cores) }]
-}
-
-/// What the worker of these slots will announce: the pools as its coordinator will see them.
-pub fn pools(slots: &[worker::SlotOptions], offer: &Offer, inspectors: &BTreeMap<String, Custom>) -> Vec<Pool> {
-    let of_slot = |slot: &worker::SlotOptions| {
-        let (engines, abilities) = worker::offered(&offer.specs, &offer.lacking, inspectors, slot.device.kind);
-        Pool::of(&slot.device.class, engines, abilities)
-    };
-    pool::gathered(slots.iter().map(of_slot))
-}
-
-/// The cells of a request where there are no other slots than these.
-///
-/// # Errors
-/// What is wrong with the request. What no engine here can do is to be installed, not to be waited for.
-pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
-    expand::cells(request, model, pools).map_err(|problem| match problem.code {
-        Code::NoWorker => Problem { code: Code::NotInstalled, ..problem },
-        _ => problem,
-    })
-}
-
-/// Device words of a request, one that names a single device of this machine as its class.
-pub fn classes(words: &[String]) -> Vec<String> {
-    let (devices, _) = worker::sample::devices();
-    let class = |word: &String| {
-        let named = devices.iter().find(|device| device.is_named(word));
-        named.map_or_else(|| word.clone(), |device| device.class.clone())
-    };
-    words.iter().map(class).collect()
-}
-
-/// Where device locks lie.
-pub fn lock_dir(config: &Config) -> PathBuf {
-    config.worker.lock_dir.clone().unwrap_or_else(|| LOCK_DIR.into())
-}
-
-/// The cores of this field of the configuration.
-///
-/// # Errors
-/// Names the field when it is no list of cores.
-pub fn cpus(field: &str, list: Option<&str>) -> Result<Option<Vec<u32>>, Problem> {
-    list.map(|list| config::cpus(field, list)).transpose()
-}
-
-/// The worker's word for the configured choice of ports.
-pub fn port_policy(ports: Ports) -> worker::PortPolicy {
-    match ports {
-        Ports::Default => worker::PortPolicy::Default,
-        Ports::Auto => worker::PortPolicy::Auto,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A request's way to the coordinator, and its news from there, over connections that may break.
 
-use crate::{client::Client, progress::Progress, run::Failure};
+use crate::{client::Client, failure::Failure, progress::Progress};
 use modelmeter_common::{Code, Problem, RequestId, status::Status};
 use std::time::Duration;
 use tokio::time::sleep;

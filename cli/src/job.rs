@@ -1,7 +1,7 @@
 //! Raw `profile` arguments → one validated job: what to measure and how to print it. Pure but for reading the file.
 
 use crate::{
-    args::{ArtifactArgs, Budget, Format, LoadMode, ProfileArgs, Steps},
+    args::{Budget, Format, LoadMode, ProfileArgs, Steps},
     data,
 };
 use modelmeter_common::{
@@ -9,26 +9,16 @@ use modelmeter_common::{
     device::{REMOTE_CLASS, class_of},
     engine::Protocol,
     error::did_you_mean,
-    load::{Load, Stop},
+    load::Load,
     model::{self, ModelName, TensorSpec},
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
 use modelmeter_meter::endpoint::Endpoint;
 use modelmeter_worker::inspector::Custom;
-use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::Duration,
 };
-
-/// Wall time of each repeat of a cell without a coordinator, unless the user says how long, and of all at most.
-const CELL_BUDGET_MS: u64 = 30_000;
-const MOST_BUDGET_MS: u64 = 600_000;
-/// By this part of it a cell may take longer for the calls with which p95 and p99 are seen.
-const GRACE: u64 = 2;
-/// Wall time of a cell below which its figures are hardly worth having.
-const LEAST_CELL_MS: u64 = 3_000;
 
 /// What the model argument means.
 #[derive(Clone, PartialEq, Debug)]
@@ -93,20 +83,37 @@ pub fn resolve(args: &ProfileArgs, embedded: bool, json: bool) -> Result<Job, Pr
     fill(&mut request, args)?;
     if let Target::Endpoint { device_class, .. } = &target {
         attach(&mut request, args, device_class, embedded)?;
-    } else if embedded && is_built_in(&target) && !from_file {
-        quick_start(&mut request, args);
+    } else if embedded && !from_file && args.engines.is_empty() {
+        quick_start(&mut request, &target);
     }
-    // The hub's name is not known yet, and everything else can be checked now.
-    Request { model: "m".into(), ..request.clone() }.validate()?;
+    let job = Job::new(target, request, embedded)?;
     Ok(Job {
-        points: points_named(&request.load),
+        points: points_named(&job.request.load),
         format: args.report.format(json),
         usual_budget: embedded && args.budget != Some(Budget::None),
         dry_run: args.dry_run,
-        inspectors: BTreeMap::new(),
-        target,
-        request,
+        ..job
     })
+}
+
+impl Job {
+    /// A job that measures what is asked for and prints one table. `embedded`: it will run in this process.
+    ///
+    /// # Errors
+    /// What is wrong with the request, as far as that can be said before the target is resolved.
+    pub fn new(target: Target, request: Request, embedded: bool) -> Result<Self, Problem> {
+        // The hub's name is not known yet, and everything else can be checked now.
+        Request { model: "m".into(), ..request.clone() }.validate()?;
+        Ok(Self {
+            target,
+            request,
+            usual_budget: embedded,
+            dry_run: false,
+            format: Format::Table,
+            points: false,
+            inspectors: BTreeMap::new(),
+        })
+    }
 }
 
 fn points_named(load: &Load) -> bool {
@@ -146,15 +153,19 @@ fn target(args: &ProfileArgs, in_file: &str) -> Result<Target, Problem> {
             device_class: args.device_class.as_deref().map_or_else(|| REMOTE_CLASS.to_owned(), class_of),
         });
     }
-    named(name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty())), &args.artifacts)
+    let name = name.map(String::as_str).or(Some(in_file).filter(|name| !name.is_empty()));
+    named(name, args.artifacts.paths(), args.artifacts.inputs.clone())
 }
 
-/// What a name and files given beside it mean.
+/// What a name means, and the files and inputs given beside it.
 ///
 /// # Errors
 /// `invalid_argument` where nothing was named, or inputs are given for what says its own.
-pub fn named(name: Option<&str>, artifacts: &ArtifactArgs) -> Result<Target, Problem> {
-    let (paths, inputs) = (artifacts.paths(), artifacts.inputs.clone());
+pub fn named(
+    name: Option<&str>,
+    paths: Vec<(model::Format, PathBuf)>,
+    inputs: Vec<TensorSpec>,
+) -> Result<Target, Problem> {
     if !paths.is_empty() {
         let paths = paths.into_iter().map(|(format, path)| (Some(format), path)).collect();
         let name = name.map(str::parse).transpose()?;
@@ -199,39 +210,9 @@ fn is_built_in(target: &Target) -> bool {
     matches!(target, Target::Name(name) if modelmeter_serving::reference::NAMES.contains(&name.as_str()))
 }
 
-/// Gives a request for so many tasks the usual budget, with its grace, where it does not say how long it may take, not even by
-/// how a point ends.
-pub fn set_usual_budget(request: &mut Request, tasks: u64) {
-    let (stop, default) = (&request.stop, Stop::default());
-    let is_paced = stop.certified
-        || request.batches.is_some()
-        || (stop.min_duration_ms, stop.max_duration_ms) != (default.min_duration_ms, default.max_duration_ms);
-    if request.budget_ms.is_none() && !is_paced {
-        let budget = tasks.saturating_mul(CELL_BUDGET_MS).clamp(CELL_BUDGET_MS, MOST_BUDGET_MS);
-        request.budget_ms = Some(budget);
-        request.grace_ms = budget / GRACE;
-    }
-}
-
-/// What a user is told at once of a budget that is too small for its tasks: those are measured all the same.
-pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
-    let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
-    let (share, least) = (budget_ms / tasks.max(1), LEAST_CELL_MS);
-    (share < least).then(|| {
-        format!(
-            "the budget of {:.0} s leaves {:.1} s for each of {tasks} cells, and figures take {:.0} s or more; --budget {4}m gives each {3:.0} s",
-            seconds(budget_ms),
-            seconds(share),
-            seconds(least),
-            seconds(CELL_BUDGET_MS),
-            (tasks * CELL_BUDGET_MS).div_ceil(60_000)
-        )
-    })
-}
-
-/// Works on a bare machine: the engine that is always there.
-fn quick_start(request: &mut Request, args: &ProfileArgs) {
-    if args.engines.is_empty() {
+/// Lets a built-in model be measured on a bare machine, where no engine was named: with the one that is always there.
+pub fn quick_start(request: &mut Request, target: &Target) {
+    if is_built_in(target) {
         request.engines = vec!["rten".into()];
         // Settings of an engine that was not named still mean that engine.
         request.engines.extend(request.engine_settings.keys().filter(|e| *e != "rten").cloned());
@@ -393,15 +374,6 @@ fn set<T>(to: &mut T, given: Option<T>) {
     if let Some(value) = given {
         *to = value;
     }
-}
-
-/// For dry runs and logs: settings as `threads=2, mode=fast`.
-pub fn settings_text(settings: &BTreeMap<String, Value>) -> String {
-    let one = |(k, v): (&String, &Value)| match v {
-        Value::String(text) => format!("{k}={text}"),
-        other => format!("{k}={other}"),
-    };
-    settings.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -62,15 +62,6 @@ pub async fn local(target: &Target, home: &Path, patience: ServerWait<'_>) -> Re
     }
 }
 
-/// The model in the hub, after putting there what is not there yet.
-pub async fn in_hub(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
-    let model = meant(target, local, client).await?;
-    if let Some(local) = local {
-        local.add(client).await?;
-    }
-    Ok(model)
-}
-
 /// The model that is meant, which the hub need not have yet. A built-in name means that model, whatever the hub calls so.
 pub async fn meant(target: &Target, local: Option<&Local>, client: &mut Client) -> Result<Model, Problem> {
     let is_deployable = |model: &Model| !model.artifacts.is_empty();

@@ -1,8 +1,8 @@
 //! The library: profile a model from a Rust program, in the shape that users of MLModelCI know.
 
 use crate::{
-    args::{Format, ProfileArgs, Steps},
-    job,
+    args::Format,
+    job::{self, Job},
     progress::Progress,
     report::{self, View},
     run,
@@ -27,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// ```
 #[derive(Debug)]
 pub struct Profiler {
-    args: ProfileArgs,
+    model: String,
+    engines: Vec<String>,
+    inspector: Option<String>,
     config: Config,
     edit: Vec<Edit>,
     inspectors: BTreeMap<String, Custom>,
@@ -47,9 +49,10 @@ impl fmt::Debug for Edit {
 impl Profiler {
     /// For a built-in reference model, a path to a model file, or `name[:version]` in the hub.
     pub fn new(model: impl Into<String>) -> Self {
-        let args = ProfileArgs { model: Some(model.into()), ..ProfileArgs::default() };
         Self {
-            args,
+            model: model.into(),
+            engines: Vec::new(),
+            inspector: None,
             config: Config::default(),
             edit: Vec::new(),
             inspectors: BTreeMap::new(),
@@ -61,14 +64,14 @@ impl Profiler {
     /// Serves it with this engine; repeated, with each of them. By default as `modelmeter profile` chooses.
     #[must_use]
     pub fn server_name(mut self, engine: impl Into<String>) -> Self {
-        self.args.engines.push(engine.into());
+        self.engines.push(engine.into());
         self
     }
 
     /// Makes its calls with this inspector instead of the engine's own.
     #[must_use]
     pub fn inspector(mut self, name: impl Into<String>) -> Self {
-        self.args.inspector = Some(name.into());
+        self.inspector = Some(name.into());
         self
     }
 
@@ -138,15 +141,21 @@ impl Profiler {
         if config.home.as_os_str().is_empty() {
             config.home = config::load(&config::Sources::of_process(None, None))?.home;
         }
-        let args = ProfileArgs {
-            model: self.args.model.clone(),
-            engines: self.args.engines.clone(),
-            inspector: self.args.inspector.clone(),
-            batch_sizes: vec![Steps(batch_sizes.to_vec())],
-            devices: devices.iter().map(ToString::to_string).collect(),
-            ..ProfileArgs::default()
-        };
-        let mut job = job::resolve(&args, config.client.coordinators.is_empty(), false)?;
+        let embedded = config.client.coordinators.is_empty();
+        let target = job::named(Some(&self.model), Vec::new(), Vec::new())?;
+        let mut request = Request { inspector: self.inspector.clone(), ..Request::default() };
+        match &self.engines[..] {
+            [] if embedded => job::quick_start(&mut request, &target),
+            [] => {}
+            engines => request.engines = engines.to_vec(),
+        }
+        if !devices.is_empty() {
+            request.devices = devices.iter().map(ToString::to_string).collect();
+        }
+        if !batch_sizes.is_empty() {
+            request.batch_sizes = batch_sizes.to_vec();
+        }
+        let mut job = Job::new(target, request, embedded)?;
         job.inspectors.clone_from(&self.inspectors);
         self.edit.iter().for_each(|edit| (edit.0)(&mut job.request));
         let finished = run::profile(&config, job, &mut Progress::new(self.quiet), &self.stop).await;

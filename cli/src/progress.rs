@@ -152,7 +152,7 @@ fn inputs_differ(status: &Status) -> bool {
 
 /// `inputs`: say them too, since other cells have others.
 fn describe(cell: &CellStatus, inputs: bool) -> String {
-    let settings = crate::job::settings_text(&cell.engine_settings);
+    let settings = crate::report::settings_text(&cell.engine_settings);
     let settings = if settings.is_empty() { settings } else { format!(" ({settings})") };
     let repeat = if cell.repeat == 0 { String::new() } else { format!(" repeat {}", cell.repeat) };
     let inputs = if inputs { format!(" {}", report::shapes(&cell.inputs)) } else { String::new() };

@@ -1,7 +1,7 @@
 //! The language of the house: the words that coordinator, worker, serving and command line share.
 //!
 //! What belongs here: documents (request, task, part, profile), the pure rules on them (ids, state
-//! transitions, statistics), the wire envelope, and the `Broker` seam. What does not: anything that
+//! transitions, statistics), the wire envelope, the `Broker` seam, and channels between processes. What does not: anything that
 //! launches, measures, stores or serves.
 
 pub mod artifact;
@@ -17,8 +17,10 @@ pub mod grpc;
 pub mod ids;
 pub mod load;
 pub mod model;
+pub mod net;
 pub mod part;
 pub mod profile;
+pub mod program;
 pub mod redact;
 pub mod request;
 pub mod stats;

@@ -8,7 +8,6 @@
 //! channel) → [`backend`] (blocking, on threads of its own) → response. See `design.md` beside this file.
 
 pub mod onnxruntime;
-pub mod python;
 pub mod reference;
 pub mod torchscript;
 

@@ -1,8 +1,7 @@
 //! Finding ONNX Runtime's library on this machine, and loading it once a process.
 
-use crate::python;
 use libloading::{Library, Symbol};
-use modelmeter_common::{Code, Problem};
+use modelmeter_common::{Code, Problem, program};
 use ort::{environment::Environment, logging::LogLevel};
 use std::{
     ffi::CStr,
@@ -137,7 +136,7 @@ fn python_folders() -> Vec<PathBuf> {
 fn ask_python() -> Option<PathBuf> {
     const QUESTION: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
                             print(list(s.submodule_search_locations)[0] if s else '')";
-    let answer = python::ask("python3", QUESTION, python::PATIENCE);
+    let answer = program::ask("python3", QUESTION, program::PATIENCE);
     let answer = answer.inspect_err(|reason| tracing::debug!("python3 {reason}")).ok()?;
     Some(answer.trim()).filter(|answer| !answer.is_empty()).map(PathBuf::from)
 }

@@ -11,6 +11,7 @@ use crate::{
     engine::{Deployment, Place},
     journal::{self, Entry},
     patience::Backoff,
+    publish::{self, FAREWELL},
     register::Membership,
     session,
 };
@@ -30,8 +31,6 @@ use tokio::{sync::watch, task::JoinHandle};
 
 /// How long a deployment waits for the next task.
 const IDLE: Duration = Duration::from_secs(10);
-/// For each of the last words to the coordinator when stopping.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A slot at work.
 pub(crate) struct Slot {
@@ -106,13 +105,13 @@ impl Slot {
             Ok(hint) => hint.task_id,
             Err(error) => {
                 tracing::warn!(%error, "a message on a task queue is none of ours: to quarantine");
-                return settled(delivery.reject().await);
+                return publish::settled(delivery.reject().await);
             }
         };
         let stop = self.context.stop.clone();
         let claimed = tokio::select! {
             biased;
-            () = stop.cancelled() => return settled(delivery.requeue().await),
+            () = stop.cancelled() => return publish::settled(delivery.requeue().await),
             claimed = self.claim(task) => claimed,
         };
         match claimed {
@@ -121,18 +120,18 @@ impl Slot {
                     self.publish(attempt, entry, Some(delivery)).await;
                     self.claim_on(task).await;
                 }
-                Ended::Left => settled(delivery.requeue().await),
+                Ended::Left => publish::settled(delivery.requeue().await),
                 Ended::Busy => {
                     // Meanwhile the delivery is held, so that this slot is not given the same task again.
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = self.busy.pause() => {}
                     }
-                    settled(delivery.ack().await);
+                    publish::settled(delivery.ack().await);
                 }
-                Ended::Dropped | Ended::HandedBack => settled(delivery.ack().await),
+                Ended::Dropped | Ended::HandedBack => publish::settled(delivery.ack().await),
             },
-            None => settled(delivery.ack().await),
+            None => publish::settled(delivery.ack().await),
         }
     }
 
@@ -281,7 +280,7 @@ impl Slot {
     async fn publish(&mut self, attempt: Attempt, entry: Entry, delivery: Option<Delivery>) {
         self.published().await;
         let queue = self.membership.borrow().results.clone();
-        self.publishing = Some(tokio::spawn(deliver(self.context.clone(), queue, attempt, entry, delivery)));
+        self.publishing = Some(tokio::spawn(publish::deliver(self.context.clone(), queue, attempt, entry, delivery)));
     }
 
     /// Waits until the result of the task before is confirmed, or left to the journal because the worker stops.
@@ -295,37 +294,6 @@ impl Slot {
         if let Some(deployment) = self.deployment.take() {
             deployment.stop().await;
         }
-    }
-}
-
-/// Publishes parts, then the final, each confirmed; tries for as long as the broker does not take them.
-pub(crate) async fn deliver(
-    context: Arc<Context>,
-    queue: String,
-    attempt: Attempt,
-    entry: Entry,
-    delivery: Option<Delivery>,
-) {
-    let stop = &context.stop;
-    let published = async {
-        let mut backoff = Backoff::default();
-        while let Err(error) = publish(&context, &queue, &entry).await {
-            tracing::warn!(task = %attempt.task, %error, "the result waits in the journal");
-            backoff.pause().await;
-        }
-    };
-    let left = tokio::select! {
-        // A result that the broker takes at once is not left behind by a stop.
-        () = published => false,
-        () = async { stop.cancelled().await; tokio::time::sleep(FAREWELL).await } => true,
-    };
-    if !left {
-        attempt.published();
-    }
-    match delivery {
-        Some(delivery) if left => settled(delivery.requeue().await),
-        Some(delivery) => settled(delivery.ack().await),
-        None => {}
     }
 }
 
@@ -395,21 +363,6 @@ async fn write(context: &Arc<Context>, entry: Entry) -> Result<Entry, Problem> {
     written.await.map_err(|e| Problem::new(Code::Internal, format!("the journal failed: {e}")))?
 }
 
-/// Publishes one attempt; repeated after a failure it does no harm, since results are inserted once.
-pub(crate) async fn publish(context: &Context, queue: &str, entry: &Entry) -> Result<(), BrokerError> {
-    for (id, body) in &entry.messages {
-        let sent = match context.broker.publish(queue, id, body).await {
-            Err(BrokerError::NoQueue(_)) => {
-                context.broker.declare(queue).await?;
-                context.broker.publish(queue, id, body).await
-            }
-            sent => sent,
-        };
-        sent?;
-    }
-    Ok(())
-}
-
 /// A consumer of the slot's queue; none once the broker is closed.
 async fn consumer(context: &Context, queue: &str) -> Option<Box<dyn Consumer>> {
     let mut backoff = Backoff::default();
@@ -427,16 +380,9 @@ async fn consumer(context: &Context, queue: &str) -> Option<Box<dyn Consumer>> {
     }
 }
 
-/// A settlement that failed means that the message comes again, which its next claim absorbs.
-fn settled(result: Result<bool, BrokerError>) {
-    if !matches!(result, Ok(true)) {
-        tracing::debug!(?result, "a delivery was not settled; it comes again");
-    }
-}
-
 fn granted_or_why(reply: ClaimReply) -> Result<Result<Assignment, Why>, Problem> {
     let unreadable =
-        |what: String| Problem::new(Code::Internal, format!("the coordinator's grant does not read: {what}"));
+        |what: String| Problem::new(Code::Internal, format!("the coordinator's grant cannot be read: {what}"));
     match reply.outcome {
         Some(claim_reply::Outcome::Granted(grant)) => {
             serde_json::from_str(&grant.task_json).map(Ok).map_err(|e| unreadable(e.to_string()))

@@ -1,20 +1,16 @@
 //! The client of the coordinator's `Work` service: several coordinators tried in turn, each call with a deadline.
 
 use crate::patience::Backoff;
-use modelmeter_common::{Code, Problem, grpc, redact::redact};
+use modelmeter_common::{
+    Code, Problem, grpc,
+    net::{Access, Connection, Limits, Peers, Unanswered, each_of},
+};
 use modelmeter_proto::control::{
     ArtifactChunk, ArtifactId, ClaimNextRequest, ClaimReply, ClaimRequest, HandBackRequest, RegisterReply,
     RegisterRequest, RenewReply, RenewRequest, work_client::WorkClient,
 };
-use std::{
-    future::Future,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
-use tonic::{
-    Request, Response, Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use std::{future::Future, time::Duration};
+use tonic::{Request, Response, Status, Streaming};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,10 +21,7 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// The coordinators that a worker knows. Connects by itself, at the first call and after a loss.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
-    /// With their addresses as they may be shown.
-    clients: Vec<(String, WorkClient<Channel>)>,
-    /// The one that answered last: asked first.
-    current: AtomicUsize,
+    peers: Peers,
 }
 
 impl Coordinator {
@@ -38,8 +31,9 @@ impl Coordinator {
             return Err(Problem::invalid("coordinator", "is empty, needs at least one")
                 .with_hint("for example --coordinator http://127.0.0.1:7600"));
         }
-        let clients = addresses.iter().map(|address| Ok((redact(address), client(address)?)));
-        Ok(Self { clients: clients.collect::<Result<_, Problem>>()?, current: AtomicUsize::new(0) })
+        let limits =
+            Limits { connect: CONNECT_TIMEOUT, call: Some(CALL_TIMEOUT), keep_alive: KEEP_ALIVE, while_idle: true };
+        Ok(Self { peers: Peers::new("coordinator", addresses, limits, Access::default())? })
     }
 
     pub async fn register(&self, request: &RegisterRequest) -> Result<RegisterReply, Problem> {
@@ -75,55 +69,24 @@ impl Coordinator {
     async fn call<Q, A, F>(
         &self,
         request: &Q,
-        call: impl Fn(WorkClient<Channel>, Request<Q>) -> F,
+        call: impl Fn(WorkClient<Connection>, Request<Q>) -> F,
     ) -> Result<A, Problem>
     where
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let first = self.current.load(Ordering::Relaxed);
-        let mut tried = Vec::new();
-        for at in (0..self.clients.len()).map(|offset| (first + offset) % self.clients.len()) {
-            let (address, client) = &self.clients[at];
-            let answer = call(client.clone(), Request::new(request.clone()));
-            match tokio::time::timeout(CALL_TIMEOUT, answer).await {
-                Ok(Ok(reply)) => {
-                    self.current.store(at, Ordering::Relaxed);
-                    return Ok(reply.into_inner());
-                }
-                Ok(Err(status)) => match grpc::problem_of(&status) {
-                    // Another one, or the same one later, may answer.
-                    Problem { code: Code::Unreachable, .. } => {
-                        tried.push(format!("{address}: {}", grpc::reason(&status)));
-                    }
-                    refused => return Err(refused),
-                },
-                Err(_) => tried.push(format!("{address}: no answer within {} s", CALL_TIMEOUT.as_secs())),
+        let client = |connection| WorkClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let answer = self.peers.call(request, |connection, request| call(client(connection), request)).await;
+        answer.map_err(|unanswered| match unanswered {
+            Unanswered::Refused(status) => grpc::problem_of(&status),
+            Unanswered::Unreached(tried) => {
+                let message = format!("cannot reach a coordinator ({})", each_of(&tried));
+                Problem::new(Code::Unreachable, message)
+                    .with_field("coordinator")
+                    .with_hint("start one with 'modelmeter coordinator', or name a running one with --coordinator")
             }
-        }
-        Err(Problem::new(Code::Unreachable, format!("cannot reach a coordinator ({})", tried.join("; ")))
-            .with_field("coordinator")
-            .with_hint("start one with 'modelmeter coordinator', or name a running one with --coordinator"))
+        })
     }
-}
-
-fn client(address: &str) -> Result<WorkClient<Channel>, Problem> {
-    let bad = |reason: String| {
-        Problem::invalid("coordinator", format!("'{}' is not an address: {reason}", redact(address)))
-            .with_hint("for example http://127.0.0.1:7600")
-    };
-    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| bad(e.to_string()))?;
-    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
-        return Err(bad("it must be http://host:port".into()));
-    }
-    let channel = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .connect_lazy();
-    Ok(WorkClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Repeats a call as long as its problem is `unreachable`; never gives up, so race it against a stop.

@@ -62,7 +62,7 @@ impl Entry {
             return Err("it is cut off or too long".into());
         }
         let last = frames.pop().ok_or("it is empty")?;
-        let last: Final = wire::decode(last).map_err(|e| format!("its final does not read: {e}"))?;
+        let last: Final = wire::decode(last).map_err(|e| format!("its final cannot be read: {e}"))?;
         check_parts(&frames, &last)?;
         Self::new(frames.into_iter().map(<[u8]>::to_vec).collect(), &last).map_err(|e| e.to_string())
     }
@@ -78,7 +78,7 @@ fn check_parts(frames: &[&[u8]], last: &Final) -> Result<(), String> {
         return Err(format!("it has {} parts where its final names {}", frames.len(), named.len()));
     }
     for (frame, sha256) in frames.iter().zip(named) {
-        let part: Part = wire::decode(frame).map_err(|e| format!("a part does not read: {e}"))?;
+        let part: Part = wire::decode(frame).map_err(|e| format!("a part cannot be read: {e}"))?;
         if (part.task_id, part.attempt) != (last.task_id, last.attempt) || wire::sha256_hex(frame) != *sha256 {
             return Err("a part is not the one that its final names".into());
         }

@@ -5,6 +5,8 @@
 
 mod attempts;
 mod cache;
+pub mod compare;
+mod configured;
 mod consume;
 mod coordinator;
 mod cpus;
@@ -15,20 +17,24 @@ mod lock;
 mod options;
 mod patience;
 mod process;
+mod publish;
 mod register;
 pub mod sample;
+pub mod selfcheck;
 mod service;
 mod session;
+pub mod slots;
 #[cfg(test)]
 mod testing;
 mod trial;
 
-pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, check_ports, docker_version};
+pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, discover::Lacking, docker_version};
 pub use lock::try_flock;
-pub use options::{Lacking, Options, SlotOptions};
+pub use options::{Options, lock_dir};
 pub use patience::Patience;
 pub use register::offered;
 pub use service::{Handle, start};
+pub use slots::SlotOptions;
 pub use trial::Trial;
 
 use modelmeter_common::{Code, Problem, broker::Broker};

@@ -214,7 +214,7 @@ fn end_orphans(folder: &Path) {
     }
 }
 
-/// The first line of a lock file; none if it does not read, or if it is another user's word.
+/// The first line of a lock file; none if it cannot be read, or if it is another user's word.
 fn read_record(path: &Path) -> Option<Record> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
     if !is_trusted(file.metadata().ok()?.uid()) {

@@ -1,16 +1,18 @@
 //! What a worker is told, checked whole before anything is locked or started.
 
 use crate::{
-    cpus::Cores,
-    engine::{EngineSpec, Launch, PortPolicy},
+    cpus::{Cores, Wanted},
+    engine::{EngineSpec, Launch, PortPolicy, discover::Lacking},
     inspector::Custom,
     lock::Claim,
     patience::Patience,
+    slots::{self, SlotOptions},
 };
 use modelmeter_common::{
     Code, Problem,
     broker::Broker,
-    device::{Device, DeviceKind},
+    config::{self, Config},
+    device::DeviceKind,
     redact::redact,
 };
 use std::{
@@ -73,23 +75,34 @@ impl fmt::Debug for Options {
     }
 }
 
-/// What this machine cannot offer, and why: told to whoever asks for it.
-#[derive(Clone, Default, Debug)]
-pub struct Lacking {
-    /// By engine.
-    pub engines: BTreeMap<String, Problem>,
-    /// Set where there is no GPU that an engine could run on.
-    pub gpu: Option<Problem>,
-}
-
-/// One slot: a device that runs one task at a time.
-#[derive(Clone, Debug)]
-pub struct SlotOptions {
-    /// The device.
-    pub device: Device,
-}
-
 impl Options {
+    /// What the configuration says of a worker of this broker. Its slots and engines are still to be named.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a list of cores that is none.
+    pub fn configured(config: &Config, broker: Arc<dyn Broker>) -> Result<Self, Problem> {
+        let settings = &config.worker;
+        let cpus =
+            |field: &str, list: &Option<String>| list.as_deref().map(|list| config::cpus(field, list)).transpose();
+        Ok(Self {
+            name: settings.name.clone().unwrap_or_else(host_name),
+            broker,
+            coordinators: settings.coordinators.clone(),
+            slots: Vec::new(),
+            engines: Vec::new(),
+            lacking: Lacking::default(),
+            inspectors: BTreeMap::new(),
+            home: config.home.clone(),
+            lock_dir: lock_dir(config),
+            ports: settings.ports.into(),
+            client_cpus: cpus("client_cpus", &settings.client_cpus)?,
+            engine_cpus: cpus("engine_cpus", &settings.engine_cpus)?,
+            shared_cpu: settings.shared_cpu,
+            patience: Patience::Refuse,
+            labels: settings.labels.clone(),
+        })
+    }
+
     pub(crate) fn validate(&self) -> Result<(), Problem> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if self.name.is_empty()
@@ -125,9 +138,16 @@ impl Options {
         Ok(())
     }
 
-    /// Whether it launches all of its engines: where another one runs, only its owner knows.
-    pub(crate) fn launches_all(&self) -> bool {
-        self.engines.iter().all(|engine| !matches!(engine.launch, Launch::Attach { .. }))
+    /// What decides on which cores its client and engines run.
+    pub(crate) fn wanted_cores(&self) -> Wanted<'_> {
+        // Where an engine runs that it does not launch, only that one's owner knows.
+        let launches_all = self.engines.iter().all(|engine| !matches!(engine.launch, Launch::Attach { .. }));
+        Wanted {
+            slots: slots::kinds(&self.slots),
+            client: self.client_cpus.as_deref(),
+            engines: self.engine_cpus.as_deref(),
+            alone: launches_all && !self.shared_cpu,
+        }
     }
 
     /// What each slot locks.
@@ -137,4 +157,20 @@ impl Options {
         };
         self.slots.iter().zip(cores).map(claim).collect()
     }
+}
+
+/// Locks of devices, where the configuration names no other place: one folder for all users of a machine.
+const LOCK_DIR: &str = "/tmp/modelmeter-locks";
+
+/// Where the locks of this machine's devices lie.
+pub fn lock_dir(config: &Config) -> PathBuf {
+    config.worker.lock_dir.clone().unwrap_or_else(|| LOCK_DIR.into())
+}
+
+/// The host's name, as far as it can name a worker.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let name: String = name.trim().chars().map(plain).take(MAX_NAME).collect();
+    if name.is_empty() { "worker".into() } else { name }
 }

@@ -1,6 +1,6 @@
 //! A worker's membership: it registers, renews its leases, and forgets what the coordinator has.
 
-use crate::{Context, EngineSpec, Lacking, attempts::Attempt, consume, coordinator::patiently, inspector::Custom};
+use crate::{Context, EngineSpec, Lacking, attempts::Attempt, coordinator::patiently, inspector::Custom, publish};
 use modelmeter_common::{Code, Problem, device::DeviceKind, status::Abilities, wire};
 use modelmeter_proto::control::{RegisterRequest, RenewReply, RenewRequest, Slot};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -134,7 +134,7 @@ async fn publish_again(context: Arc<Context>, queue: String, attempt: Attempt) {
     match entry {
         Ok(Some(entry)) => {
             tracing::warn!(%task, attempt = number, "the coordinator still lacks the result: publishing it again");
-            consume::deliver(context, queue, attempt, entry, None).await;
+            publish::deliver(context, queue, attempt, entry, None).await;
         }
         // With nothing to give, its lease shall run out, so that it is measured again.
         _ => {

@@ -4,14 +4,14 @@ use crate::{
     Context, Options,
     attempts::Attempts,
     cache::Cache,
-    consume::{self, Slot},
+    consume::Slot,
     coordinator::Coordinator,
     cpus,
     engine::{self, Census, Launch, Place, STOP_TIMEOUT, check_ports, remove_orphans},
     journal::Journal,
     lock::DeviceLock,
     patience::{Backoff, Patience},
-    register,
+    publish, register, slots,
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};
@@ -127,7 +127,7 @@ impl Handle {
 async fn prepare(options: Options) -> Result<Context, Problem> {
     options.validate()?;
     let coordinator = Coordinator::new(&options.coordinators)?;
-    let cpus = cpus::split(&options, &threads::available_cores(), CpuGroups::own().cores())?;
+    let cpus = cpus::split(&options.wanted_cores(), &threads::available_cores(), CpuGroups::own().cores())?;
     let cache = Cache::open(options.home.join("cache"))?;
     let (claims, lock_dir, name) = (options.claims(&cpus.slots), options.lock_dir.clone(), options.name.clone());
     let take = || {
@@ -160,7 +160,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         tracing::warn!(%problem, "containers that a dead worker left, if any, were not removed");
     }
     // With the devices locked no engine of a dead worker is left on them.
-    check_ports(&options.engines, &options.slots, options.ports)?;
+    check_ports(&options.engines, &slots::kinds(&options.slots), options.ports)?;
     Ok(Context {
         incarnation: uuid::Uuid::new_v4().to_string(),
         broker: options.broker,
@@ -192,7 +192,7 @@ async fn replay(context: &Arc<Context>, patience: &Patience) -> Result<(), Probl
     }
     tracing::info!(attempts = entries.len(), "publishing what the journal holds");
     for entry in &entries {
-        insist(patience, || async { Ok(consume::publish(context, RESULTS, entry).await?) }).await?;
+        insist(patience, || async { Ok(publish::once(context, RESULTS, entry).await?) }).await?;
         context.attempts.add_published(entry.task, entry.attempt);
     }
     Ok(())

@@ -2,14 +2,14 @@
 
 use super::{Context, print};
 use crate::{
-    engines::{Found, survey},
     report::{self, Align, Table},
+    servers::discovery,
 };
 use modelmeter_common::Problem;
-use modelmeter_worker::{docker_version, sample::devices};
+use modelmeter_worker::{docker_version, engine::discover::Found, sample::devices};
 
 pub(super) fn run(context: &Context) -> Result<u8, Problem> {
-    let found = survey(&context.config);
+    let found = discovery(&context.config).survey();
     if context.json {
         print(&report::json(&found))?;
         return Ok(0);

@@ -12,7 +12,8 @@ mod worker;
 
 use crate::{
     args::{Cli, Command, Global},
-    run::Failure,
+    failure::Failure,
+    notes,
 };
 use clap::{CommandFactory, Parser, error::ErrorKind as Usage};
 use modelmeter_common::{
@@ -39,7 +40,7 @@ pub(crate) struct Context {
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
-    crate::engines::this_is_the_program();
+    crate::servers::this_is_the_program();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -123,7 +124,7 @@ fn patience(no_wait: bool) -> Patience {
     if no_wait {
         return Patience::Refuse;
     }
-    Patience::Wait(Arc::new(|problem| drop(writeln!(std::io::stderr(), "{}", crate::run::waiting(problem)))))
+    Patience::Wait(Arc::new(|problem| drop(writeln!(std::io::stderr(), "{}", notes::waiting(problem)))))
 }
 
 /// Prints to standard output; a reader that has gone away is not an error.

@@ -4,10 +4,10 @@ use super::{Context, print};
 use crate::{
     args::{Format, ProfileArgs, WatchArgs},
     client::Client,
+    failure::Failure,
     follow, interrupt, job,
     progress::Progress,
-    report,
-    run::{self, Failure},
+    report, run,
 };
 use modelmeter_common::Problem;
 

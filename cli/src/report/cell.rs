@@ -2,9 +2,8 @@
 
 use super::{
     number::{Shown, number, shown},
-    profiles::{shapes, shapes_differ},
+    shapes::{settings_text, shapes, shapes_differ},
 };
-use crate::job::settings_text;
 use modelmeter_common::{
     Code,
     model::TensorShape,

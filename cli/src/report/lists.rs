@@ -2,10 +2,9 @@
 
 use super::{
     number::counted,
-    profiles::{shapes, shapes_differ},
+    shapes::{settings_text, shapes, shapes_differ},
     table::{Align, Table},
 };
-use crate::job::settings_text;
 use modelmeter_common::{
     Timestamp,
     device::DeviceKind,

@@ -10,6 +10,7 @@ mod number;
 mod paint;
 mod plot;
 mod profiles;
+mod shapes;
 mod table;
 mod text;
 mod words;
@@ -24,7 +25,7 @@ pub use classic::classic;
 pub use lists::{cells, dryrun, models, requests, time, workers};
 pub use number::{bytes, counted, number};
 pub use profiles::profiles;
-pub(crate) use profiles::{shapes, shapes_differ};
+pub(crate) use shapes::{settings_text, shapes, shapes_differ};
 pub use table::{Align, Table};
 
 use crate::args::Format;

@@ -6,14 +6,14 @@ use super::{
     detail, footer,
     number::{self, INVALID, NONE, OBSERVED, number, or_none},
     plot,
+    shapes::{settings_text, shapes},
     table::{Align, Table},
     text::wrap,
     words,
 };
-use crate::job::settings_text;
 use modelmeter_common::{
     RequestId,
-    model::{ModelRef, TensorShape},
+    model::ModelRef,
     profile::{Latency, Profile, ProfileLoad, ProfilePoint},
     stats::Figure,
 };
@@ -74,23 +74,6 @@ fn heading(group: &Group, view: View) -> String {
         .collect();
     lines.extend(wrap(&engines.into_iter().chain(devices).collect::<Vec<_>>().join(" · "), view.width));
     lines.join("\n") + "\n"
-}
-
-/// `x FP32 [N, 3, 224, 224]`, the batch axis left open where it is.
-pub(crate) fn shapes(inputs: &[TensorShape]) -> String {
-    let one = |input: &TensorShape| {
-        let axis =
-            |(at, n): (usize, &u64)| if Some(at as u32) == input.batch_axis { "N".into() } else { n.to_string() };
-        let axes: Vec<String> = input.shape.iter().enumerate().map(axis).collect();
-        format!("{} {} [{}]", input.name, input.dtype, axes.join(", "))
-    };
-    inputs.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether these cells differ in their inputs, besides the batch.
-pub(crate) fn shapes_differ<'a>(mut cells: impl Iterator<Item = &'a [TensorShape]>) -> bool {
-    let first = cells.next().map(shapes);
-    cells.any(|inputs| Some(shapes(inputs)) != first)
 }
 
 fn identity(group: &Group) -> Table {

@@ -9,7 +9,7 @@ use modelmeter_common::{
     task::{Cell, DEFAULT_INSPECTOR},
     wire::sha256_hex,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What to do where a slot is missing and nobody said why.
 const HINT: &str =

@@ -13,7 +13,7 @@ use crate::{
     endpoint::Socket,
     record::{
         CallRecord, Failure, Lost, Metric, Times,
-        recorder::{GAP_NS, Recorder, Window},
+        recorder::{GAP_NS, LOST, Recorder, Window},
     },
     schedule::Pacer,
     sys::{self, Clock, Watch},
@@ -39,6 +39,8 @@ const MAX_BACKOFF_NS: u64 = 1_000_000_000;
 const MAX_WAIT_NS: u64 = 50_000_000;
 /// A scheduled send nearer than this is waited for awake: sleeping overshoots by about as much.
 const SPIN_NS: u64 = 30_000;
+/// How long a closed loop whose server stands still when it is to end waits for an answer.
+const LINGER_NS: u64 = 1_000_000_000;
 const READ_BUFFER: usize = 256 << 10;
 /// Scheduled sends in a turn, at most: then what came meanwhile is read.
 const MOST_DUE: usize = 32;
@@ -68,8 +70,12 @@ enum State {
     Running,
     /// The calls asked for have ended; the burst that they ended with may go on.
     Full,
-    /// Nothing more is sent; calls in flight may end.
+    /// Open loop: nothing more is sent; calls in flight may end.
     Draining,
+    /// Closed loop: nothing more is sent; calls that take far longer than any before may end until this time.
+    Lingering {
+        until_ns: u64,
+    },
     Ended,
 }
 
@@ -170,15 +176,31 @@ impl<P: Protocol> Client<P> {
     fn heed_orders(&mut self) {
         let now = self.clock.now_ns();
         match (self.shared.state.load(Relaxed), self.state) {
-            (STOP | DRAIN, State::Connecting) | (STOP, State::Draining) => self.state = State::Ended,
+            (STOP | DRAIN, State::Connecting) | (STOP, State::Draining | State::Lingering { .. }) => {
+                self.state = State::Ended;
+            }
             (STOP, State::Running) | (_, State::Full) if self.recorder.is_between(now) => self.state = State::Ended,
-            (DRAIN, State::Running) => self.drain(),
+            (DRAIN, State::Running) if self.open => self.drain(),
+            (DRAIN, State::Running) if self.recorder.is_between(now) => {
+                self.state = State::Lingering { until_ns: now + LINGER_NS };
+            }
             (_, State::Running) => self.cut(now),
             _ => {}
         }
-        if matches!(self.state, State::Draining | State::Full) && self.flights.count() == 0 {
+        let is_over = match self.state {
+            State::Draining | State::Full => self.flights.count() == 0,
+            State::Lingering { until_ns } => now >= until_ns || !self.is_standing_still(now),
+            _ => false,
+        };
+        if is_over {
             self.state = State::Ended;
         }
+    }
+
+    /// Whether a call in flight has been waited for far longer than any took.
+    fn is_standing_still(&self, now: u64) -> bool {
+        let longest_ns = self.recorder.longest_ns();
+        longest_ns > 0 && self.flights.ages(now).into_iter().any(|ns| ns > LOST * longest_ns)
     }
 
     fn cut(&mut self, now: u64) {
@@ -204,7 +226,7 @@ impl<P: Protocol> Client<P> {
 
     fn send_due(&mut self) {
         let is_running = self.is_running();
-        if is_running || self.state == State::Draining {
+        if is_running || matches!(self.state, State::Draining | State::Lingering { .. }) {
             self.send_waiting();
         }
         if !is_running {
@@ -443,7 +465,7 @@ impl<P: Protocol> Client<P> {
     }
 
     fn is_sent_again(&mut self, token: usize) -> bool {
-        if !matches!(self.state, State::Running | State::Draining) {
+        if !matches!(self.state, State::Running | State::Draining | State::Lingering { .. }) {
             return false;
         }
         let again = self.flights.again(token);

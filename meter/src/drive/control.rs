@@ -137,7 +137,7 @@ impl Control {
         self.shared.width_ns.store(width_ns, Relaxed);
     }
 
-    /// No more sends; calls in flight may end.
+    /// No more sends; calls in flight may end, of a closed loop only those that take far longer than any before.
     pub fn drain(&self) {
         let _ = self.shared.state.compare_exchange(RUN, DRAIN, Relaxed, Relaxed);
         self.wake();

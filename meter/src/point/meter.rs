@@ -3,7 +3,6 @@
 use super::{
     limits::{is_decided, lacks_percentiles, latest_warmup, planned, stop_rule, widest_ns},
     observed::{MetricSeen, Observed, has_failed},
-    validity::LOST,
 };
 use crate::{
     check::Remark,
@@ -11,7 +10,7 @@ use crate::{
     probe::{Probe, Sampling},
     record::{
         Failure,
-        recorder::{Sends, Window},
+        recorder::{LOST, Sends, Window},
     },
     rules::Rules,
     target::Target,
@@ -300,11 +299,11 @@ impl<'a> Meter<'a> {
         self.rules.sla.as_ref().is_some_and(|sla| is_decided(sla, &self.series, false))
     }
 
-    /// Ends the client; an open loop waits for its calls.
+    /// Ends the client: an open loop waits for its calls, a closed one for those that take far longer than any before.
     pub fn end(&self) {
-        match self.load {
-            LoadPoint::Open { .. } if self.gone.is_none() => self.control.drain(),
-            _ => self.control.stop(),
+        match self.gone {
+            None => self.control.drain(),
+            Some(_) => self.control.stop(),
         }
     }
 

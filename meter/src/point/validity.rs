@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     probe::{Quota, Samples},
-    record::Failure,
+    record::{Failure, recorder::LOST},
     rules::Rules,
 };
 use modelmeter_common::{
@@ -32,8 +32,6 @@ const MAX_ENGINE_STARVED: f64 = 0.1;
 const MAX_THROTTLED: f64 = 0.01;
 /// From the slowest to the fastest that the engine's cores were, leaving out a twentieth at both ends.
 const MAX_SPEED_CHANGE: f64 = 1.1;
-/// A call that was waited for longer than any other took, by this factor, may never have been answered.
-pub(super) const LOST: u64 = 2;
 const MAX_STEAL: f64 = 0.02;
 /// Beyond this share of calls that were sent again it is told.
 const MAX_RESENT: f64 = 0.01;
@@ -118,8 +116,9 @@ fn soundness(seen: &Observed, open: bool, warnings: &mut Vec<Warning>) {
         warn(warnings, "errors", message);
     } else if lost > 0 {
         let message = format!(
-            "{lost} calls had been waited for {waited:.1?} when the point ended, longer than twice any other took: the server \
-             may have lost them; look at its log"
+            "{lost} call{} had no answer {waited:.1?} after being sent when the point ended, longer than twice any other \
+             took: the server may have lost it; look at its log",
+            if lost == 1 { "" } else { "s" }
         );
         warn(warnings, "unanswered", message);
     }

@@ -17,6 +17,9 @@ pub(crate) const GAP_NS: u64 = 300_000;
 /// Where calls end all the time, one need not wait for a gap longer than this, nor than half of what is cut.
 const PATIENCE_NS: u64 = 5_000_000;
 
+/// A call that was waited for longer than any other took, by this factor, may never have been answered.
+pub(crate) const LOST: u64 = 2;
+
 /// A stretch of the run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Window {
@@ -71,6 +74,8 @@ pub(crate) struct Recorder {
     from_ns: u64,
     due: u64,
     ended: u64,
+    /// The longest that a call took in the phase's windows so far.
+    longest_ns: u64,
     sends: Sends,
 }
 
@@ -91,6 +96,7 @@ impl Recorder {
             from_ns: 0,
             due: 0,
             ended: 0,
+            longest_ns: 0,
             sends: Sends::default(),
         }
     }
@@ -116,7 +122,7 @@ impl Recorder {
         }
         let window = self.cut();
         if phase != self.phase {
-            (self.phase, self.from_ns, self.due, self.ended) = (phase, now, 0, 0);
+            (self.phase, self.from_ns, self.due, self.ended, self.longest_ns) = (phase, now, 0, 0, 0);
         }
         Some(window)
     }
@@ -208,7 +214,13 @@ impl Recorder {
         self.window.awake_ns += ns;
     }
 
+    /// The longest that a call of this phase took; 0 before the first.
+    pub fn longest_ns(&self) -> u64 {
+        self.longest_ns.max(self.window.batch.latency.max_ns())
+    }
+
     fn cut(&mut self) -> Window {
+        self.longest_ns = self.longest_ns();
         let mut window = std::mem::replace(&mut self.window, empty(self.metrics));
         (window.phase, self.waiting_ns) = (self.phase, None);
         if self.late {

@@ -17,7 +17,7 @@ use std::{
     io::Write,
     net::{Shutdown, TcpListener},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -114,6 +114,21 @@ async fn calls_that_never_come_back_are_told() {
     let point = run(&mock, closed(64), &patient).await.unwrap();
     let errors = point.warnings.iter().find(|w| w.code == "errors").map(|w| w.message.as_str());
     assert!(!point.valid && errors.is_some_and(|e| e.contains("unanswered")), "{:?}", point.warnings);
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_at_the_end_is_waited_for() {
+    let _turn = turn().await;
+    let first = OnceLock::new();
+    // A run of at most 800 ms, warm-up included, ends in the middle of this.
+    let mock = Mock::start(move |_, now| {
+        let at = now - *first.get_or_init(|| now);
+        Reply::After(if at > ms(500) { ms(1400).saturating_sub(at) } else { ms(2) })
+    });
+    let point = run(&mock, closed(8), &rules(600)).await.unwrap();
+    assert!(point.errors == 0 && !warned(&point, "errors") && !warned(&point, "unanswered"), "{:?}", point.warnings);
+    assert!(point.latency.max_ns() > 500_000_000, "the silence is in the latencies");
+    all_counted(&point);
 }
 
 #[tokio::test]

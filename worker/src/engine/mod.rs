@@ -3,13 +3,16 @@
 //! An engine is data from the worker's own configuration. A task only names one; its model name and settings
 //! are the only words of it that reach an engine, as single arguments, never through a shell.
 
+pub mod discover;
 mod docker;
 mod launch;
 mod layout;
+mod material;
 mod ports;
 mod ready;
 mod running;
 mod settings;
+mod spec;
 mod template;
 mod tfs;
 pub(crate) mod triton;
@@ -17,10 +20,12 @@ mod watched;
 
 pub use docker::docker_version;
 pub use layout::Layout;
-pub use ports::{PortPair, PortPolicy, Ports, check_ports};
+pub use ports::{PortPair, PortPolicy, Ports};
+pub use spec::{EngineSpec, Launch};
 
 pub(crate) use docker::remove_orphans;
 pub(crate) use launch::{Command, Process, start};
+pub(crate) use ports::check_ports;
 pub(crate) use running::note;
 pub(crate) use watched::Census;
 
@@ -31,16 +36,12 @@ use running::{Running, Setup};
 use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
-    container::Container,
-    device::{Device, DeviceKind},
+    device::Device,
     engine::{EXIT_REFUSED, Protocol},
-    model::Format,
     task::Cell,
 };
 use modelmeter_meter::endpoint::Endpoint;
-use serde_json::Value;
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -55,109 +56,6 @@ const GRACE: Duration = Duration::from_secs(3);
 /// From a stop to the end of the last engine, at most: the grace, and what a daemon takes to start a container that
 /// nobody wants any more and to remove it.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// An engine that this worker may launch or use.
-#[derive(Clone, Debug)]
-pub struct EngineSpec {
-    /// Its name in requests.
-    pub name: String,
-    /// Its version; none: the server is asked.
-    pub version: Option<String>,
-    /// How it comes to serve.
-    pub launch: Launch,
-    /// What its artifact must look like on disk.
-    pub layout: Layout,
-    /// What clients speak to it.
-    pub protocol: Protocol,
-    /// Where it listens by default; a kind of device without ports is one that it cannot run on.
-    pub ports: Ports,
-    /// The artifact formats that it loads.
-    pub formats: Vec<Format>,
-    /// From launch to ready, at most.
-    pub ready_timeout: Duration,
-}
-
-/// How an engine comes to serve.
-#[derive(Clone, Debug)]
-pub enum Launch {
-    /// A process of this machine, started for each deployment.
-    ///
-    /// `args` and the values of `env` may hold `{model}` (path of the artifact as [`Layout`] has it), `{model_name}`,
-    /// `{grpc_port}`, `{http_port}`, `{metrics_port}`, `{settings}` (JSON), `{device}` (`cpu` or `cuda:0`) and `{signature}` (JSON of the inputs, their
-    /// batch axis -1). Each stays one argument whatever is put in.
-    Process {
-        /// The executable: a path, or a name on PATH.
-        program: PathBuf,
-        /// Its arguments.
-        args: Vec<String>,
-        /// Set besides the worker's own environment.
-        env: BTreeMap<String, String>,
-    },
-    /// A container of this machine's Docker, started for each deployment. The model is mounted read-only; `{model}` is
-    /// where it lies inside, and ports are mapped on loopback.
-    Docker {
-        /// The image and its set-up.
-        container: Container,
-        /// The command, with placeholders as of a process; empty: the image's own.
-        args: Vec<String>,
-        /// Set in the container.
-        env: BTreeMap<String, String>,
-    },
-    /// A server that already runs.
-    Attach {
-        /// Its gRPC port.
-        endpoint: Endpoint,
-        /// The model's name there.
-        model: String,
-    },
-}
-
-impl Launch {
-    /// The word in documents.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Process { .. } => "process",
-            Self::Docker { .. } => "docker",
-            Self::Attach { .. } => "attach",
-        }
-    }
-}
-
-impl EngineSpec {
-    /// Checks what can be checked before anything is launched.
-    ///
-    /// # Errors
-    /// `invalid_argument`, naming what of the engine's configuration makes no sense.
-    pub fn validate(&self) -> Result<(), Problem> {
-        let field = format!("engines.{}", self.name);
-        match &self.launch {
-            Launch::Process { args, env, .. } => {
-                args.iter().chain(env.values()).try_for_each(|text| template::check(text, &field))
-            }
-            Launch::Docker { container, .. } if container.image.is_empty() => {
-                Err(Problem::invalid(format!("{field}.docker.image"), "is not set").with_hint("repository:tag"))
-            }
-            Launch::Docker { container, args, env } => {
-                let templates = args.iter().chain(env.values()).chain(&container.mount);
-                templates.into_iter().try_for_each(|text| template::check(text, &field))
-            }
-            Launch::Attach { .. } => Ok(()),
-        }
-    }
-
-    /// Whether it takes these settings, as far as that can be said before it is launched.
-    ///
-    /// # Errors
-    /// `invalid_argument` naming the setting or value that it does not take, with what it takes.
-    pub fn check_settings(&self, settings: &BTreeMap<String, Value>) -> Result<(), Problem> {
-        self.layout.check_settings(&self.name, settings)
-    }
-
-    /// Whether it can serve on this kind of device.
-    pub fn runs_on(&self, kind: DeviceKind) -> bool {
-        matches!(self.launch, Launch::Attach { .. }) || self.ports.on(kind).is_some()
-    }
-}
 
 /// The slot that a deployment is for.
 #[derive(Debug)]

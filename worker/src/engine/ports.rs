@@ -1,9 +1,9 @@
 //! Ports for engines: the documented ones by default, free ones where asked for.
 
 use super::{EngineSpec, Launch, Place};
-use crate::{options::SlotOptions, process};
+use crate::process;
 use modelmeter_common::{
-    Code, Problem,
+    Code, Problem, config,
     device::DeviceKind,
     engine::{EngineInfo, SLOT_PORT_STEP},
 };
@@ -72,6 +72,15 @@ pub enum PortPolicy {
     Auto,
 }
 
+impl From<config::Ports> for PortPolicy {
+    fn from(configured: config::Ports) -> Self {
+        match configured {
+            config::Ports::Default => Self::Default,
+            config::Ports::Auto => Self::Auto,
+        }
+    }
+}
+
 /// Ports that engines of this process have: a check by binding cannot see those that are not bound yet.
 static RESERVED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
@@ -127,14 +136,14 @@ fn wanted(spec: &EngineSpec, place: &Place) -> Result<Vec<Option<u16>>, Problem>
 ///
 /// # Errors
 /// `busy`, naming the port and who holds it.
-pub fn check_ports(engines: &[EngineSpec], slots: &[SlotOptions], policy: PortPolicy) -> Result<(), Problem> {
+pub(crate) fn check_ports(engines: &[EngineSpec], slots: &[DeviceKind], policy: PortPolicy) -> Result<(), Problem> {
     if policy == PortPolicy::Auto {
         return Ok(());
     }
     let launched = engines.iter().filter(|engine| !matches!(engine.launch, Launch::Attach { .. }));
     for engine in launched {
-        for (index, slot) in (0..).zip(slots) {
-            let Some(pair) = engine.ports.on(slot.device.kind) else { continue };
+        for (index, kind) in (0..).zip(slots) {
+            let Some(pair) = engine.ports.on(*kind) else { continue };
             for port in pair.all().filter(|port| *port != 0) {
                 let port = on_slot(port, index)?;
                 if !is_free(port) {
@@ -251,7 +260,7 @@ mod tests {
         assert_eq!(problem.code, Code::Busy);
         assert!(problem.message.contains(&format!("port {port}")), "{problem}");
         assert!(problem.message.contains(&format!("pid {}", std::process::id())), "{problem}");
-        let slots = [SlotOptions { device: testing::cpu() }];
+        let slots = [DeviceKind::Cpu];
         assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Default), Err(problem));
         assert_eq!(check_ports(std::slice::from_ref(&spec), &slots, PortPolicy::Auto), Ok(()));
         // The same engine with any free port.

@@ -2,7 +2,8 @@
 
 use super::{
     EngineSpec, Place, docker, launch,
-    layout::{Folder, Laid},
+    layout::Laid,
+    material::Folder,
     ports::{self, PortPair},
     template::Values,
     watched::Watched,

@@ -1,6 +1,6 @@
 //! Settings of engines that are configured by files or flags of their own: names and values, checked whole.
 
-use modelmeter_common::{Problem, error::did_you_mean};
+use modelmeter_common::{Problem, error::did_you_mean, request::MAX_BATCH_SIZE};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -27,6 +27,13 @@ impl Kind {
         }
     }
 }
+
+/// The bounds of a batch's size, as a setting.
+pub(super) const BATCH: Kind = Kind::Count(1, MAX_BATCH_SIZE as u64);
+/// More threads or instances than this are a slip of the hand.
+pub(super) const COUNT: Kind = Kind::Count(1, 1024);
+/// Up to a second, in microseconds.
+pub(super) const DELAY_US: Kind = Kind::Count(0, 1_000_000);
 
 /// One engine's settings, known and of the right kind.
 #[derive(Debug)]

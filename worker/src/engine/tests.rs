@@ -6,8 +6,8 @@ use crate::{
     process::{self, Identity},
     testing::{self, until},
 };
-use modelmeter_common::model::ModelRef;
-use std::{fs, process::Stdio, time::Instant};
+use modelmeter_common::{device::DeviceKind, model::ModelRef};
+use std::{collections::BTreeMap, fs, process::Stdio, time::Instant};
 
 /// Set in the process that plays the worker which is killed: where it works.
 const ROLE: &str = "MODELMETER_TEST_KILLED_WORKER";

@@ -1,8 +1,8 @@
 //! TensorFlow Serving: its folder of versions, its batching file, and the flags that go with them.
 
 use super::{
-    layout::{self, BATCH, COUNT, DELAY_US, Material},
-    settings::{Kind, Settings},
+    material::{self, Material},
+    settings::{BATCH, COUNT, DELAY_US, Kind, Settings},
 };
 use modelmeter_common::Problem;
 use std::path::Path;
@@ -32,7 +32,7 @@ const BATCHING: [(&str, &str); 4] = [
 /// `invalid_argument` for settings, `storage`.
 pub(super) fn lay_out(material: &Material<'_>) -> Result<Vec<String>, Problem> {
     let settings = Settings::check(material.engine, material.settings, &SETTINGS)?;
-    layout::place(material.artifact, &material.folder.join("1"))?;
+    material::place(material.artifact, &material.folder.join("1"))?;
     let mut args = Vec::new();
     let flags = [("threads", "intra"), ("inter_op_threads", "inter")];
     for (name, which) in flags {
@@ -56,7 +56,7 @@ pub(super) fn lay_out(material: &Material<'_>) -> Result<Vec<String>, Problem> {
 fn write(given: &[(&&str, &&str, u64)], folder: &Path) -> Result<String, Problem> {
     let path = folder.join("batching.pbtxt");
     let lines: String = given.iter().map(|(_, key, value)| format!("{key} {{ value: {value} }}\n")).collect();
-    layout::write(&path, &lines)?;
+    material::write(&path, &lines)?;
     Ok(path.display().to_string())
 }
 

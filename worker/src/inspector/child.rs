@@ -7,7 +7,7 @@ use super::{
     Inspector, Subject, bad_response,
     pipe::{Flaw, Pipe},
     process::Kept,
-    registry::Program,
+    program::Program,
 };
 use crate::engine::{self, Place};
 use async_trait::async_trait;

@@ -4,15 +4,19 @@
 //! [`modelmeter_meter`]'s. Requests are encoded once, before any clock starts.
 
 mod child;
+mod configured;
 pub mod data;
 pub mod kserve_v2;
 mod pipe;
 pub mod predict;
 mod process;
+mod program;
 mod registry;
 pub mod tfs;
 
-pub use registry::{Custom, Maker, Program, find};
+pub use configured::configured;
+pub use program::Program;
+pub use registry::{Custom, Maker, find};
 
 use async_trait::async_trait;
 use bytes::Bytes;

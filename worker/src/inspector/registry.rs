@@ -1,9 +1,9 @@
 //! The custom inspectors of a worker, by name: Rust types, and programs of its configuration. A task only names one.
 
-use super::{Inspector, Subject, child};
+use super::{Inspector, Subject, child, program::Program};
 use crate::engine::Place;
 use modelmeter_common::{Code, Problem, error::did_you_mean, load::Load, task::DEFAULT_INSPECTOR};
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// Makes the inspector of one cell: what is to be sent is told, the requests and checks are its own.
 pub type Maker = Arc<dyn Fn(Subject) -> Result<Arc<dyn Inspector>, Problem> + Send + Sync>;
@@ -15,21 +15,6 @@ pub enum Custom {
     Type(Maker),
     /// A program in any language, started for each cell; it speaks `proto/inspector.proto`.
     Program(Program),
-}
-
-/// How a custom inspector that is a program is run.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Program {
-    /// The executable: a path, or a name on PATH.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Set besides the worker's own environment.
-    pub env: BTreeMap<String, String>,
-    /// Each of its answers may take this long.
-    pub timeout: Duration,
-    /// Whether its own calls are what is timed.
-    pub timed: bool,
 }
 
 impl fmt::Debug for Custom {
@@ -72,8 +57,9 @@ pub fn find<'a>(
         let known = || inspectors.keys().map(String::as_str).chain([DEFAULT_INSPECTOR]);
         let meant = did_you_mean(name, known());
         let known = known().collect::<Vec<_>>().join(", ");
-        return Err(Problem::invalid("inspector", format!("unknown inspector '{name}'"))
-            .with_hint(format!("{meant}known are {known}; others are named under [inspectors] in modelmeter.toml")));
+        return Err(Problem::invalid("inspector", format!("unknown inspector '{name}'")).with_hint(format!(
+            "{meant}the inspectors here are {known}; others are named under [inspectors] in modelmeter.toml"
+        )));
     };
     match (found, load) {
         (Custom::Program(Program { timed: true, .. }), Load::Open { .. } | Load::SlaSearch { .. }) => {

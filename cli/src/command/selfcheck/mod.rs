@@ -1,9 +1,7 @@
-//! `selfcheck`: measures this machine and the client itself, against the engine that does nothing, and says what can be
-//! measured here.
+//! `selfcheck`: has this machine and the client itself measured, against the engine that does nothing, and prints what can
+//! be measured here.
 
-mod findings;
-mod measure;
-mod speed;
+mod words;
 
 use super::{Context, print};
 use crate::{
@@ -11,97 +9,51 @@ use crate::{
     progress::Progress,
     report::{self, Align, Table, number},
 };
-use modelmeter_common::{Code, Problem};
+use modelmeter_common::{
+    Code, Problem, artifact,
+    model::{Dim, TensorShape},
+};
+use modelmeter_meter::Target;
+use modelmeter_serving::{Options, reference};
+use modelmeter_worker::{
+    hold_cpu,
+    inspector::{Subject, kserve_v2::KserveV2},
+    lock_dir,
+    selfcheck::{self, SelfCheck},
+};
 use serde::Serialize;
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
-/// Calls in flight that are tried: one tells the least latency, many the most calls.
-const CONCURRENCIES: [u32; 2] = [1, 32];
-/// Calls a second of open loops that are tried, in this order, as far as the null engine can follow.
-const RATES: [f64; 5] = [500.0, 2_000.0, 5_000.0, 10_000.0, 20_000.0];
+/// The model whose requests are sent.
+const MODEL: &str = "mlp";
 
-/// This machine's own limits.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub(crate) struct SelfCheck {
-    modelmeter_version: &'static str,
-    cpu: String,
-    cores: u32,
-    timer: Timer,
-    /// In the order of [`CONCURRENCIES`].
-    closed: Vec<Closed>,
-    /// In rising order of the rate.
-    open: Vec<Open>,
-    host: Host,
+/// A self-check as JSON has it.
+#[derive(Serialize)]
+struct Printed {
+    #[serde(flatten)]
+    check: SelfCheck,
     /// What can be measured here, in words.
     findings: Vec<String>,
-}
-
-/// Clock and sleep of a thread with precise timers, in nanoseconds.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
-struct Timer {
-    resolution_ns: u64,
-    /// How much later than asked for a short sleep ends.
-    sleep_late_p50_ns: u64,
-    sleep_late_p99_ns: u64,
-}
-
-/// A closed loop against the null engine.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-struct Closed {
-    concurrency: u32,
-    calls_per_s: f64,
-    /// Null where too few calls ended.
-    p50_latency_us: Option<f64>,
-    /// Of one core: the client is one thread.
-    client_cpu_cores: f64,
-}
-
-impl Closed {
-    /// What the client alone could do, were it not for the engine.
-    fn client_calls_per_s(&self) -> f64 {
-        self.calls_per_s / self.client_cpu_cores.max(1e-6)
-    }
-}
-
-/// An open loop with Poisson arrivals against the null engine.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-struct Open {
-    rate_per_s: f64,
-    send_lateness_us: Lateness,
-    /// Whether a point at this rate stands.
-    valid: bool,
-    /// If not: why.
-    reason: Option<String>,
-}
-
-/// How late calls were sent.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
-struct Lateness {
-    p50: f64,
-    p99: f64,
-    max: f64,
-    /// Share of the calls that were sent over 1 ms late.
-    over_1ms_ratio: f64,
-}
-
-/// What others took of the CPU meanwhile; shares of all cores, none where the system does not tell.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
-struct Host {
-    others_cpu_ratio: Option<f64>,
-    steal_ratio: Option<f64>,
-    /// The fastest over the slowest twentieth of the time in which the cores only computed, beforehand.
-    speed_spread: f64,
 }
 
 pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     let stop = interrupt::listen()?;
     let config = &context.config;
     embedded::writable(&config.home)?;
-    let _alone = modelmeter_worker::hold_cpu(&embedded::lock_dir(config), "selfcheck")?;
+    let _alone = hold_cpu(&lock_dir(config), "selfcheck")?;
     let progress = Progress::new(context.json);
-    match measure::all(&config.home.join("cache"), &progress, &stop).await {
+    let server = stop.child_token();
+    let null_engine = null_engine(&config.home.join("cache"), &server).await?;
+    let measured = selfcheck::measure(&null_engine, &|what| progress.say(what), &stop).await;
+    server.cancel();
+    match measured {
         Ok(check) => {
             progress.finish();
-            print(&if context.json { report::json(&check) } else { text(&check) })?;
+            let findings = selfcheck::findings(&check).iter().map(words::sentence).collect();
+            let printed = Printed { check, findings };
+            print(&if context.json { report::json(&printed) } else { text(&printed) })?;
             Ok(0)
         }
         Err(problem) if problem.code == Code::Cancelled => Ok(interrupt::EXIT_INTERRUPTED),
@@ -109,7 +61,49 @@ pub(super) async fn run(context: &Context) -> Result<u8, Problem> {
     }
 }
 
-fn text(check: &SelfCheck) -> String {
+/// Starts the null engine on a free port; it ends with the token.
+async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, Problem> {
+    let model = reference::ensure(MODEL, cache)?;
+    let opened = artifact::open(&model)?;
+    let bind = async || {
+        let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        bound.map_err(|e| Problem::new(Code::Busy, format!("no free port on loopback: {e}")))
+    };
+    let (grpc, http) = (bind().await?, bind().await?);
+    let address = grpc.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()))?.to_string();
+    let (model_name, settings) = (MODEL.to_owned(), BTreeMap::new());
+    let options = Options { engine: "null".into(), model, model_name, settings, onnxruntime: None };
+    let served = modelmeter_serving::serve(options, grpc, http, stop.clone());
+    tokio::spawn(async move {
+        if let Err(problem) = served.await {
+            tracing::error!(%problem, "the null engine failed");
+        }
+    });
+    let length = |dim: &Dim| match dim {
+        Dim::Fixed(length) => *length,
+        Dim::Dynamic(_) => 1,
+    };
+    let inputs = opened
+        .inputs
+        .into_iter()
+        .map(|input| TensorShape::new(input.name, input.dtype, input.shape.iter().map(length).collect()));
+    let (model, version, inputs) = (MODEL.to_owned(), String::new(), inputs.collect());
+    let subject = Subject {
+        model,
+        version,
+        signature: String::new(),
+        inputs,
+        outputs: opened.outputs,
+        batch_size: 1,
+        seed: 0,
+        data: None,
+        output_axes: Default::default(),
+    };
+    Target::new(address.parse()?, Arc::new(KserveV2::new(subject)))
+}
+
+fn text(printed: &Printed) -> String {
+    let check = &printed.check;
     let us = |ns: u64| number(ns as f64 / 1e3);
     let timer = &check.timer;
     let mut text = format!(
@@ -124,7 +118,7 @@ fn text(check: &SelfCheck) -> String {
     text += "\n";
     text += &open(check).to_string();
     text += "\nwhat can be measured here\n";
-    for finding in &check.findings {
+    for finding in &printed.findings {
         text += &format!("- {finding}\n");
     }
     text

@@ -3,8 +3,8 @@
 pub(crate) mod statistics;
 
 use super::{
-    layout::{self, BATCH, COUNT, DELAY_US, Material},
-    settings::{Kind, Settings},
+    material::{self, Material},
+    settings::{BATCH, COUNT, DELAY_US, Kind, Settings},
 };
 use modelmeter_common::{
     Code, Problem,
@@ -46,38 +46,38 @@ pub(super) fn lay_out(backends: &Backends, material: &Material<'_>) -> Result<St
         if Path::new(&name).file_name() != Some(name.as_ref()) {
             return Err(Problem::invalid("model", format!("'{name}' in config.pbtxt is not a model's name")));
         }
-        layout::place(material.artifact, &material.folder.join(&name))?;
+        material::place(material.artifact, &material.folder.join(&name))?;
         return Ok(name);
     }
     let settings = Settings::check(material.engine, material.settings, &SETTINGS)?;
     let (backend, file) = backend(backends, material.format)?;
     let model = material.folder.join(material.model_name);
-    layout::folder(&model.join("1"))?;
+    material::folder(&model.join("1"))?;
     place_version(material, &model.join("1"), file)?;
     if backend == PYTHON {
-        layout::write(&model.join("1/model.py"), MODEL_PY)?;
+        material::write(&model.join("1/model.py"), MODEL_PY)?;
     }
-    layout::write(&model.join("config.pbtxt"), &config(backend, material, &settings)?)?;
+    material::write(&model.join("config.pbtxt"), &config(backend, material, &settings)?)?;
     Ok(material.model_name.to_owned())
 }
 
 /// Puts the artifact into the folder of its version: an ONNX file with those that hold its data.
 fn place_version(material: &Material<'_>, version: &Path, file: &str) -> Result<(), Problem> {
     if material.format != Format::Onnx {
-        return layout::place(material.artifact, &version.join(file));
+        return material::place(material.artifact, &version.join(file));
     }
     let members = external::members(material.artifact)
-        .map_err(|e| Problem::invalid("model", format!("{} does not read: {e}", material.artifact.display())))?;
+        .map_err(|e| Problem::invalid("model", format!("{} cannot be read: {e}", material.artifact.display())))?;
     members.into_iter().try_for_each(|(name, from)| {
         let to = version.join(name);
-        layout::folder(to.parent().unwrap_or(version))?;
-        layout::place(&from, &to)
+        material::folder(to.parent().unwrap_or(version))?;
+        material::place(&from, &to)
     })
 }
 
 /// The flags that go with a repository: the Python backend's shared memory gets a name that is known when it is killed.
 pub(super) fn flags(folder: &Path) -> Vec<String> {
-    vec![format!("--backend-config={PYTHON},shm-region-prefix-name={}", layout::shared_memory(folder))]
+    vec![format!("--backend-config={PYTHON},shm-region-prefix-name={}", material::shared_memory(folder))]
 }
 
 /// The backend that runs a format, and the name under which it wants the artifact: the native one where it is there.

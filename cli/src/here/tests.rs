@@ -4,40 +4,19 @@ use crate::{
     job,
 };
 use clap::Parser;
-
-#[test]
-fn the_first_line_says_how_long_it_takes_and_how_to_change_that() {
-    let request = Request { model: "resnet50:1352".into(), budget_ms: Some(120_000), ..Request::default() };
-    assert_eq!(
-        opening(&request, 4),
-        "4 cells of resnet50, up to 2 min (30 s a cell; --budget 5m for sharper figures, --budget none for no limit)"
-    );
-    let usual = opening(&Request { grace_ms: 1, ..request.clone() }, 4);
-    assert!(usual.starts_with("4 cells of resnet50, about 2 min (30 s a cell; "), "{usual}");
-    let repeated = opening(&Request { repeats: 3, ..request.clone() }, 12);
-    assert!(repeated.starts_with("4 cells of resnet50, each 3 times, up to 2 min (10 s a repeat; "), "{repeated}");
-    let unlimited = opening(&Request { budget_ms: None, ..request }, 1);
-    assert_eq!(unlimited, "1 cell of resnet50, without a time limit (--budget 2m sets one)");
-}
-
-#[test]
-fn bad_usage_is_what_was_found_before_anything_began() {
-    let lost = || Problem::new(Code::Unreachable, "no coordinator answers");
-    assert_eq!(Failure::from(lost()).exit_code(), 2);
-    assert_eq!(Failure::later(lost()).exit_code(), 1);
-    assert_eq!(Failure::later(interrupted()).exit_code(), 130);
-}
+use modelmeter_common::Code;
+use modelmeter_worker::EngineSpec;
 
 /// A job as it stands in a home with these engines of its own, the built-in `mlp` lying there as a file.
 async fn sketched(config: &str, words: &[&str]) -> Result<Sketch, Problem> {
-    engines::this_is_the_program();
+    crate::servers::this_is_the_program();
     let home = tempfile::tempdir().unwrap();
     let model = home.path().join("mlp.onnx");
     std::fs::write(&model, modelmeter_serving::reference::bytes("mlp").unwrap()).unwrap();
     let config = Config { home: home.path().to_owned(), ..toml::from_str(config).unwrap() };
     let line = [&["modelmeter", "profile", model.to_str().unwrap()], words].concat();
     let Some(Command::Profile(args)) = Cli::try_parse_from(line).unwrap().command else { panic!("not a profile") };
-    sketch(&config, job::resolve(&args, true, false).unwrap(), &Progress::new(true)).await
+    Sketch::of(&config, job::resolve(&args, true, false).unwrap(), &Progress::new(true)).await
 }
 
 fn names(specs: &[EngineSpec]) -> Vec<&str> {
@@ -50,9 +29,9 @@ async fn only_engines_that_are_used_need_their_ports() {
                   [engines.other]\ncommand = ['sh']\nformats = ['triton']\ngrpc_port = 1";
     let sketch = sketched(config, &[]).await.unwrap();
     assert!(names(&sketch.offer.specs).contains(&"other"));
-    let mut used = sketch.offer.specs.clone();
-    leave_unused(&mut used, &sketch.cells, &sketch.slots);
-    let used = names(&used);
+    let mut offer = sketch.offer.clone();
+    offer.leave_unused(&sketch.cells, &slots::kinds(&sketch.slots));
+    let used = names(&offer.specs);
     assert!(used.contains(&"mine") && used.contains(&"rten"), "`auto` takes what loads the model: {used:?}");
     assert!(!used.contains(&"other") && !used.contains(&"null"), "{used:?}");
 }

@@ -1,32 +1,18 @@
 //! The figures, in about 20 seconds: the very client and meter that measure models, against the null engine in this process.
 
-use super::{CONCURRENCIES, Closed, Host, Lateness, Open, RATES, SelfCheck, Timer, findings::findings, speed};
-use crate::{interrupt::interrupted, progress::Progress};
+use super::{CONCURRENCIES, Closed, Host, Lateness, Open, RATES, SelfCheck, Timer, speed};
+use crate::sample::{self, Probes};
+use futures::future::BoxFuture;
 use modelmeter_common::{
-    Code, Problem, VERSION, artifact,
+    Code, Problem, VERSION,
     load::{Arrivals, LoadPoint, Stop},
-    model::{Dim, TensorShape},
     part::{HostUse, Point, Warning},
     stats::Histogram,
 };
 use modelmeter_meter::{self as meter, Rules, Target};
-use modelmeter_serving::{Options, reference};
-use modelmeter_worker::{
-    inspector::{self, Subject, kserve_v2::KserveV2},
-    sample::{self, Probes},
-};
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use tokio::net::TcpListener;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// The model whose requests are sent.
-const MODEL: &str = "mlp";
 /// Each load is measured about this long.
 const MIN_MS: u64 = 1_000;
 const MAX_MS: u64 = 1_500;
@@ -36,16 +22,27 @@ const SLEEPS: u32 = 1_000;
 const SLEEP: Duration = Duration::from_micros(100);
 const LATE_NS: u64 = 1_000_000;
 
-pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationToken) -> Result<SelfCheck, Problem> {
+/// Measures timer, cores and client; `say` is told what comes next. `null_engine` serves requests of this target in this
+/// process. Boxed, so that it is compiled here, for speed.
+///
+/// # Errors
+/// `cancelled` by `stop`; what stands in the way of a measurement.
+pub fn measure<'a>(
+    null_engine: &'a Target,
+    say: &'a (dyn Fn(&str) + Sync),
+    stop: &'a CancellationToken,
+) -> BoxFuture<'a, Result<SelfCheck, Problem>> {
+    Box::pin(all(null_engine, say, stop))
+}
+
+async fn all(target: &Target, say: &(dyn Fn(&str) + Sync), stop: &CancellationToken) -> Result<SelfCheck, Problem> {
     let cpu = sample::devices().0.swap_remove(0);
     let cores = cpu.cores.unwrap_or(1);
-    progress.say("measuring the timer and the cores");
+    say("measuring the timer and the cores");
     let timed = tokio::task::spawn_blocking(move || (timer(), speed::spread(cores))).await;
     let (timer, speed_spread) =
         timed.map_err(|e| Problem::new(Code::Internal, format!("the timer was not measured: {e}")))?;
-    let server_stop = stop.child_token();
-    let target = null_engine(cache, &server_stop).await?;
-    let mut bench = Bench { target, progress, stop, points: Vec::new() };
+    let mut bench = Bench { target, say, stop, points: Vec::new() };
     let mut closed = Vec::new();
     for concurrency in CONCURRENCIES {
         closed.push(self::closed(concurrency, bench.measure(LoadPoint::Closed { concurrency }).await?));
@@ -56,8 +53,7 @@ pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationTo
         let load = LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson };
         open.push(self::open(rate_per_s, bench.measure(load).await?));
     }
-    server_stop.cancel();
-    let mut check = SelfCheck {
+    Ok(SelfCheck {
         modelmeter_version: VERSION,
         cpu: cpu.name,
         cores,
@@ -65,10 +61,7 @@ pub(super) async fn all(cache: &Path, progress: &Progress, stop: &CancellationTo
         closed,
         open,
         host: Host { speed_spread, ..host(&bench.points, f64::from(cores)) },
-        findings: Vec::new(),
-    };
-    check.findings = findings(&check);
-    Ok(check)
+    })
 }
 
 /// A sleep is how a schedule is kept: with the precise timers that the client asks for.
@@ -92,50 +85,9 @@ fn timer() -> Timer {
     }
 }
 
-/// Starts the null engine on a free port; it ends with the token.
-async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, Problem> {
-    let model = reference::ensure(MODEL, cache)?;
-    let opened = artifact::open(&model)?;
-    let bind = async || {
-        let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        bound.map_err(|e| Problem::new(Code::Busy, format!("no free port on loopback: {e}")))
-    };
-    let (grpc, http) = (bind().await?, bind().await?);
-    let address = grpc.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()))?.to_string();
-    let (model_name, settings) = (MODEL.to_owned(), BTreeMap::new());
-    let options = Options { engine: "null".into(), model, model_name, settings, onnxruntime: None };
-    let served = modelmeter_serving::serve(options, grpc, http, stop.clone());
-    tokio::spawn(async move {
-        if let Err(problem) = served.await {
-            tracing::error!(%problem, "the null engine failed");
-        }
-    });
-    let length = |dim: &Dim| match dim {
-        Dim::Fixed(length) => *length,
-        Dim::Dynamic(_) => 1,
-    };
-    let inputs = opened
-        .inputs
-        .into_iter()
-        .map(|input| TensorShape::new(input.name, input.dtype, input.shape.iter().map(length).collect()));
-    let (model, version, inputs) = (MODEL.to_owned(), String::new(), inputs.collect());
-    let subject = Subject {
-        model,
-        version,
-        signature: String::new(),
-        inputs,
-        outputs: opened.outputs,
-        batch_size: 1,
-        seed: 0,
-        data: None,
-        output_axes: Default::default(),
-    };
-    inspector::target(address.parse()?, Arc::new(KserveV2::new(subject)))
-}
-
 struct Bench<'a> {
-    target: Target,
-    progress: &'a Progress,
+    target: &'a Target,
+    say: &'a (dyn Fn(&str) + Sync),
     stop: &'a CancellationToken,
     points: Vec<Point>,
 }
@@ -143,13 +95,13 @@ struct Bench<'a> {
 impl Bench<'_> {
     async fn measure(&mut self, load: LoadPoint) -> Result<&Point, Problem> {
         if self.stop.is_cancelled() {
-            return Err(interrupted());
+            return Err(Problem::new(Code::Cancelled, "interrupted"));
         }
-        self.progress.say(&format!("measuring {load}"));
+        (self.say)(&format!("measuring {load}"));
         let stop = Stop { min_duration_ms: MIN_MS, max_duration_ms: MAX_MS, ..Stop::default() };
         let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
         let probes = Probes::new(Some(std::process::id()));
-        self.points.push(meter::measure(&self.target, load, &rules, &probes, self.stop).await?);
+        self.points.push(meter::measure(self.target, load, &rules, &probes, self.stop).await?);
         Ok(self.points.last().expect("pushed just now"))
     }
 }

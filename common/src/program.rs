@@ -1,14 +1,30 @@
-//! Asking a Python, or another program, what it has, without waiting for one that does not answer.
+//! Other programs of this machine: where one lies, and what one says of itself, asked with a deadline.
 
 use std::{
     ffi::OsStr,
     io::Read,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 /// How long a Python may take to answer; a cold disk takes seconds.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The path of a program on PATH.
+pub fn on_path(name: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(&name)).find(|candidate| candidate.is_file())
+}
+
+/// The interpreters to look at: the configured one alone, else the active virtual environment's and the `python3` on PATH.
+pub fn pythons(configured: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(python) = configured {
+        return vec![python.to_owned()];
+    }
+    let active = std::env::var_os("VIRTUAL_ENV").filter(|dir| !dir.is_empty());
+    active.map(|dir| Path::new(&dir).join("bin/python")).into_iter().chain([PathBuf::from("python3")]).collect()
+}
 
 /// What `python -c question` prints: far less than a pipe holds, so that it can be read once it has ended.
 ///

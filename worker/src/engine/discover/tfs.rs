@@ -1,9 +1,12 @@
-//! TensorFlow Serving as the worker is to launch it: `tensorflow_model_server`, as it is installed.
+//! TensorFlow Serving: the program `tensorflow_model_server`, as it is installed.
 
-use crate::engines::{Found, on_path};
-use modelmeter_common::{config::Config, engine};
-use modelmeter_serving::python;
-use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
+use super::Found;
+use crate::engine::{EngineSpec, Launch, Layout, Ports};
+use modelmeter_common::{
+    config::Config,
+    engine,
+    program::{self, on_path},
+};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 const PROGRAM: &str = "tensorflow_model_server";
@@ -19,9 +22,9 @@ const ARGUMENTS: [&str; 5] = [
 ];
 
 /// Looks for the server; `found` is what is known without looking.
-pub fn look(found: Found, config: &Config) -> Found {
+pub(super) fn look(found: Found, config: &Config) -> Found {
     let configured = config.engine.tfs.server.clone();
-    let Some(program) = configured.or_else(|| on_path(PROGRAM)) else {
+    let Some(server) = configured.or_else(|| on_path(PROGRAM)) else {
         return Found {
             reason: Some(format!("{PROGRAM} is not on PATH")),
             hint: Some(format!(
@@ -30,15 +33,15 @@ pub fn look(found: Found, config: &Config) -> Found {
             ..found
         };
     };
-    match python::run(&program, &["--version"], PATIENCE) {
+    match program::run(&server, &["--version"], PATIENCE) {
         // "TensorFlow ModelServer: 2.19.1-rc0+…", and the library's version in the next line.
         Ok(said) => {
             let version = said.lines().find_map(|line| line.strip_prefix("TensorFlow ModelServer:"));
             let version = Some(version.map_or_else(|| "unknown".into(), |v| v.trim().to_owned()));
-            Found { available: true, version, location: Some(program), ..found }
+            Found { available: true, version, location: Some(server), ..found }
         }
         Err(why) => Found {
-            reason: Some(format!("{} {why}", program.display())),
+            reason: Some(format!("{} {why}", server.display())),
             hint: Some("set MODELMETER_ENGINE_TFS_SERVER to the path of one that runs".into()),
             ..found
         },
@@ -46,7 +49,7 @@ pub fn look(found: Found, config: &Config) -> Found {
 }
 
 /// The engine, where [`look`] found it.
-pub fn spec(found: &Found, config: &Config) -> EngineSpec {
+pub(super) fn spec(found: &Found, config: &Config) -> EngineSpec {
     let info = engine::find("tfs").expect("it is in the table of engines");
     let (args, env) = (ARGUMENTS.map(str::to_owned).to_vec(), BTreeMap::new());
     let launch = match config.engine.tfs.docker.clone() {

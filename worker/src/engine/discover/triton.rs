@@ -1,9 +1,14 @@
-//! Triton as the worker is to launch it: `tritonserver` as it is installed, or out of the Python package `nvidia-pytriton`.
+//! Triton: the program `tritonserver` as it is installed, or out of the Python package `nvidia-pytriton`.
 
-use crate::engines::{Found, on_path};
-use modelmeter_common::{Code, Problem, config::Config, engine, wire::sha256_hex};
-use modelmeter_serving::python;
-use modelmeter_worker::{EngineSpec, Launch, Layout, Ports};
+use super::Found;
+use crate::engine::{EngineSpec, Launch, Layout, Ports};
+use modelmeter_common::{
+    Code, Problem,
+    config::Config,
+    engine,
+    program::{self, on_path},
+    wire::sha256_hex,
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,7 +71,7 @@ struct Located {
 }
 
 /// Looks for a server; `found` is what is known without looking.
-pub fn look(found: Found, config: &Config) -> Found {
+pub(super) fn look(found: Found, config: &Config) -> Found {
     match locate(config) {
         Ok(located) => {
             let version = located.package.and_then(|package| package.version);
@@ -89,16 +94,8 @@ fn locate(config: &Config) -> Result<Located, String> {
         let beside = program.ancestors().nth(2).map(|folder| folder.join("backends")).filter(|folder| folder.is_dir());
         return Ok(Located { program, backends: given.backends.clone().or(beside), package: None });
     }
-    let candidates = match &given.python {
-        Some(python) => vec![python.clone()],
-        None => {
-            let active = std::env::var_os("VIRTUAL_ENV").filter(|dir| !dir.is_empty());
-            let active = active.map(|dir| Path::new(&dir).join("bin/python"));
-            active.into_iter().chain([PathBuf::from("python3")]).collect()
-        }
-    };
     let mut lacking = vec![format!("no {PROGRAM} on PATH")];
-    for python in candidates {
+    for python in program::pythons(given.python.as_deref()) {
         match packaged(&python) {
             Ok(located) => return Ok(located),
             Err(why) => lacking.push(format!("{} {why}", python.display())),
@@ -108,7 +105,7 @@ fn locate(config: &Config) -> Result<Located, String> {
 }
 
 fn packaged(interpreter: &Path) -> Result<Located, String> {
-    let said = python::ask(interpreter, QUESTION, python::PATIENCE)?;
+    let said = program::ask(interpreter, QUESTION, program::PATIENCE)?;
     let package: Package = serde_json::from_str(&said).map_err(|_| "cannot say what it has".to_owned())?;
     let folder = package.package.as_ref().ok_or("has no nvidia-pytriton")?.join("tritonserver");
     let stub = stub(&folder, &package.python);
@@ -133,7 +130,7 @@ const STUB: &str = "triton_python_backend_stub";
 ///
 /// # Errors
 /// `not_installed` when it is gone, `storage` when the package's backend cannot be set up below the home.
-pub fn spec(config: &Config) -> Result<EngineSpec, Problem> {
+pub(super) fn spec(config: &Config) -> Result<EngineSpec, Problem> {
     let info = engine::find("triton").expect("it is in the table of engines");
     let spec = |launch, backends| EngineSpec {
         name: info.name.to_owned(),
@@ -212,7 +209,8 @@ mod tests {
 
     #[test]
     fn the_packages_backend_is_put_together_once() {
-        let home = std::env::temp_dir().join(format!("modelmeter-triton-{}", uuid::Uuid::new_v4()));
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path();
         let folder = home.join("site/pytriton/tritonserver");
         for file in ["backends/python/libtriton_python.so", "python_backend_stubs/3.11/triton_python_backend_stub"] {
             fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
@@ -233,7 +231,6 @@ mod tests {
         assert_eq!(package_backends(&package, &folder.join("backends"), &cache).unwrap(), made);
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
         assert!(environment(&package)["PATH"].starts_with("/venv/bin:"));
-        fs::remove_dir_all(home).unwrap();
     }
 
     #[test]
