@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use modelmeter_nvml_stub::{Gpu, Moment, Trace, install};
-use modelmeter_worker::sample::{Monitor, Probes, Samples};
+use modelmeter_meter::Samples;
+use modelmeter_worker::sample::{Monitor, Probes};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
