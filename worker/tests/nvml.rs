@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use modelmeter_nvml_stub::{Gpu, Moment, Trace, install};
 use modelmeter_meter::Samples;
+use modelmeter_nvml_stub::{Gpu, Moment, Trace, install};
 use modelmeter_worker::sample::{Monitor, Probes};
 use std::{
     path::{Path, PathBuf},
