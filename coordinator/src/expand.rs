@@ -391,7 +391,7 @@ fn has(model: &Model) -> String {
 
 fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Problem {
     let all = known.iter().copied().collect::<Vec<_>>().join(", ");
-    let hint = format!("{}known are {all}", did_you_mean(given, known));
+    let hint = format!("{}use one of {all}", did_you_mean(given, known));
     Problem::invalid(field, format!("unknown {what} '{given}'")).with_hint(hint)
 }
 
