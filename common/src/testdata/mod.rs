@@ -13,8 +13,7 @@ pub use fill::{Fill, half};
 use crate::{
     Problem,
     batch::{Batch, Stated},
-    model::{ArtifactRef, Datatype, Dim, Format, TensorShape, TensorSpec},
-    request::describe,
+    model::{ArtifactRef, Datatype, Dim, Format, TensorShape, TensorSpec, describe},
     wire::sha256_hex,
 };
 use bytes::{Bytes, BytesMut};

@@ -4,8 +4,7 @@ use super::{Subject, data};
 use bytes::Bytes;
 use modelmeter_common::{
     Code, Problem,
-    model::{Datatype, Dim, TensorSpec},
-    request::describe,
+    model::{Datatype, Dim, TensorSpec, describe},
 };
 
 /// An output of a call.
