@@ -11,9 +11,9 @@ use modelmeter_common::{
     model::{Dim, TensorShape},
     part::Point,
 };
+use modelmeter_meter::{self as meter, Rules, Target};
 use modelmeter_worker::{
     inspector::{self, Metadata, ServerWait, Subject},
-    load::{self, Rules, Target},
     sample::Probes,
 };
 use std::{
@@ -130,7 +130,7 @@ async fn measure(target: &Target, concurrency: u32, repeat: u32, probes: &Probes
     let load = LoadPoint::Closed { concurrency };
     let stop = CancellationToken::new();
     let own = tokio::spawn(own_share(stop.clone()));
-    let point = load::measure(target, load, &rules, probes, &CancellationToken::new()).await?;
+    let point = meter::measure(target, load, &rules, probes, &CancellationToken::new()).await?;
     stop.cancel();
     ensure!(point.errors == 0, "{} calls failed", point.errors);
     Ok(Seen::of(&point, own.await?))
@@ -207,7 +207,7 @@ async fn target(address: &str) -> Result<Target> {
         seed: 0,
         data: None,
     };
-    Ok(Target::new(address.parse()?, inspector::built_in(Protocol::KserveV2, subject)?)?)
+    Ok(inspector::target(address.parse()?, inspector::built_in(Protocol::KserveV2, subject)?)?)
 }
 
 async fn ready(address: &str) -> Result<Metadata> {

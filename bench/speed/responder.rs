@@ -7,7 +7,7 @@
 
 mod conn;
 mod headers;
-#[path = "../../worker/src/load/hpack.rs"]
+#[path = "../../meter/src/transports/unary/hpack.rs"]
 #[allow(dead_code)]
 mod hpack;
 mod kserve;

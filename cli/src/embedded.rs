@@ -53,7 +53,9 @@ impl Embedded {
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.map_err(|e| Problem::new(Code::Busy, format!("no free port on loopback: {e}")))?;
-        let options = coordinator::Options { read_only, ..coordinator::Options::new(broker.clone(), hub) };
+        // This process holds the home's lock unless it only reads.
+        let options =
+            coordinator::Options { read_only, is_alone: !read_only, ..coordinator::Options::new(broker.clone(), hub) };
         let coordinator = coordinator::start(options, listener, None).await?;
         let address = format!("http://{}", coordinator.grpc_addr());
         Ok(Self { coordinator, worker: None, broker, address, _lock: None })

@@ -12,7 +12,8 @@ use modelmeter_common::{
     model::{self, ModelName, TensorSpec},
     request::Request,
 };
-use modelmeter_worker::{endpoint::Endpoint, inspector::Custom};
+use modelmeter_meter::endpoint::Endpoint;
+use modelmeter_worker::inspector::Custom;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

@@ -13,11 +13,9 @@ use modelmeter_common::{
     signature::{filled, same_inputs},
     wire::sha256_hex,
 };
+use modelmeter_meter::endpoint::Endpoint;
 use modelmeter_serving::reference;
-use modelmeter_worker::{
-    endpoint::Endpoint,
-    inspector::{self, Metadata, ServerWait},
-};
+use modelmeter_worker::inspector::{self, Metadata, ServerWait};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},

@@ -5,7 +5,7 @@ use crate::{
     servers::discovery,
 };
 use modelmeter_common::{Problem, config::Config, request::Request, status::Dryrun};
-use modelmeter_coordinator::{pool, status};
+use modelmeter_coordinator::plan::{dryrun, pool};
 use modelmeter_worker::inspector::ServerWait;
 
 /// A coordinator that has all that a request needs.
@@ -45,7 +45,7 @@ pub(crate) async fn plan(config: &Config, job: Job, progress: &Progress) -> Resu
         (request, material.model, pool::pools(&client.workers().await?))
     };
     notes::of_batch(&request, &model).iter().for_each(|note| progress.say(note));
-    status::dryrun(&request.certified(), &model, &pools)
+    dryrun::dryrun(&request.certified(), &model, &pools)
 }
 
 /// A cluster's coordinator, and what it is to measure.

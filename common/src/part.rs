@@ -7,10 +7,10 @@ use crate::{
     device::Device,
     ids,
     load::LoadPoint,
-    stats::{Figure, Histogram, Interval},
+    stats::{Figure, Histogram, Interval, unsupported},
     warning::{Severity, WarningCode},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 
 /// The partial result of one load point of one attempt of a task.
@@ -155,6 +155,47 @@ pub struct Point {
     pub warnings: Vec<Warning>,
     /// Why a field is null: path in the profile's point, code and message.
     pub unavailable: BTreeMap<String, Reason>,
+    /// What calls have besides their latency; absent from documents where there is none. On the wire the metrics follow the
+    /// part ([`crate::wire`]).
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        serialize_with = "not_on_the_wire",
+        deserialize_with = "none_on_the_wire"
+    )]
+    pub metrics: Vec<Metric>,
+}
+
+/// Metrics where a format is for people, and nothing, not even a length, on the wire.
+fn not_on_the_wire<S: Serializer>(metrics: &[Metric], serializer: S) -> Result<S::Ok, S::Error> {
+    if serializer.is_human_readable() { metrics.serialize(serializer) } else { serializer.serialize_unit() }
+}
+
+fn none_on_the_wire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Metric>, D::Error> {
+    if deserializer.is_human_readable() { Vec::deserialize(deserializer) } else { Ok(Vec::new()) }
+}
+
+/// A duration that calls have besides their latency, such as the time to the first token: its distribution over a point.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Metric {
+    /// The name in documents, such as `ttft_ms`.
+    pub name: String,
+    /// The unit in documents, in which a millisecond is 1.
+    pub unit: String,
+    /// The values of the calls that succeeded, in ns.
+    pub values: Histogram,
+    /// Calls that failed: they rank after every value.
+    pub failures: u64,
+    /// The percentiles of the values, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
+    pub percentiles: Vec<Percentile>,
+}
+
+impl Metric {
+    /// Why percentiles or their intervals are null, by their paths in a profile's point.
+    pub fn lacking(&self) -> impl Iterator<Item = (String, Reason)> {
+        let (prefix, calls) = (unsupported::of_metric(&self.name), self.values.len() + self.failures);
+        self.percentiles.iter().filter_map(move |p| unsupported::percentile(&prefix, p, calls))
+    }
 }
 
 #[cfg(any(test, feature = "conformance"))]
@@ -185,6 +226,7 @@ impl Point {
             valid: true,
             warnings: Vec::new(),
             unavailable: BTreeMap::new(),
+            metrics: Vec::new(),
         }
     }
 }

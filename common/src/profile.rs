@@ -203,6 +203,18 @@ pub struct ProfilePoint {
     pub warnings: Vec<Warning>,
     /// Why a field of this point is null, by its path within the point.
     pub unavailable: BTreeMap<String, Reason>,
+    /// What calls have besides their latency, by name; absent where there is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, Distribution>,
+}
+
+/// The distribution of a metric over a load point, in the unit that it names.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Distribution {
+    pub unit: String,
+    #[serde(flatten)]
+    pub values: Latency,
 }
 
 /// Where a server says that the time of a call went: means over the calls of the point and of its warm-up.

@@ -161,7 +161,7 @@ pub struct Lease {
 
 impl Lease {
     fn same_claim(&self, other: &Self) -> bool {
-        !self.claim_id.is_empty() && self.claim_id == other.claim_id && self.incarnation == other.incarnation
+        !self.claim_id.is_empty() && *self == Self { expires_at: self.expires_at, ..other.clone() }
     }
 }
 
@@ -410,3 +410,7 @@ fn refusal(state: TaskState) -> Refusal {
         _ => Refusal::State,
     }
 }
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;

@@ -4,7 +4,10 @@
 //! then with a limit and to the last byte: bincode without a limit can be made to abort by ten bytes.
 //!
 //! Layout, big-endian: `MMTR` | version u16 | kind u16 | body length u32 | sha256 of the body, first 8 bytes | body.
+//!
+//! A part's metrics follow it in the body, where it has any: a part without is the same bytes as before there were metrics.
 
+use crate::part::Metric;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
@@ -32,6 +35,16 @@ pub enum Kind {
 pub trait Message: Serialize + DeserializeOwned {
     /// Its tag in the envelope.
     const KIND: Kind;
+
+    /// The metrics that follow the message; none for what cannot have any.
+    fn metrics(&mut self) -> Option<&mut Vec<Metric>> {
+        None
+    }
+
+    /// The same, to write them.
+    fn metrics_to_write(&self) -> &[Metric] {
+        &[]
+    }
 }
 
 /// The hint that a task may be claimed. Losing or doubling one does no harm.
@@ -46,6 +59,14 @@ impl Message for Hint {
 }
 impl Message for crate::part::Part {
     const KIND: Kind = Kind::Part;
+
+    fn metrics(&mut self) -> Option<&mut Vec<Metric>> {
+        Some(&mut self.point.metrics)
+    }
+
+    fn metrics_to_write(&self) -> &[Metric] {
+        &self.point.metrics
+    }
 }
 impl Message for crate::part::Final {
     const KIND: Kind = Kind::Final;
@@ -82,7 +103,12 @@ fn checksum(body: &[u8]) -> [u8; 8] {
 
 /// Puts a message in its envelope.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
-    let body = bincode::serde::encode_to_vec(message, config()).map_err(|e| WireError::Body(e.to_string()))?;
+    let wrong = |e: bincode::error::EncodeError| WireError::Body(e.to_string());
+    let mut body = bincode::serde::encode_to_vec(message, config()).map_err(wrong)?;
+    let metrics = message.metrics_to_write();
+    if !metrics.is_empty() {
+        body.extend(bincode::serde::encode_to_vec(metrics, config()).map_err(wrong)?);
+    }
     let length = u32::try_from(body.len())
         .ok()
         .filter(|_| body.len() <= MAX_BODY_BYTES)
@@ -116,8 +142,15 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
     if bytes[12..HEADER_BYTES] != checksum(body) {
         return Err(WireError::Checksum);
     }
-    let (message, used) =
-        bincode::serde::decode_from_slice(body, config()).map_err(|e| WireError::Body(e.to_string()))?;
+    let wrong = |e: bincode::error::DecodeError| WireError::Body(e.to_string());
+    let (mut message, mut used): (M, usize) = bincode::serde::decode_from_slice(body, config()).map_err(wrong)?;
+    if let Some(metrics) = message.metrics()
+        && used < body.len()
+    {
+        let (found, more) = bincode::serde::decode_from_slice(&body[used..], config()).map_err(wrong)?;
+        *metrics = found;
+        used += more;
+    }
     if used == body.len() { Ok(message) } else { Err(WireError::Length) }
 }
 
@@ -154,7 +187,12 @@ pub fn hex(hash: Sha256) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TaskId;
+    use crate::{
+        RequestId, TaskId,
+        load::LoadPoint,
+        part::{Part, Point},
+        stats::Histogram,
+    };
 
     fn hint() -> Hint {
         Hint { task_id: TaskId(uuid::Uuid::from_u128(7)) }
@@ -184,6 +222,34 @@ mod tests {
         let mut long = good.clone();
         long.push(0);
         assert!(decode::<Hint>(&long).is_err());
+    }
+
+    #[test]
+    fn a_part_without_metrics_is_the_bytes_that_it_was_before_there_were_any_and_one_with_them_comes_back() {
+        let mut part = Part {
+            schema_version: 2,
+            request_id: RequestId(uuid::Uuid::from_u128(1)),
+            task_id: TaskId(uuid::Uuid::from_u128(2)),
+            attempt: 1,
+            seq: 0,
+            point: Point::blank(LoadPoint::Closed { concurrency: 1 }, 1),
+        };
+        let without = encode(&part).unwrap();
+        assert_eq!(sha256_hex(&without), "6f1cc58ee0dc6638f3232f60af6e4213e9cddac6f3f7d89243ff6f7cd8814c7b");
+        assert_eq!(decode::<Part>(&without).unwrap(), part);
+        assert!(!serde_json::to_string(&part).unwrap().contains("metrics"));
+        let mut values = Histogram::default();
+        values.record(5_000_000);
+        let metric = Metric { name: "m_ms".into(), unit: "ms".into(), values, failures: 1, percentiles: Vec::new() };
+        part.point.metrics = vec![metric];
+        let with = encode(&part).unwrap();
+        assert!(with.len() > without.len());
+        assert_eq!(decode::<Part>(&with).unwrap(), part);
+        let json = serde_json::to_string(&part).unwrap();
+        assert_eq!(serde_json::from_str::<Part>(&json).unwrap(), part);
+        for cut in without.len()..with.len() {
+            assert!(decode::<Part>(&with[..cut]).is_err(), "cut at {cut}");
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@ use modelmeter_common::{
     device::{CPU_CLASS, DeviceKind},
     engine::ENDPOINT,
     load::{Load, LoadPoint, Sla},
-    part::{Deployment, Final, Outcome, Part, Percentile, Point, Reason, ServerTimes},
+    part::{Deployment, Final, Metric, Outcome, Part, Percentile, Point, Reason, ServerTimes},
     profile::{
-        Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine, ProfilePoint,
-        ProfileState, Repeat, ServerLatency, SlaResult, Summary,
+        Distribution, Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine,
+        ProfilePoint, ProfileState, Repeat, ServerLatency, SlaResult, Summary,
     },
     request::RequestDoc,
     stats::{
@@ -338,7 +338,12 @@ fn profile_point(point: &Point, repeats: u32) -> ProfilePoint {
         valid: point.valid,
         warnings: point.warnings.clone(),
         unavailable,
+        metrics: point.metrics.iter().map(|metric| (metric.name.clone(), distribution(metric))).collect(),
     }
+}
+
+fn distribution(metric: &Metric) -> Distribution {
+    Distribution { unit: metric.unit.clone(), values: latency(&metric.values, &metric.percentiles) }
 }
 
 /// Means over the calls; none where there were none.

@@ -2,8 +2,12 @@
 //! their hashes; the first attempt that is complete wins; attempts are never mixed.
 
 use crate::{
-    core::{Core, Step},
-    hub::HubError,
+    core::Core,
+    hub::{HubError, TaskFilter},
+    service::{
+        ending::fold_cell,
+        transition::{Step, step},
+    },
 };
 use modelmeter_common::{
     TaskId,
@@ -60,7 +64,7 @@ async fn handle(core: Arc<Core>, delivery: Delivery, stop: CancellationToken) {
                 tracing::warn!(%error, "a result waits for the hub");
                 tokio::select! {
                     () = stop.cancelled() => break delivery.requeue().await,
-                    () = tokio::time::sleep(HUB_PAUSE) => {}
+                    () = core.clock.sleep(HUB_PAUSE) => {}
                 }
             }
             Err(error) => {
@@ -79,9 +83,7 @@ async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
         Kind::Part => {
             let part: Part = wire::decode(body)?;
             core.hub.insert_part(&part, &wire::sha256_hex(body)).await?;
-            let attempt = (part.task_id, part.attempt);
-            let waits = core.pending.lock().expect("never poisoned: no panic while held").contains(&attempt);
-            if waits {
+            if core.expects_parts(part.task_id, part.attempt) {
                 settle_task(core, part.task_id).await?;
             }
             Ok(())
@@ -89,12 +91,24 @@ async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
         Kind::Final => {
             let last: Final = wire::decode(body)?;
             // Before the write, so that whichever of part and final comes second sees the other.
-            core.pending.lock().expect("never poisoned: no panic while held").insert((last.task_id, last.attempt));
+            core.expect_parts(last.task_id, last.attempt);
             core.hub.insert_final(&last).await?;
             Ok(settle(core, &last).await?)
         }
         Kind::Hint => Err(WireError::Kind { got: Kind::Hint as u16, wanted: Kind::Part as u16 }.into()),
     }
+}
+
+/// Takes up what another coordinator left: attempts that are held and have a final, with all of their parts or not yet.
+pub async fn resume(core: &Core) -> Result<(), HubError> {
+    let claimed = TaskFilter { states: vec![TaskState::Claimed], ..Default::default() };
+    for task in core.hub.tasks(&claimed).await? {
+        for last in core.hub.finals(task.id).await? {
+            core.expect_parts(last.task_id, last.attempt);
+            settle(core, &last).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Settles whatever finals of a task are in the hub.
@@ -108,23 +122,23 @@ pub async fn settle_task(core: &Core, task: TaskId) -> Result<(), HubError> {
 /// Ends a task by a complete attempt, unless another was first, or counts an attempt's failure.
 async fn settle(core: &Core, last: &Final) -> Result<(), HubError> {
     let (task, attempt) = (last.task_id, last.attempt);
-    let step = match &last.outcome {
-        Outcome::Failed { error } => core.step(task, |task, now| task.fail(attempt, error.clone(), now)).await?,
+    let taken = match &last.outcome {
+        Outcome::Failed { error } => step(core, task, |task, now| task.fail(attempt, error.clone(), now)).await?,
         Outcome::Done { parts, .. } => match completed(core, last, parts).await? {
-            Some(is_valid) => core.step(task, |task, now| task.complete(attempt, is_valid, now)).await?,
+            Some(is_valid) => step(core, task, |task, now| task.complete(attempt, is_valid, now)).await?,
             None => return Ok(()),
         },
     };
-    core.pending.lock().expect("never poisoned: no panic while held").remove(&(task, attempt));
-    if let Step::Stepped(task) = &step {
+    core.attempt_settled(task, attempt);
+    if let Step::Stepped(task) = &taken {
         tracing::debug!(task = %task.id, attempt, state = task.state.as_str(), "attempt settled");
     }
-    if let (Step::Refused(_, task), Outcome::Done { .. }) = (&step, &last.outcome)
+    if let (Step::Refused(_, task), Outcome::Done { .. }) = (&taken, &last.outcome)
         && task.state == TaskState::Cancelled
         && let Some(request) = core.stored_request(task.request_id).await?
     {
         // The load points that were finished when it was cancelled came after that.
-        core.fold_cell(&request, task).await?;
+        fold_cell(core, &request, task).await?;
         core.changed(task.request_id);
     }
     Ok(())

@@ -1,23 +1,25 @@
 //! The coordinator: accepts requests, expands them, schedules the tasks, collects and folds the results.
 //!
 //! It never measures and never imports the worker: the two meet in `proto` and `common`.
-//! Decisions are pure functions ([`expand`], [`alone`], [`pool`], [`schedule`], [`aggregate`]); the loops around them
-//! ([`dispatch`], [`collect`], [`sweep`]) only read, ask and compare-and-swap.
+//! Decisions are pure functions ([`plan`], [`aggregate`]); what may be asked is decided in [`service`]; the loops of the
+//! coordinator that leads ([`leader`], [`collect`]) only read, ask and compare-and-swap.
 
 pub mod aggregate;
-pub mod alone;
 pub mod api;
+pub mod clock;
 pub mod collect;
 pub mod core;
-pub mod dispatch;
-pub mod expand;
 pub mod hub;
-pub mod pool;
-pub mod schedule;
-pub mod status;
-pub mod sweep;
+pub mod leader;
+pub mod plan;
+pub mod service;
 
-use crate::{core::Core, hub::Hub};
+use crate::{
+    clock::Clock,
+    core::{Core, Leadership},
+    hub::Hub,
+    leader::Candidate,
+};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem,
@@ -37,14 +39,26 @@ pub struct Options {
     pub lease: Duration,
     /// How often the sweep looks for what was lost.
     pub sweep_every: Duration,
-    /// Only answers questions: neither dispatches, collects nor sweeps, since another process may do so on the same hub.
+    /// Only answers questions: never leads, since another process may do so on the same hub.
     pub read_only: bool,
+    /// Holds a lock by which no other process leads on this hub: leads at once, whatever a killed process left.
+    pub is_alone: bool,
+    /// The time by which rules go.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Options {
     /// The usual ones: a lease of 30 s, a sweep each second.
     pub fn new(broker: Arc<dyn Broker>, hub: Arc<dyn Hub>) -> Self {
-        Self { broker, hub, lease: Duration::from_secs(30), sweep_every: Duration::from_secs(1), read_only: false }
+        Self {
+            broker,
+            hub,
+            lease: Duration::from_secs(30),
+            sweep_every: Duration::from_secs(1),
+            read_only: false,
+            is_alone: false,
+            clock: Arc::new(clock::Real::default()),
+        }
     }
 }
 
@@ -52,6 +66,7 @@ impl Options {
 pub struct Handle {
     grpc_addr: SocketAddr,
     http_addr: Option<SocketAddr>,
+    core: Arc<Core>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -65,6 +80,11 @@ impl Handle {
     /// Where it answers HTTP, if it does.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http_addr
+    }
+
+    /// Whether it leads now.
+    pub fn leadership(&self) -> Leadership {
+        *self.core.leadership.borrow()
     }
 
     /// Waits until one of its parts ended by itself, which none should: the coordinator is of no use then.
@@ -99,6 +119,7 @@ async fn started(options: Options, grpc: TcpListener, http: Option<TcpListener>)
     let grpc_addr = local(&grpc)?;
     let http_addr = http.as_ref().map(local).transpose()?;
     let (sweep_every, read_only) = (options.sweep_every, options.read_only);
+    let candidate = Candidate::new(grpc_addr, options.is_alone);
     let core = Core::new(options).await?;
     let stop = CancellationToken::new();
 
@@ -108,14 +129,11 @@ async fn started(options: Options, grpc: TcpListener, http: Option<TcpListener>)
         for queue in [RESULTS, QUARANTINE] {
             core.broker.declare(queue).await?;
         }
-        let results = core.broker.consume(RESULTS, collect::PREFETCH).await?;
-        tasks.spawn(dispatch::run(core.clone(), stop.clone()));
-        tasks.spawn(collect::run(core.clone(), results, stop.clone()));
-        tasks.spawn(sweep::run(core.clone(), sweep_every, stop.clone()));
+        tasks.spawn(leader::run(core.clone(), candidate, sweep_every, stop.clone()));
     }
     if let Some(http) = http {
         tasks.spawn(api::http::run(core.clone(), http, stop.clone()));
     }
-    tasks.spawn(api::grpc::run(core, grpc, stop.clone()));
-    Ok(Handle { grpc_addr, http_addr, stop, tasks })
+    tasks.spawn(api::grpc::run(core.clone(), grpc, stop.clone()));
+    Ok(Handle { grpc_addr, http_addr, core, stop, tasks })
 }

@@ -36,52 +36,28 @@ impl Cluster {
     pub async fn start(lease: &str) -> Result<Self> {
         let dir = TempDir::with_prefix("modelmeter-cluster-")?;
         let (rabbitmq, mongod) = tokio::try_join!(Node::start(), Server::start(Mode::ReplicaSet))?;
-        let (broker, hub) = (rabbitmq.url(), mongod.url(DATABASE));
-        let coordinator = modelmeter::spawn(
-            "coordinator",
-            &dir.path().join("coordinator"),
-            &[
-                "coordinator",
-                "--broker",
-                &broker,
-                "--hub",
-                &hub,
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--lease",
-                lease,
-            ],
-        )?;
-        let address = ready(&coordinator, "gRPC on ").await?;
-        let address = address.split([',', ' ']).next().context("no address")?;
-        Ok(Self { url: format!("http://{address}"), coordinator, rabbitmq, mongod, dir })
+        let (coordinator, url) = coordinator("coordinator", dir.path(), &rabbitmq, &mongod, lease).await?;
+        Ok(Self { url, coordinator, rabbitmq, mongod, dir })
+    }
+
+    /// Starts one more coordinator on the same broker and hub; gives its `http://host:port` too.
+    pub async fn coordinator(&self, name: &str, lease: &str) -> Result<(Child, String)> {
+        coordinator(name, self.dir.path(), &self.rabbitmq, &self.mongod, lease).await
     }
 
     /// Starts a worker with one CPU slot, which it shares with the other workers of this machine.
     pub async fn worker(&self, name: &str) -> Result<Child> {
-        let locks = self.path("locks");
-        let worker = modelmeter::spawn(
-            name,
-            &self.path(name),
-            &[
-                "worker",
-                "--broker",
-                &self.rabbitmq.url(),
-                "--coordinator",
-                &self.url,
-                "--name",
-                name,
-                "--devices",
-                "cpu",
-                "--ports",
-                "auto",
-                "--shared-cpu",
-                "--lock-dir",
-                &locks.to_string_lossy(),
-            ],
-        )?;
+        self.worker_of(name, &[&self.url]).await
+    }
+
+    /// The same, with these coordinators.
+    pub async fn worker_of(&self, name: &str, urls: &[&str]) -> Result<Child> {
+        let (broker, locks) = (self.rabbitmq.url(), self.path("locks"));
+        let locks = locks.to_string_lossy();
+        let mut args = vec!["worker", "--broker", &broker, "--name", name, "--devices", "cpu", "--ports", "auto"];
+        args.extend(["--shared-cpu", "--lock-dir", &locks]);
+        args.extend(urls.iter().flat_map(|url| ["--coordinator", url]));
+        let worker = modelmeter::spawn(name, &self.path(name), &args)?;
         ready(&worker, &format!("worker {name} ready")).await?;
         Ok(worker)
     }
@@ -120,6 +96,16 @@ impl Cluster {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
+
+async fn coordinator(name: &str, dir: &Path, rabbitmq: &Node, mongod: &Server, lease: &str) -> Result<(Child, String)> {
+    let (broker, hub) = (rabbitmq.url(), mongod.url(DATABASE));
+    let servers = ["coordinator", "--broker", &broker, "--hub", &hub, "--lease", lease];
+    let listen = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let coordinator = modelmeter::spawn(name, &dir.join(name), &[&servers[..], &listen[..]].concat())?;
+    let address = ready(&coordinator, "gRPC on ").await?;
+    let address = address.split([',', ' ']).next().context("no address")?;
+    Ok((coordinator, format!("http://{address}")))
 }
 
 /// Waits for the line that says that a server is ready; gives what follows `marker` in it.

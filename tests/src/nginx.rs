@@ -30,7 +30,7 @@ pub fn ca() -> PathBuf {
 }
 
 fn certificates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/load/certs")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../meter/tests/load/certs")
 }
 
 impl Nginx {

@@ -1,4 +1,4 @@
-//! The whole data path with real parts: one coordinator, three worker processes, RabbitMQ, MongoDB, 200 cells.
+//! The whole data path with real parts: one coordinator or two, three worker processes, RabbitMQ, MongoDB, 200 cells.
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
@@ -32,7 +32,64 @@ async fn two_hundred_cells_are_profiled_once_each_also_when_a_worker_is_killed()
     stops_cleanly(cluster, workers).await
 }
 
-/// The request of both phases: one engine, one load point, as many cells as batch sizes.
+/// The lease of the test that kills a leader.
+const LEASE: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_cells_are_profiled_once_each_also_when_the_leader_is_killed() -> Result<()> {
+    let mut cluster = Cluster::start("3s").await?;
+    let hub = cluster.database().await?;
+    led_in(&hub, 1).await?;
+    let (_second, url) = cluster.coordinator("second", "3s").await?;
+    let leader = cluster.url.clone();
+    let mut workers = Vec::new();
+    for name in ["w1", "w2", "w3"] {
+        // They ask the leader first, and have to go over to the other.
+        workers.push(cluster.worker_of(name, &[&leader, &url]).await?);
+    }
+    cluster.url = url;
+    let request = request("3");
+    let args: Vec<&str> = request.iter().map(String::as_str).collect();
+    let mut user = cluster.user("profile", &args)?;
+    let tasks = hub.collection::<Document>("tasks");
+    eventually("the follower's request is worked on", LIMIT, || async {
+        let done = tasks.count_documents(doc! { "state": "done" }).await.ok()?;
+        assert!(done < u64::from(CELLS), "the request ended before the leader could be killed");
+        (done > 20).then_some(())
+    })
+    .await?;
+    assert_eq!(led_in(&hub, 1).await?, Duration::ZERO, "the follower leads only once the leader is gone");
+    cluster.coordinator.kill()?;
+    let took = led_in(&hub, 2).await?;
+    eprintln!("the other leads after {took:.1?}");
+    assert!(took <= 2 * LEASE, "the other leads only after {took:?}");
+
+    let status = eventually("the profile command ends", LIMIT, || {
+        let ended = user.ended();
+        async move { ended }
+    })
+    .await?;
+    assert_eq!(status.code(), Some(0), "{}", user.log());
+    let profiles = cluster.json(&["results", "--limit", "1000"]).await?;
+    let id = each_cell_once(&profiles)?;
+    nothing_lost_or_doubled(&hub, &id).await?;
+    assert_eq!(led_in(&hub, 2).await?, Duration::ZERO, "the other leads to the end");
+    Ok(())
+}
+
+/// Waits until the hub has a leader of this epoch; gives how long that took, zero if it was there.
+async fn led_in(hub: &Database, epoch: i64) -> Result<Duration> {
+    let (started, mut looks) = (Instant::now(), 0);
+    let leader = hub.collection::<Document>("leader");
+    while !leader.find_one(doc! {}).await?.is_some_and(|lead| number(&lead, "epoch").is_ok_and(|now| now == epoch)) {
+        anyhow::ensure!(started.elapsed() < LIMIT, "nobody leads in epoch {epoch}");
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(if looks == 0 { Duration::ZERO } else { started.elapsed() })
+}
+
+/// The request of each test: one engine, one load point, as many cells as batch sizes.
 fn request(seed: &'static str) -> Vec<String> {
     let batch_sizes = (1..=CELLS).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
     let calls = CALLS.to_string();

@@ -5,8 +5,6 @@
 //! launches its engines itself and has the machine for itself; with fewer nothing is pinned, since a core less for the
 //! engine would change what is measured more than the client does. A CPU quota leaves fewer cores than there are: they count.
 
-pub(crate) use crate::threads::{available_cores, pin_this_thread, set_of};
-
 use modelmeter_common::{Problem, cgroup, device::DeviceKind};
 
 /// Cores a slot from which the client has one of its own.

@@ -10,11 +10,9 @@ mod configured;
 mod consume;
 mod coordinator;
 mod cpus;
-pub mod endpoint;
 pub mod engine;
 pub mod inspector;
 mod journal;
-pub mod load;
 mod lock;
 mod options;
 mod patience;
@@ -28,7 +26,6 @@ mod session;
 pub mod slots;
 #[cfg(test)]
 mod testing;
-mod threads;
 mod trial;
 
 pub use engine::{EngineSpec, Launch, Layout, PortPair, PortPolicy, Ports, discover::Lacking, docker_version};
@@ -41,6 +38,7 @@ pub use slots::SlotOptions;
 pub use trial::Trial;
 
 use modelmeter_common::{Code, Problem, broker::Broker};
+use modelmeter_meter::threads;
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -57,7 +55,7 @@ pub struct CpuHeld(#[allow(dead_code, reason = "held, not read")] lock::DeviceLo
 /// # Errors
 /// `busy`, naming the holder; `storage` if the folder cannot be written to.
 pub fn hold_cpu(lock_dir: &Path, name: &str) -> Result<CpuHeld, Problem> {
-    let claim = lock::Claim::new(None, &cpus::available_cores(), false);
+    let claim = lock::Claim::new(None, &threads::available_cores(), false);
     lock::DeviceLock::take(lock_dir, &claim, name, 0).map(CpuHeld)
 }
 

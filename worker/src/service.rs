@@ -15,6 +15,7 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};
+use modelmeter_meter::threads;
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -126,7 +127,7 @@ impl Handle {
 async fn prepare(options: Options) -> Result<Context, Problem> {
     options.validate()?;
     let coordinator = Coordinator::new(&options.coordinators)?;
-    let cpus = cpus::split(&options.wanted_cores(), &cpus::available_cores(), CpuGroups::own().cores())?;
+    let cpus = cpus::split(&options.wanted_cores(), &threads::available_cores(), CpuGroups::own().cores())?;
     let cache = Cache::open(options.home.join("cache"))?;
     let (claims, lock_dir, name) = (options.claims(&cpus.slots), options.lock_dir.clone(), options.name.clone());
     let take = || {

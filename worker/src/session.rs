@@ -7,10 +7,8 @@ use crate::{
     attempts::Attempt,
     coordinator::patiently,
     engine::{Deployment, Launch, Place, triton::statistics::Statistics},
-    inspector::{self, Custom, Inspector, Remark, ServerWait, Subject},
-    load::{self, Aim, Bench, Measure, Rules, Slice, Target},
+    inspector::{self, Custom, Inspector, ServerWait, Subject},
     sample::{Idle, Monitor, Probes},
-    threads::available_cores,
 };
 use async_trait::async_trait;
 use futures::TryFutureExt;
@@ -22,6 +20,7 @@ use modelmeter_common::{
     task::{Assignment, Cell, Plan},
     testdata::DataSet,
 };
+use modelmeter_meter::{self as meter, Aim, Bench, Measure, Remark, Rules, Slice, Target, threads::available_cores};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -90,12 +89,11 @@ pub(crate) async fn measure(
     let data = test_data(context, &assignment.plan).await?;
     let plan = &assignment.plan;
     let asked = Asked { seed: plan.seed, data, output_axes: plan.output_axes.clone() };
-    let mut target = target(deployment, cell, asked, custom, place).await?;
+    let (mut target, inspector) = target(deployment, cell, asked, custom, place).await?;
     target.client_cpus = context.client_cpus.as_deref().map(Arc::from);
-    let inspector = target.inspector.clone();
     let measured = async {
         let (first_inference_ms, remarks) =
-            first_inference(context, deployment, &target, &assignment.plan.stop, attempt).await?;
+            first_inference(context, deployment, &target, &*inspector, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, place).with_model_bytes(model_bytes);
         let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
@@ -109,7 +107,8 @@ pub(crate) async fn measure(
             engine_cpus: place.cores.clone().filter(|_| deployment.is_local()),
         };
         finished.begin(deployed.clone());
-        let points = points(context, target, probes, statistics, assignment, attempt, (finished, &remarks));
+        let caller = inspector.caller().map(|_| cell.inspector.as_str());
+        let points = points(context, target, probes, statistics, assignment, attempt, (finished, &remarks, caller));
         Ok::<_, Problem>(Done { points: alive(deployment, points).await?, deployment: deployed })
     };
     let measured = measured.await;
@@ -214,7 +213,7 @@ pub(crate) async fn target(
     asked: Asked,
     custom: Option<&Custom>,
     place: &Arc<Place>,
-) -> Result<Target, Problem> {
+) -> Result<(Target, Arc<dyn Inspector>), Problem> {
     if deployment.metadata.is_none() {
         // Servers need not tell their signature; then the outputs are checked for themselves alone.
         let patience = ServerWait { timeout: deployment.timeout, ..ServerWait::NONE };
@@ -240,9 +239,10 @@ pub(crate) async fn target(
         None => inspector::built_in(deployment.protocol, subject)?,
     };
     let (maker, stopped) = (inspector.clone(), format!("making requests for {} failed", cell.engine));
-    let made = tokio::task::spawn_blocking(move || Target::new(endpoint, maker)).await;
+    let made = tokio::task::spawn_blocking(move || inspector::target(endpoint, maker)).await;
     let made = made.unwrap_or_else(|e| Err(Problem::new(Code::Internal, format!("{stopped}: {e}"))));
-    inspector.health().await.and(made)
+    inspector.health().await?;
+    Ok((made?, inspector))
 }
 
 /// The user's own test data, fetched if it is not here yet.
@@ -260,13 +260,14 @@ async fn first_inference(
     context: &Context,
     deployment: &mut Deployment,
     target: &Target,
+    inspector: &dyn Inspector,
     stop: &Stop,
     attempt: &Attempt,
 ) -> Result<(Option<f64>, Vec<Remark>), Problem> {
     let timeout = Duration::from_millis(stop.first_timeout_ms());
     attempt.progress(format!("waiting for the first answer, at most {} s", timeout.as_secs_f64()));
-    let called = load::first_inference(target, timeout, &context.stop).map_err(|problem| match problem.code {
-        Code::EngineRefused => match target.inspector.doubts() {
+    let called = meter::first_inference(target, timeout, &context.stop).map_err(|problem| match problem.code {
+        Code::EngineRefused => match inspector.doubts() {
             Some(doubts) => problem.with_hint(doubts),
             None => problem,
         },
@@ -401,20 +402,19 @@ async fn points(
     statistics: Option<Statistics>,
     assignment: &Assignment,
     attempt: &Attempt,
-    (finished, remarks): (&Finished, &[Remark]),
+    (finished, remarks, caller): (&Finished, &[Remark], Option<&str>),
 ) -> Result<Vec<Point>, Problem> {
     let plan = &assignment.plan;
     // An SLA only steers what searches for it.
     let sla = plan.sla.clone().filter(|_| matches!(plan.load, Load::SlaSearch { .. }));
     let seed = plan.seed ^ u64::from(assignment.repeat) << 32;
     let rules = Rules { stop: plan.stop.clone(), batches: plan.batches, seed, slice: None, sla, aim: Aim::default() };
-    let caller = target.inspector.caller().map(|_| assignment.cell.inspector.as_str());
-    let bench = Bench::new(target, rules, probes, context.stop.clone());
+    let bench = Bench::new(target, rules, Box::new(probes), context.stop.clone());
     let budget =
-        plan.budget_ms.map(|ms| load::Budget::new(Duration::from_millis(ms), Duration::from_millis(plan.grace_ms)));
+        plan.budget_ms.map(|ms| meter::Budget::new(Duration::from_millis(ms), Duration::from_millis(plan.grace_ms)));
     let shared_cpu = context.shared_cpu;
     let mut told = Told { bench, attempt, finished, remarks, shared_cpu, caller, plan, statistics, server: Vec::new() };
-    let points = load::run_plan(&plan.load, plan.sla.as_ref(), budget.unwrap_or_default(), &mut told).await?;
+    let points = meter::run_plan(&plan.load, plan.sla.as_ref(), budget.unwrap_or_default(), &mut told).await?;
     if points.iter().any(|point| point.latency.is_empty()) {
         // Where the engine died of it, that is told a moment later, and is what failed.
         tokio::time::sleep(LAST_NEWS).await;

@@ -4,12 +4,12 @@ use crate::{
     EngineSpec,
     engine::{self, Census, Deployment, Place, PortPolicy, STOP_TIMEOUT},
     inspector::Output,
-    load,
     lock::{Claim, DeviceLock},
     session::{self, Asked},
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Problem, device::Device, task::Cell};
+use modelmeter_meter::threads;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ impl Trial {
     /// # Errors
     /// `busy` when a worker measures on the device; `storage`.
     pub fn new(device: Device, ports: PortPolicy, home: &Path, lock_dir: &Path) -> Result<Self, Problem> {
-        let cores = crate::cpus::available_cores();
+        let cores = threads::available_cores();
         let claim = Claim::new(device.uuid.as_deref(), &cores, false);
         let lock = DeviceLock::take(lock_dir, &claim, NAME, 0)?;
         let [logs, run] = ["logs", "run"].map(|what| home.join(what).join(NAME));
@@ -85,8 +85,11 @@ async fn answer(
     timeout: Duration,
     place: &Arc<Place>,
 ) -> Result<Vec<Output>, Problem> {
-    let target = session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
-    let answer = load::call_once(&target.endpoint, &target.call, timeout, &CancellationToken::new()).await?;
-    target.inspector.check(&answer.message)?;
-    target.inspector.decode(&answer.message)
+    let (target, inspector) =
+        session::target(deployment, cell, Asked { seed, ..Asked::default() }, None, place).await?;
+    let never = CancellationToken::new();
+    let (_, message) = target.transport.once(&target.endpoint, timeout, &never).await?;
+    let message = message.unwrap_or_default();
+    inspector.check(&message)?;
+    inspector.decode(&message)
 }

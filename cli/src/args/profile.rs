@@ -11,7 +11,7 @@ use modelmeter_common::{
     config::{Config, Ports},
     load::{Arrivals, Sla},
 };
-use modelmeter_worker::endpoint::TlsFiles;
+use modelmeter_meter::endpoint::TlsFiles;
 use serde_json::Value;
 use std::path::PathBuf;
 

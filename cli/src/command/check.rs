@@ -9,7 +9,7 @@ use crate::{
     servers::discovery,
 };
 use modelmeter_common::{Code, Problem, config::Config, device::Device, model::Model, request::Request, task::Cell};
-use modelmeter_coordinator::alone;
+use modelmeter_coordinator::plan::alone;
 use modelmeter_worker::{
     EngineSpec, SlotOptions, Trial,
     compare::{Answer, compare},

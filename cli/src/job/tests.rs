@@ -2,7 +2,7 @@ use super::*;
 use crate::args::{Cli, Command};
 use clap::Parser;
 use modelmeter_common::{Code, load::Arrivals};
-use modelmeter_coordinator::alone::{set_usual_budget, small_budget};
+use modelmeter_coordinator::plan::alone::{set_usual_budget, small_budget};
 
 fn job_of(line: &str, embedded: bool) -> Result<Job, Problem> {
     let words = ["modelmeter", "profile"].into_iter().chain(line.split_whitespace());

@@ -52,6 +52,7 @@ fn point(concurrency: u32, throughput: Figure, latency_ms: Latency) -> ProfilePo
         valid: true,
         warnings: vec![],
         unavailable: BTreeMap::new(),
+        metrics: BTreeMap::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     special::t95,
     unsupported,
 };
-use crate::part::{Answers, Basis, EngineCpu, GpuUse, HostUse, Percentile, Point, ServerTimes};
+use crate::part::{Answers, Basis, EngineCpu, GpuUse, HostUse, Metric, Percentile, Point, ServerTimes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Folds the repeats of one load point into one whose durations are theirs together. None of none.
@@ -22,10 +22,14 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
     for point in points {
         unavailable.extend(point.unavailable.clone());
     }
-    let percentiles: Vec<_> = PERCENTILES.iter().map(|&q| fold_percentile(q, points, &latency, errors)).collect();
+    let alone: Vec<&[Percentile]> = points.iter().map(|p| p.percentiles.as_slice()).collect();
+    let percentiles = fold_percentiles(&alone, &latency, errors);
+    let metrics = fold_metrics(points);
     // A repeat alone may not have supported what all together support.
     unavailable.retain(|path, _| !path.starts_with(unsupported::LATENCY));
-    unavailable.extend(percentiles.iter().filter_map(|p| unsupported::percentile(p, requests)));
+    unavailable.extend(percentiles.iter().filter_map(|p| unsupported::percentile(unsupported::LATENCY, p, requests)));
+    unavailable.retain(|path, _| !path.starts_with(unsupported::METRICS));
+    unavailable.extend(metrics.iter().flat_map(Metric::lacking));
     let requests_per_s = fold_throughput(points);
     unavailable.retain(|path, _| !path.starts_with(unsupported::THROUGHPUT));
     unavailable.extend(unsupported::throughput(requests_per_s));
@@ -64,6 +68,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
         valid: points.iter().all(|p| p.valid),
         warnings: points.iter().flat_map(|p| p.warnings.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
         unavailable,
+        metrics,
     })
 }
 
@@ -98,8 +103,29 @@ fn kinds(points: &[&Point], of: impl Fn(&Point) -> &BTreeMap<String, u64>) -> BT
     kinds
 }
 
-fn fold_percentile(q: f64, points: &[&Point], latency: &Histogram, failures: u64) -> Percentile {
-    let alone: Vec<&Percentile> = points.iter().filter_map(|p| p.percentiles.iter().find(|x| x.q == q)).collect();
+/// Each metric that a repeat has: its values together, by name.
+fn fold_metrics(points: &[&Point]) -> Vec<Metric> {
+    let mut by_name: BTreeMap<&str, Vec<&Metric>> = BTreeMap::new();
+    for metric in points.iter().flat_map(|p| &p.metrics) {
+        by_name.entry(&metric.name).or_default().push(metric);
+    }
+    let fold = |metrics: &[&Metric]| {
+        let values = merged(metrics.iter().map(|m| &m.values));
+        let failures = metrics.iter().map(|m| m.failures).sum();
+        let alone: Vec<&[Percentile]> = metrics.iter().map(|m| m.percentiles.as_slice()).collect();
+        let percentiles = fold_percentiles(&alone, &values, failures);
+        Some(Metric { values, failures, percentiles, ..(*metrics.first()?).clone() })
+    };
+    by_name.values().filter_map(|metrics| fold(metrics)).collect()
+}
+
+/// The percentiles of all repeats together, from those of each.
+fn fold_percentiles(repeats: &[&[Percentile]], latency: &Histogram, failures: u64) -> Vec<Percentile> {
+    PERCENTILES.iter().map(|&q| fold_percentile(q, repeats, latency, failures)).collect()
+}
+
+fn fold_percentile(q: f64, points: &[&[Percentile]], latency: &Histogram, failures: u64) -> Percentile {
+    let alone: Vec<&Percentile> = points.iter().filter_map(|p| p.iter().find(|x| x.q == q)).collect();
     // Parts of version 1 withheld what was seen without an interval: that is found anew.
     if let ([_], [only @ Percentile { ms: Some(_), .. }]) = (points, alone.as_slice()) {
         return (*only).clone();
@@ -240,6 +266,7 @@ mod tests {
             valid: true,
             warnings: vec![Warning { code: "w".into(), message: "m".into() }],
             unavailable: BTreeMap::new(),
+            metrics: Vec::new(),
         }
     }
 
@@ -272,6 +299,22 @@ mod tests {
         assert_eq!(p95.basis, Basis::Stretches);
         assert_eq!(p95.interval().unwrap().ci95, [5.0, 20.0], "widened to both, as two repeats are");
         assert_eq!(folded.percentiles[0].basis, Basis::Ranks);
+    }
+
+    #[test]
+    fn metrics_fold_by_name_as_latency_does() {
+        let with = |mut point: Point, name: &str| {
+            let (values, failures, percentiles) = (point.latency.clone(), point.errors, point.percentiles.clone());
+            point.metrics = vec![Metric { name: name.into(), unit: "ms".into(), values, failures, percentiles }];
+            point
+        };
+        let (a, b, c) = (with(point(100.0, 10), "m"), with(point(103.0, 9), "m"), with(point(101.0, 8), "other"));
+        let folded = fold_points(&[&a, &b, &c]).unwrap();
+        let [m, other] = folded.metrics.as_slice() else { panic!("{:?}", folded.metrics) };
+        let alone = fold_points(&[&a, &b]).unwrap();
+        assert_eq!((&m.values, &m.percentiles, m.failures), (&alone.latency, &alone.percentiles, alone.errors));
+        assert_eq!((other.values.len(), other.percentiles.len()), (1000, PERCENTILES.len()));
+        assert!(folded.unavailable.contains_key("metrics.m.p99_9.ci95"), "{:?}", folded.unavailable.keys());
     }
 
     #[test]

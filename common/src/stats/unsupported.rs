@@ -9,6 +9,8 @@ use crate::part::{Percentile, Reason};
 
 /// What the paths of percentiles in a profile's point begin with.
 pub const LATENCY: &str = "latency_ms.";
+/// What the paths of all metrics begin with.
+pub const METRICS: &str = "metrics.";
 /// The path of a point's throughput.
 pub const THROUGHPUT: &str = "throughput_inferences_per_s";
 
@@ -17,13 +19,20 @@ const BEYOND: u64 = 5;
 /// Calls below which the median has none.
 const MEDIAN_CALLS: u64 = 8;
 
-/// The path of a percentile in a profile's point: `latency_ms.p99_9`.
-pub fn path(q: f64) -> String {
-    format!("{LATENCY}p{}", q.to_string().replace('.', "_"))
+/// What the paths of a metric's percentiles begin with: `metrics.ttft_ms.`.
+pub fn of_metric(name: &str) -> String {
+    format!("{METRICS}{name}.")
 }
 
-/// What a percentile of so many calls lacks: its path, or that of its interval, and why. None where it has both.
-pub fn percentile(p: &Percentile, requests: u64) -> Option<(String, Reason)> {
+/// The path of a percentile in a profile's point: `latency_ms.p99_9`.
+fn path(prefix: &str, q: f64) -> String {
+    format!("{prefix}p{}", q.to_string().replace('.', "_"))
+}
+
+/// What a percentile of so many calls lacks: its path under this prefix, or that of its interval, and why. None where it
+/// has both.
+pub fn percentile(prefix: &str, p: &Percentile, requests: u64) -> Option<(String, Reason)> {
+    let path = |q: f64| path(prefix, q);
     let Percentile { q, beyond, .. } = *p;
     let least = observable(q);
     let because = |path: String, code: &str, message: String| Some((path, Reason { code: code.into(), message }));
@@ -92,7 +101,7 @@ mod tests {
 
     fn lacking(q: f64, ms: Option<Figure>, requests: u64, beyond: u64) -> (String, Reason) {
         let p = Percentile { q, ms, basis: Basis::None, beyond, needs: 72, had: 7, sure: 7, sure_unjoined: 7 };
-        percentile(&p, requests).unwrap()
+        percentile(LATENCY, &p, requests).unwrap()
     }
 
     #[test]
@@ -105,7 +114,7 @@ mod tests {
         assert_eq!(lacking(95.0, None, 200, 0).1.code, "among_failures");
         assert_eq!(lacking(50.0, seen, 5, 2).1.message, "an interval takes 8 calls, there were 5");
         assert_eq!(lacking(99.9, seen, 20_000, 20).1.code, "not_bounded");
-        assert_eq!(self::path(99.9), "latency_ms.p99_9");
+        assert_eq!(self::path(LATENCY, 99.9), "latency_ms.p99_9");
         assert_eq!(throughput(None).unwrap().1.code, "no_success");
     }
 }

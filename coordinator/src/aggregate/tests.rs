@@ -40,7 +40,7 @@ fn task(repeat: u32, winner: Option<u32>) -> Task {
         inputs: vec![],
         inspector: "default".into(),
     };
-    let waiting = crate::expand::tasks(request().id, &request().request, &[cell], Timestamp(0))
+    let waiting = crate::plan::expand::tasks(request().id, &request().request, &[cell], Timestamp(0))
         .into_iter()
         .find(|task| task.repeat == repeat)
         .unwrap();

@@ -1,29 +1,26 @@
-//! Artifacts on their way between users, hub and workers.
+//! Artifacts as streams of gRPC messages.
 
-use super::{hub_status, status_of};
+use super::refused;
 use crate::{
     core::Core,
     hub::{HubError, Inserted},
+    service::artifacts,
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use modelmeter_common::{
     Problem,
-    artifact::verify::is_sha256,
     model::{ArtifactRef, Format},
 };
 use modelmeter_proto::control::{ArtifactChunk, ArtifactHeader, PutArtifactReply, artifact_chunk::Content};
 use tonic::{Status, Streaming};
 
-/// The largest artifact that is taken.
-const MAX_ARTIFACT_BYTES: u64 = 32 << 30;
-
 /// Takes a stream of header and bytes into the hub.
 pub async fn put(core: &Core, mut chunks: Streaming<ArtifactChunk>) -> Result<PutArtifactReply, Status> {
     let Some(ArtifactChunk { content: Some(Content::Header(header)) }) = chunks.message().await? else {
-        return Err(status_of(&Problem::invalid("artifact", "the first message must be the header")));
+        return Err(refused(Problem::invalid("artifact", "the first message must be the header")));
     };
-    let artifact = checked(&header)?;
+    let artifact = artifact(header).map_err(refused)?;
     let bytes = stream::unfold(chunks, |mut chunks| async move {
         let item = match chunks.message().await {
             Ok(None) => return None,
@@ -33,21 +30,15 @@ pub async fn put(core: &Core, mut chunks: Streaming<ArtifactChunk>) -> Result<Pu
         };
         Some((item, chunks))
     });
-    let inserted = core.hub.put_artifact(&artifact, bytes.boxed()).await.map_err(hub_status)?;
+    let inserted = artifacts::put(core, &artifact, bytes.boxed()).await.map_err(refused)?;
     Ok(PutArtifactReply { existed: inserted == Inserted::Existed })
 }
 
-fn checked(header: &ArtifactHeader) -> Result<ArtifactRef, Status> {
-    if !is_sha256(&header.sha256) {
-        return Err(status_of(&Problem::invalid("sha256", "must be 64 lower-case hexadecimal digits")));
-    }
-    if header.bytes > MAX_ARTIFACT_BYTES {
-        let problem = Problem::invalid("bytes", format!("{} is too large", header.bytes));
-        return Err(status_of(&problem.with_hint(format!("at most {MAX_ARTIFACT_BYTES}"))));
-    }
-    let format: Format = serde_json::from_value(serde_json::Value::String(header.format.clone()))
-        .map_err(|_| status_of(&Problem::invalid("format", format!("unknown artifact format '{}'", header.format))))?;
-    Ok(ArtifactRef { format, sha256: header.sha256.clone(), bytes: header.bytes })
+fn artifact(header: ArtifactHeader) -> Result<ArtifactRef, Problem> {
+    let ArtifactHeader { sha256, format, bytes } = header;
+    let unknown = format!("unknown artifact format '{format}'");
+    let format: Format = serde_json::from_value(format.into()).map_err(|_| Problem::invalid("format", unknown))?;
+    Ok(ArtifactRef { format, sha256, bytes })
 }
 
 /// The bytes of an artifact in pieces, for a worker.
@@ -55,10 +46,9 @@ pub async fn get(
     core: &Core,
     sha256: &str,
 ) -> Result<impl Stream<Item = Result<ArtifactChunk, Status>> + use<>, Status> {
-    let found = core.hub.artifact(sha256).await.map_err(hub_status)?;
-    let bytes = found.ok_or_else(|| super::not_found("artifact", sha256, "add the model again"))?;
+    let bytes = artifacts::get(core, sha256).await.map_err(refused)?;
     Ok(bytes.map(|piece| match piece {
         Ok(data) => Ok(ArtifactChunk { content: Some(Content::Data(data.to_vec())) }),
-        Err(error) => Err(hub_status(error)),
+        Err(error) => Err(refused(error.into())),
     }))
 }

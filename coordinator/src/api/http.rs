@@ -1,6 +1,9 @@
 //! The HTTP port: health, and the hub's documents as JSON for people with curl.
 
-use crate::{core::Core, hub::ProfileFilter};
+use crate::{
+    core::Core,
+    service::{requests, results, workers},
+};
 use axum::{
     Json, Router,
     extract::{Query, State},
@@ -15,15 +18,13 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-const DEFAULT_LIMIT: u32 = 100;
-
 /// Serves until `stop`.
 pub async fn run(core: Arc<Core>, listener: TcpListener, stop: CancellationToken) {
     let routes = Router::new()
         .route("/healthz", get(health))
-        .route("/v1/requests", get(requests))
-        .route("/v1/workers", get(workers))
-        .route("/v1/profiles", get(profiles))
+        .route("/v1/requests", get(list_requests))
+        .route("/v1/workers", get(list_workers))
+        .route("/v1/profiles", get(list_profiles))
         .with_state(core);
     if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await {
         tracing::error!(%error, "the HTTP server ended");
@@ -57,20 +58,20 @@ struct Which {
 
 type Documents<T> = Result<Json<Vec<T>>, Failure>;
 
-/// Healthy means that the hub answers.
+/// Healthy means that the hub answers; a follower is as healthy as the leader.
 async fn health(State(core): State<Arc<Core>>) -> Result<Json<serde_json::Value>, Failure> {
-    Ok(Json(json!({ "status": "ok", "hub_time": core.hub.now().await? })))
+    let leadership = *core.leadership.borrow();
+    Ok(Json(json!({ "status": "ok", "hub_time": core.hub.now().await?, "leadership": leadership })))
 }
 
-async fn requests(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
-    Ok(Json(core.hub.requests(false, which.limit.unwrap_or(DEFAULT_LIMIT)).await?))
+async fn list_requests(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
+    Ok(Json(requests::list(&core, which.limit).await?))
 }
 
-async fn workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Serialize> {
-    Ok(Json(core.live_workers().await?))
+async fn list_workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Serialize> {
+    Ok(Json(workers::live(&core).await?))
 }
 
-async fn profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
-    let all = ProfileFilter { limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
-    Ok(Json(super::profiles(&core, all, which.model.as_deref().unwrap_or_default()).await?))
+async fn list_profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
+    Ok(Json(results::profiles(&core, None, which.model.as_deref().unwrap_or_default(), which.limit).await?))
 }

@@ -4,10 +4,12 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod leaders;
 pub mod mongo;
 mod open;
 pub mod sqlite;
 
+pub use leaders::{Lead, Leaders};
 pub use open::open;
 
 use async_trait::async_trait;
@@ -66,7 +68,7 @@ pub type TaskCounts = std::collections::BTreeMap<TaskState, u64>;
 
 /// The hub. Writes that return have been acknowledged durably (majority and journal where there are several).
 #[async_trait]
-pub trait Hub: Send + Sync + 'static {
+pub trait Hub: Leaders + Send + Sync + 'static {
     /// The hub's clock, by which leases are judged.
     async fn now(&self) -> Result<Timestamp, HubError>;
 

@@ -17,6 +17,7 @@ use modelmeter_common::{
 };
 use modelmeter_coordinator::{
     Handle, Options,
+    clock::{Clock, Real},
     hub::{self, Hub},
 };
 use modelmeter_proto::control::{
@@ -38,18 +39,25 @@ pub struct House {
     pub control: ControlClient<Channel>,
     pub work: WorkClient<Channel>,
     pub queue: String,
+    /// The time by which the coordinator's rules go.
+    pub clock: Arc<dyn Clock>,
     _home: tempfile::TempDir,
 }
 
 impl House {
     /// A coordinator with one model in its hub and one registered worker of one CPU slot.
     pub async fn build(lease: Duration) -> Self {
+        Self::with_clock(lease, Arc::new(Real::default())).await
+    }
+
+    /// The same, by the time of this clock.
+    pub async fn with_clock(lease: Duration, clock: Arc<dyn Clock>) -> Self {
         let home = tempfile::tempdir().unwrap();
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
         let hub = hub::open(&home.path().join("hub.sqlite").display().to_string()).await.unwrap();
-        let (coordinator, control, work) = start(lease, &broker, &hub).await;
+        let (coordinator, control, work) = start(lease, &broker, &hub, &clock).await;
         let coordinator = Some(coordinator);
-        let mut house = Self { coordinator, broker, hub, control, work, queue: String::new(), _home: home };
+        let mut house = Self { coordinator, broker, hub, control, work, queue: String::new(), clock, _home: home };
         house.add_model("m", "1").await;
         house.queue = house.register("one").await;
         house
@@ -57,8 +65,18 @@ impl House {
 
     /// Another coordinator, on what the stopped one left.
     pub async fn restart(&mut self, lease: Duration) {
-        let (coordinator, control, work) = start(lease, &self.broker, &self.hub).await;
+        let (coordinator, control, work) = start(lease, &self.broker, &self.hub, &self.clock).await;
         (self.coordinator, self.control, self.work) = (Some(coordinator), control, work);
+    }
+
+    /// One more coordinator, on the same hub and broker, with connections to it.
+    pub async fn another(&self, lease: Duration) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
+        start(lease, &self.broker, &self.hub, &self.clock).await
+    }
+
+    /// The coordinator is gone at once, as if it was killed: it gives nothing up.
+    pub fn kill(&mut self) {
+        drop(self.coordinator.take());
     }
 
     pub async fn stop(&mut self) {
@@ -261,11 +279,12 @@ async fn start(
     lease: Duration,
     broker: &Arc<dyn Broker>,
     hub: &Arc<dyn Hub>,
+    clock: &Arc<dyn Clock>,
 ) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = Options::new(broker.clone(), hub.clone());
-    let options = Options { lease, sweep_every: Duration::from_millis(50), ..options };
+    let options = Options { lease, sweep_every: Duration::from_millis(50), clock: clock.clone(), ..options };
     let coordinator = modelmeter_coordinator::start(options, listener, Some(http)).await.unwrap();
     let channel = Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
     (coordinator, ControlClient::new(channel.clone()), WorkClient::new(channel))

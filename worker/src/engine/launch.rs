@@ -9,11 +9,9 @@ use super::{
     GRACE,
     watched::{Census, Counted, Log, Watched},
 };
-use crate::{
-    cpus::set_of,
-    process::{self, Identity},
-};
+use crate::process::{self, Identity};
 use modelmeter_common::{Code, Problem};
+use modelmeter_meter::threads::set_of;
 use std::{
     io::{self, PipeReader, PipeWriter, Read},
     os::{

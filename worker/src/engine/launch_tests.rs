@@ -95,7 +95,7 @@ async fn a_dropped_child_is_killed_and_reaped() {
 #[tokio::test]
 async fn a_child_is_pinned_and_leads_its_own_session() {
     let folder = tempfile::tempdir().unwrap();
-    let core = crate::cpus::available_cores()[0];
+    let core = modelmeter_meter::threads::available_cores()[0];
     let script = "grep Cpus_allowed_list /proc/self/status; exec sleep 1000";
     let process = start(Command { cores: Some(vec![core]), ..shell(folder.path(), script) }).await.unwrap();
     until_said(&process, "Cpus_allowed_list").await;

@@ -33,13 +33,14 @@ use launch::ended_with;
 use ready::Asked;
 use running::{Running, Setup};
 
-use crate::{endpoint::Endpoint, inspector::Metadata, lock::DeviceLock, sample::Idle};
+use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
     Code, Problem,
     device::Device,
     engine::{EXIT_REFUSED, Protocol},
     task::Cell,
 };
+use modelmeter_meter::endpoint::Endpoint;
 use std::{
     path::{Path, PathBuf},
     sync::{

@@ -1,12 +1,9 @@
 //! Readiness, asked of the engine itself: KServe ModelReady, TensorFlow Serving GetModelStatus; of what cannot say it,
 //! that it answers.
 
-use crate::{
-    endpoint::Endpoint,
-    inspector::{kserve_v2, predict},
-    load::{self, Unanswered},
-};
+use crate::inspector::{kserve_v2, predict};
 use modelmeter_common::{Code, Problem, engine::Protocol};
+use modelmeter_meter::{Unanswered, endpoint::Endpoint, unary};
 use modelmeter_proto::{
     kserve::{ModelReadyRequest, ModelReadyResponse},
     mlmodelci::{InferRequest, InferResponse},
@@ -104,7 +101,7 @@ impl Asked<'_> {
         path: &str,
         question: &Q,
     ) -> Result<A, Unanswered> {
-        load::ask(self.endpoint, path, question, self.timeout.min(CALL_TIMEOUT)).await
+        unary::ask(self.endpoint, path, question, self.timeout.min(CALL_TIMEOUT)).await
     }
 
     async fn ask_kserve(&self) -> Result<Answer, Unanswered> {

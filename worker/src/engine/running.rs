@@ -8,8 +8,9 @@ use super::{
     template::Values,
     watched::Watched,
 };
-use crate::{endpoint::Endpoint, lock::DeviceLock, process::Identity};
+use crate::{lock::DeviceLock, process::Identity};
 use modelmeter_common::{Code, Problem, container::Container, device::DeviceKind, task::Cell};
+use modelmeter_meter::endpoint::Endpoint;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

@@ -1,8 +1,8 @@
 //! An engine as data: what a worker's configuration says of it.
 
 use super::{Layout, Ports, template};
-use crate::endpoint::Endpoint;
 use modelmeter_common::{Problem, container::Container, device::DeviceKind, engine::Protocol, model::Format};
+use modelmeter_meter::endpoint::Endpoint;
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

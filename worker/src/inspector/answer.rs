@@ -6,6 +6,7 @@ use modelmeter_common::{
     Code, Problem,
     model::{Datatype, Dim, TensorSpec, describe},
 };
+use modelmeter_meter::Remark;
 
 /// An output of a call.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,26 +19,6 @@ pub struct Output {
     pub shape: Vec<i64>,
     /// Little-endian contents; strings with four bytes of length before each.
     pub raw: Bytes,
-}
-
-/// A difference between an answer and what the server declared, which does not change how fast it came.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Remark {
-    /// For programs: the code of the warning that it becomes.
-    pub code: &'static str,
-    /// The output that it is about.
-    pub output: String,
-    /// For people: what was declared and what came.
-    pub message: String,
-}
-
-impl Remark {
-    /// Adds it to others, unless the like of it is among them.
-    pub fn add_to(&self, remarks: &mut Vec<Self>) {
-        if !remarks.iter().any(|known| (known.code, &known.output) == (self.code, &self.output)) {
-            remarks.push(self.clone());
-        }
-    }
 }
 
 /// The code of outputs that are not as they were declared.

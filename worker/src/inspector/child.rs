@@ -4,18 +4,16 @@
 //! Each of its answers has a deadline. What it does wrong ends it, and fails its cell alone.
 
 use super::{
-    Inspector, Subject, bad_response, frame_around,
+    Inspector, Subject, bad_response,
     pipe::{Flaw, Pipe},
     process::Kept,
     program::Program,
 };
-use crate::{
-    engine::{self, Place},
-    load::{Caller, Ended},
-};
+use crate::engine::{self, Place};
 use async_trait::async_trait;
 use bytes::Bytes;
 use modelmeter_common::{Code, Problem, model::Dim};
+use modelmeter_meter::{Caller, Ended, unary::frame_around};
 use modelmeter_proto::inspector::{Command, Infer, MakeRequest, Open, Reply, Tensor, command, reply};
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},

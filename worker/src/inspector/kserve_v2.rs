@@ -1,14 +1,15 @@
 //! KServe v2 (Open Inference Protocol) over gRPC: TorchScript, ONNX and Triton speak it.
 
-use super::{Inspector, Metadata, Output, Remark, Subject, bad_response, check_outputs, grpc_frame};
-use crate::{
-    endpoint::Endpoint,
-    load::{self, Unanswered},
-};
+use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
     model::{Datatype, Dim, TensorShape, TensorSpec},
+};
+use modelmeter_meter::{
+    Remark, Unanswered,
+    endpoint::Endpoint,
+    unary::{self, grpc_frame},
 };
 use modelmeter_proto::kserve::{
     InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
@@ -26,7 +27,7 @@ const SERVER_METHOD: &str = "/inference.GRPCInferenceService/ServerMetadata";
 /// Asks a server for a model's signature and for its own name.
 pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration) -> Result<Metadata, Unanswered> {
     let question = ModelMetadataRequest { name: model.to_owned(), version: String::new() };
-    let found: ModelMetadataResponse = load::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
+    let found: ModelMetadataResponse = unary::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
     // Not every server answers this one; its name is not worth a failure.
     let server = server(endpoint, timeout).await.unwrap_or_default();
     let specs = |tensors: &[TensorMetadata]| tensors.iter().map(spec).collect::<Result<_, _>>();
@@ -42,7 +43,7 @@ pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration
 
 /// Asks a server for its own name, version and extensions.
 pub(crate) async fn server(endpoint: &Endpoint, timeout: Duration) -> Result<ServerMetadataResponse, Unanswered> {
-    load::ask(endpoint, SERVER_METHOD, &ServerMetadataRequest {}, timeout).await
+    unary::ask(endpoint, SERVER_METHOD, &ServerMetadataRequest {}, timeout).await
 }
 
 fn spec(tensor: &TensorMetadata) -> Result<TensorSpec, Problem> {

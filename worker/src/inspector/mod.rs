@@ -1,13 +1,12 @@
 //! Inspectors: turn a model's signature into requests that are ready to send, and check the answers.
 //!
 //! What belongs here: protocols, one file each, and those of a user's own ([`Custom`]). What does not: sending in a loop and timing, which is
-//! [`crate::load`]'s. Requests are encoded once, before any clock starts.
+//! [`modelmeter_meter`]'s. Requests are encoded once, before any clock starts.
 
 mod answer;
 mod child;
 mod configured;
 pub mod data;
-mod frame;
 pub mod kserve_v2;
 mod pipe;
 pub mod predict;
@@ -18,9 +17,8 @@ mod server;
 mod subject;
 pub mod tfs;
 
-pub use answer::{DIFFERS, NOT_FINITE, Output, Remark};
+pub use answer::{DIFFERS, NOT_FINITE, Output};
 pub use configured::configured;
-pub use frame::{frame_around, grpc_frame};
 pub use program::Program;
 pub use registry::{Custom, Maker, find};
 pub use server::{ServerWait, metadata, reach};
@@ -29,27 +27,20 @@ pub use subject::{Metadata, Subject};
 pub(crate) use answer::bad_response;
 use answer::{check_outputs, elements, prefixed};
 
-use crate::{endpoint::Endpoint, load::Caller};
 use async_trait::async_trait;
 use bytes::Bytes;
 use modelmeter_common::{Problem, engine::Protocol};
+use modelmeter_meter::{
+    Caller, Callers, Check, Remark, Target, Transport, call_once,
+    endpoint::Endpoint,
+    unary::{Call, Unary},
+};
 use std::{sync::Arc, time::Duration};
 
 /// Different requests that are made of one signature, and sent in turn.
 pub const DISTINCT_REQUESTS: usize = 8;
 /// The most bytes that they take together; at least one is made.
 pub const MAX_REQUEST_BYTES: u64 = 256 << 20;
-
-/// What to call, and with what: ready-made gRPC messages, sent in turn.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Call {
-    /// The gRPC method, `/package.Service/Method`.
-    pub path: String,
-    /// Complete gRPC frames (five bytes of prefix, then the message). Never empty.
-    pub frames: Vec<Bytes>,
-    /// Items in a call.
-    pub batch_size: u32,
-}
 
 /// A protocol's own client.
 ///
@@ -113,7 +104,7 @@ pub trait Inspector: Send + Sync {
     async fn infer(&self, endpoint: &Endpoint) -> Result<(), Problem> {
         let timeout = Duration::from_secs(60);
         let cancel = tokio_util::sync::CancellationToken::new();
-        let answer = crate::load::call_once(endpoint, &self.prepare_one()?, timeout, &cancel).await?;
+        let answer = call_once(endpoint, &Unary::new(self.prepare_one()?), timeout, &cancel).await?;
         self.check(&answer.message)
     }
 
@@ -132,5 +123,27 @@ pub trait Inspector: Send + Sync {
             call.frames.push(self.make_request(&self.data_preprocess(nth)?)?);
         }
         Ok(call)
+    }
+}
+
+/// What the meter drives: a server, the inspector's requests, and its checks of the answers.
+///
+/// # Errors
+/// As the inspector's, in making its requests.
+pub fn target(endpoint: Endpoint, inspector: Arc<dyn Inspector>) -> Result<Target, Problem> {
+    let (call, caller) = (inspector.prepare()?, inspector.clone());
+    let transport: Arc<dyn Transport> = match inspector.caller() {
+        Some(_) => Arc::new(Callers::new(call.batch_size, move || caller.caller())),
+        None => Arc::new(Unary::new(call)),
+    };
+    Ok(Target::new(endpoint, transport, Arc::new(Checked(inspector))))
+}
+
+/// An inspector as the meter knows it.
+struct Checked(Arc<dyn Inspector>);
+
+impl Check for Checked {
+    fn examine(&self, message: &[u8]) -> Result<Vec<Remark>, Problem> {
+        self.0.examine(message)
     }
 }

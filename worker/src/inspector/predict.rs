@@ -3,12 +3,13 @@
 //! They tell neither their signature nor whether they are ready: the user says the one, and that they answer at all
 //! is the other, since they load their model before they listen. Source: MLModelCI, `modelci/hub/deployer`.
 
-use super::{Inspector, Output, Remark, Subject, bad_response, grpc_frame};
+use super::{Inspector, Output, Subject, bad_response};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
     model::{Datatype, TensorShape},
 };
+use modelmeter_meter::{Remark, unary::grpc_frame};
 use modelmeter_proto::mlmodelci::{InferRequest, InferResponse};
 use prost::Message;
 use serde_json::{Value, json};

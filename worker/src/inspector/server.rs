@@ -1,12 +1,9 @@
 //! What a server tells of itself and of a model, asked of one that may still be starting.
 
 use super::{Metadata, kserve_v2, tfs};
-use crate::{
-    endpoint::Endpoint,
-    load::{self, Unanswered},
-};
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, engine::Protocol};
+use modelmeter_meter::{self as meter, Unanswered, endpoint::Endpoint};
 use std::time::Duration;
 
 /// How long to wait for a server.
@@ -53,7 +50,7 @@ pub fn metadata<'a>(
 /// `unreachable`, once the patience is over, and whatever no waiting mends.
 pub fn reach<'a>(endpoint: &'a Endpoint, patience: ServerWait<'a>) -> BoxFuture<'a, Result<(), Problem>> {
     Box::pin(async move {
-        let reached = until_up(endpoint, patience, || load::reach(endpoint)).await;
+        let reached = until_up(endpoint, patience, || meter::reach(endpoint)).await;
         reached.map_err(|unanswered| unanswered.problem(endpoint, patience.timeout).with_field("endpoint"))
     })
 }

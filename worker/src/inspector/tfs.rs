@@ -1,15 +1,16 @@
 //! TensorFlow Serving: Predict on a SavedModel's signature.
 
-use super::{Inspector, Metadata, Output, Remark, Subject, bad_response, check_outputs, grpc_frame};
-use crate::{
-    endpoint::Endpoint,
-    load::{self, Unanswered},
-};
+use super::{Inspector, Metadata, Output, Subject, bad_response, check_outputs};
 use bytes::Bytes;
 use modelmeter_common::{
     Problem,
     artifact::savedmodel::{self, datatype, tensorflow_type},
     model::{Datatype, TensorShape},
+};
+use modelmeter_meter::{
+    Remark, Unanswered,
+    endpoint::Endpoint,
+    unary::{self, grpc_frame},
 };
 use modelmeter_proto::tensorflow::{
     DataType, TensorProto, TensorShapeProto,
@@ -35,7 +36,7 @@ pub(super) async fn metadata(endpoint: &Endpoint, model: &str, timeout: Duration
         model_spec: Some(ModelSpec { name: model.to_owned(), ..ModelSpec::default() }),
         metadata_field: vec![SIGNATURES.into()],
     };
-    let found: GetModelMetadataResponse = load::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
+    let found: GetModelMetadataResponse = unary::ask(endpoint, METADATA_METHOD, &question, timeout).await?;
     let unclear = |what: String| Unanswered::Other(bad_response(format!("{endpoint} says of model '{model}': {what}")));
     let any = found.metadata.get(SIGNATURES).ok_or_else(|| unclear("no signatures".into()))?;
     let signatures = SignatureDefMap::decode(any.value.as_slice()).map_err(|e| unclear(e.to_string()))?;

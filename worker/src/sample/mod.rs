@@ -1,6 +1,6 @@
 //! Figures of device, engine and host while a point runs.
 //!
-//! What belongs here: reading NVML and procfs. What does not: judging them, which is [`crate::load`]'s.
+//! What belongs here: reading NVML and procfs. What does not: judging them, which is [`modelmeter_meter`]'s.
 //! What is not supported is none, with a reason; never 0.
 
 pub mod nvml;
@@ -9,21 +9,16 @@ mod quota;
 mod speed;
 mod trace;
 
-pub use nvml::{Idle, Monitor};
-pub use quota::Quota;
-
 use modelmeter_common::{
     device::Device,
-    part::{EngineCpu, GpuUse, HostUse, Reason, Warning},
+    part::{EngineCpu, Reason},
 };
+use modelmeter_meter::{Probe, Samples, Sampling};
+pub use nvml::{Idle, Monitor};
 use procfs::{HostTimes, Tree};
 use quota::Quotas;
 use speed::Speed;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    time::Instant,
-};
+use std::{fs, time::Instant};
 
 /// The devices of this host, the CPU first; if there are no GPUs, a clear line on why.
 pub fn devices() -> (Vec<Device>, Option<String>) {
@@ -143,93 +138,11 @@ pub struct Running {
     no_gpu: Option<Reason>,
 }
 
-/// What was sampled.
-#[derive(Clone, Debug, Default)]
-pub struct Samples {
-    /// The GPU.
-    pub gpu: Option<GpuUse>,
-    /// The engine's process tree.
-    pub engine_cpu: Option<EngineCpu>,
-    /// Of the time in which the engine's threads could run, the share in which they waited for a core.
-    pub engine_waited_ratio: Option<f64>,
-    /// The CPU quota that stopped client or engine the most; none without one.
-    pub quota: Option<Quota>,
-    /// The host.
-    pub host: Option<HostUse>,
-    /// Logical cores of the host.
-    pub cores: f64,
-    /// What a reader must know.
-    pub warnings: Vec<Warning>,
-    /// Why a figure is null, by its path in a profile's point.
-    pub unavailable: BTreeMap<String, Reason>,
-}
-
-impl Samples {
-    /// The host between two looks.
-    fn add_host(&mut self, before: Option<HostTimes>, now: Option<HostTimes>) {
-        let looks = before.zip(now);
-        self.host = looks.and_then(|(before, now)| now.use_since(&before));
-        match (looks, self.host) {
-            (None, _) => self.null("host", "not_readable", "/proc/stat does not tell the host's CPU times"),
-            (_, None) => self.null("host", "no_samples", "no clock tick passed in the measured time"),
-            _ => {}
-        }
-    }
-
-    fn null(&mut self, path: &str, code: &str, message: &str) {
-        self.unavailable.insert(path.into(), Reason { code: code.into(), message: message.into() });
-    }
-
-    /// These and those of a later stretch, which took this share of all the time. A figure must be in both.
-    pub(crate) fn and(&self, later: &Self, share: f64) -> Self {
-        let mean = |a: f64, b: f64| a + (b - a) * share;
-        let mut both = later.clone();
-        both.gpu = self.gpu.as_ref().zip(later.gpu.as_ref()).map(|(a, b)| both_gpus(a, b, share));
-        both.engine_cpu = self
-            .engine_cpu
-            .zip(later.engine_cpu)
-            .map(|(a, b)| EngineCpu { cores: mean(a.cores, b.cores), rss_bytes: b.rss_bytes });
-        both.host = self.host.zip(later.host).map(|(a, b)| HostUse {
-            cpu_busy_ratio: mean(a.cpu_busy_ratio, b.cpu_busy_ratio),
-            steal_ratio: mean(a.steal_ratio, b.steal_ratio),
-            throttled_ratio: a.throttled_ratio.zip(b.throttled_ratio).map(|(a, b)| mean(a, b)),
-            speed_range: a.speed_range.zip(b.speed_range).map(|([a, b], [c, d])| [a.min(c), b.max(d)]),
-        });
-        both.engine_waited_ratio = self.engine_waited_ratio.zip(later.engine_waited_ratio).map(|(a, b)| mean(a, b));
-        both.quota = self.quota.zip(later.quota).map(|(a, b)| Quota { ratio: mean(a.ratio, b.ratio), ..b });
-        let news = self.warnings.iter().filter(|w| !later.warnings.contains(w)).cloned();
-        both.warnings.extend(news);
-        for (path, reason) in &self.unavailable {
-            both.unavailable.entry(path.clone()).or_insert_with(|| reason.clone());
-        }
-        both
-    }
-}
-
-/// Memory and temperature are the most that was seen, the rest are means, energy is a sum.
-fn both_gpus(a: &GpuUse, b: &GpuUse, share: f64) -> GpuUse {
-    let mean = |of: fn(&GpuUse) -> Option<f64>| of(a).zip(of(b)).map(|(a, b)| a + (b - a) * share);
-    let most = |of: fn(&GpuUse) -> Option<f64>| of(a).zip(of(b)).map(|(a, b)| a.max(b));
-    let throttle: BTreeSet<_> = a.throttle.iter().chain(&b.throttle).cloned().collect();
-    GpuUse {
-        utilization_ratio: mean(|g| g.utilization_ratio),
-        memory_used_bytes: a.memory_used_bytes.zip(b.memory_used_bytes).map(|(a, b)| a.max(b)),
-        memory_used_ratio: most(|g| g.memory_used_ratio),
-        memory_delta_bytes: a.memory_delta_bytes.zip(b.memory_delta_bytes).map(|(a, b)| a.max(b)),
-        memory_process_bytes: a.memory_process_bytes.zip(b.memory_process_bytes).map(|(a, b)| a.max(b)),
-        power_w: mean(|g| g.power_w),
-        energy_j: a.energy_j.zip(b.energy_j).map(|(a, b)| a + b),
-        sm_clock_mhz: mean(|g| g.sm_clock_mhz),
-        temperature_c: most(|g| g.temperature_c),
-        throttle: throttle.into_iter().collect(),
-    }
-}
-
 impl Running {
     /// Ends sampling. Blocks for as long as the driver takes to answer.
     pub fn end(mut self) -> Samples {
         let mut samples = Samples { cores: cores(), ..Samples::default() };
-        samples.add_host(self.host, HostTimes::read());
+        add_host(&mut samples, self.host, HostTimes::read());
         samples.quota = self.quotas.end(self.begun.elapsed());
         if let Some(host) = &mut samples.host {
             host.throttled_ratio = samples.quota.map(|quota| quota.ratio);
@@ -268,6 +181,29 @@ impl Running {
     }
 }
 
+impl Probe for Probes {
+    fn begin(&self) -> Box<dyn Sampling> {
+        Box::new(self.begin())
+    }
+}
+
+impl Sampling for Running {
+    fn end(self: Box<Self>) -> Samples {
+        (*self).end()
+    }
+}
+
+/// Adds the host between two looks.
+fn add_host(samples: &mut Samples, before: Option<HostTimes>, now: Option<HostTimes>) {
+    let looks = before.zip(now);
+    samples.host = looks.and_then(|(before, now)| now.use_since(&before));
+    match (looks, samples.host) {
+        (None, _) => samples.null("host", "not_readable", "/proc/stat does not tell the host's CPU times"),
+        (_, None) => samples.null("host", "no_samples", "no clock tick passed in the measured time"),
+        _ => {}
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some((id, probe)) = self.gpu.take() {
@@ -288,23 +224,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stretches_are_weighted_by_time_and_energy_adds_up() {
-        let stretch = |cores: f64, power_w: Option<f64>, joules: f64| {
-            let gpu = GpuUse { power_w, energy_j: Some(joules), ..GpuUse::default() };
-            let engine_cpu = Some(EngineCpu { cores, rss_bytes: 7 });
-            Samples { gpu: Some(gpu), engine_cpu, ..Samples::default() }
-        };
-        let mut cut_off = stretch(2.0, None, 30.0);
-        cut_off.null("gpu.power_w", "no_samples", "none");
-        let both = stretch(1.0, Some(100.0), 10.0).and(&stretch(2.0, Some(200.0), 30.0), 0.75);
-        assert_eq!(both.engine_cpu.unwrap().cores, 1.75);
-        let gpu = both.gpu.unwrap();
-        assert_eq!((gpu.power_w, gpu.energy_j), (Some(175.0), Some(40.0)));
-        let half = cut_off.and(&stretch(1.0, Some(100.0), 10.0), 0.5);
-        assert!(half.gpu.unwrap().power_w.is_none() && half.unavailable.contains_key("gpu.power_w"));
-    }
-
-    #[test]
     fn an_engine_of_unknown_device_says_so() {
         let samples = Probes::new(None).without_gpu("not_local", "elsewhere").begin().end();
         assert_eq!(samples.unavailable["gpu"].code, "not_local");
@@ -315,9 +234,9 @@ mod tests {
     fn a_host_that_was_not_seen_is_null_with_its_reason() {
         let now = HostTimes::read();
         let mut samples = Samples::default();
-        samples.add_host(now, now);
+        add_host(&mut samples, now, now);
         assert_eq!((samples.host, samples.unavailable["host"].code.as_str()), (None, "no_samples"));
-        samples.add_host(None, now);
+        add_host(&mut samples, None, now);
         assert_eq!((samples.host, samples.unavailable["host"].code.as_str()), (None, "not_readable"));
     }
 

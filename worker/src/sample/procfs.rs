@@ -296,11 +296,11 @@ mod tests {
     /// Two busy threads on one core each wait for half of the time.
     #[test]
     fn threads_that_share_a_core_are_seen_to_wait() {
-        let core = crate::threads::available_cores()[0];
+        let core = modelmeter_meter::threads::available_cores()[0];
         let spin = || {
             let mut command = std::process::Command::new("sh");
             let child = command.args(["-c", "while :; do :; done"]).spawn().unwrap();
-            let set = crate::threads::set_of(&[core]);
+            let set = modelmeter_meter::threads::set_of(&[core]);
             // SAFETY: the set is ours, and the child lives until it is waited for.
             unsafe { libc::sched_setaffinity(child.id() as libc::pid_t, size_of::<libc::cpu_set_t>(), &set) };
             child

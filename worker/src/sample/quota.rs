@@ -1,18 +1,8 @@
 //! The CPU quotas of client and engine while a point runs.
 
 use modelmeter_common::cgroup::{CpuGroups, Throttling};
+use modelmeter_meter::Quota;
 use std::time::Duration;
-
-/// A CPU quota, and what it did to a point.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Quota {
-    /// Cores that it allows.
-    pub cores: f64,
-    /// Share of the time in which it stopped threads.
-    pub ratio: f64,
-    /// Whether it is the engine's own, of a container that the client is not in.
-    pub of_engine: bool,
-}
 
 /// Both, as they were at the begin of a point.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! times. The work runs only where a core has nothing else to do (`SCHED_IDLE`), and is timed by the thread's CPU time, in
 //! which waiting does not count.
 
-use crate::threads::{pin_this_thread, rest_while_others_work, thread_cpu_ns};
+use modelmeter_meter::threads::{pin_this_thread, rest_while_others_work, thread_cpu_ns};
 use std::{
     hint::black_box,
     sync::{
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_cores_of_this_process_are_measured_until_the_end() {
-        let cores = crate::threads::available_cores();
+        let cores = modelmeter_meter::threads::available_cores();
         let speed = Speed::begin(&cores[..1]);
         let deadline = Instant::now() + Duration::from_secs(60);
         while speed.range().is_none() {

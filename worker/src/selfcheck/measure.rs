@@ -1,10 +1,7 @@
 //! The figures, in about 20 seconds: the very client and meter that measure models, against the null engine in this process.
 
 use super::{CONCURRENCIES, Closed, Host, Lateness, Open, RATES, SelfCheck, Timer, speed};
-use crate::{
-    load::{self, Rules, Target},
-    sample::{self, Probes},
-};
+use crate::sample::{self, Probes};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Code, Problem, VERSION,
@@ -12,6 +9,7 @@ use modelmeter_common::{
     part::{HostUse, Point, Warning},
     stats::Histogram,
 };
+use modelmeter_meter::{self as meter, Rules, Target};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +101,7 @@ impl Bench<'_> {
         let stop = Stop { min_duration_ms: MIN_MS, max_duration_ms: MAX_MS, ..Stop::default() };
         let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
         let probes = Probes::new(Some(std::process::id()));
-        self.points.push(load::measure(self.target, load, &rules, &probes, self.stop).await?);
+        self.points.push(meter::measure(self.target, load, &rules, &probes, self.stop).await?);
         Ok(self.points.last().expect("pushed just now"))
     }
 }

@@ -202,7 +202,14 @@ fn point() -> Point {
         valid: false,
         warnings: vec![Warning { code: "noisy".to_owned(), message: UNICODE.to_owned() }],
         unavailable: unavailable(),
+        metrics: vec![metric()],
     }
+}
+
+fn metric() -> Metric {
+    let mut values = Histogram::default();
+    values.record(7_000_000);
+    Metric { name: "ttft_ms".to_owned(), unit: "ms".to_owned(), values, failures: 1, percentiles: Vec::new() }
 }
 
 pub fn part(task: &Task, attempt: u32, seq: u32) -> Part {
@@ -307,6 +314,10 @@ pub fn profile(request: RequestId, model: ModelRef, batch_size: u32, created: i6
     }
 }
 
+fn distribution() -> Distribution {
+    Distribution { unit: "ms".to_owned(), values: Latency { mean: Some(7.0), ..Latency::default() } }
+}
+
 fn profile_point(load: ProfileLoad) -> ProfilePoint {
     let latency = Latency { mean: Some(1.0), p50: Some(figure(0.1)), max: Some(9.0), ..Latency::default() };
     ProfilePoint {
@@ -334,6 +345,7 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
         valid: true,
         warnings: Vec::new(),
         unavailable: unavailable(),
+        metrics: BTreeMap::from([("ttft_ms".to_owned(), distribution())]),
     }
 }
 

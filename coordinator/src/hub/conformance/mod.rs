@@ -6,6 +6,7 @@
 
 mod artifacts;
 pub mod documents;
+mod leaders;
 mod registry;
 mod results;
 pub mod speed;
@@ -17,6 +18,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 /// Runs every case. The hub must be empty.
 pub async fn suite(hub: Arc<dyn Hub>) {
     clock(&*hub).await;
+    leaders::an_epoch_for_each_leader(&*hub).await;
+    leaders::one_leader_of_many_wins(&hub).await;
     registry::requests(&*hub).await;
     registry::requests_change_by_compare_and_swap(&hub).await;
     registry::workers(&*hub).await;

@@ -7,6 +7,7 @@ mod calls;
 mod connect;
 mod document;
 mod gridfs;
+mod leaders;
 
 pub use connect::connect;
 

@@ -5,6 +5,7 @@
 //! results`.
 
 mod files;
+mod leaders;
 mod store;
 
 use super::{ByteStream, Hub, HubError, Inserted, ProfileFilter, TaskCounts, TaskFilter};

@@ -10,7 +10,7 @@ mod torchscript;
 mod triton;
 
 use super::{EngineSpec, Launch, Layout, Ports, docker_version};
-use crate::{endpoint::Endpoint, sample};
+use crate::sample;
 use modelmeter_common::{
     Code, Problem,
     config::{Config, CustomEngine},
@@ -21,6 +21,7 @@ use modelmeter_common::{
     request::Request,
     task::Cell,
 };
+use modelmeter_meter::endpoint::Endpoint;
 use serde::Serialize;
 use serde_json::Value;
 use std::{

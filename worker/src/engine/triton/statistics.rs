@@ -1,7 +1,8 @@
 //! What a server that has Triton's statistics extension says of its own time.
 
-use crate::{endpoint::Endpoint, inspector::kserve_v2, load};
+use crate::inspector::kserve_v2;
 use modelmeter_common::{engine::Protocol, part::ServerTimes};
+use modelmeter_meter::{endpoint::Endpoint, unary};
 use modelmeter_proto::kserve::{ModelStatisticsRequest, ModelStatisticsResponse, StatisticDuration};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ impl Statistics {
     /// The totals since the model was loaded, over its versions; none where the server does not answer.
     pub async fn read(&self) -> Option<ServerTimes> {
         let question = ModelStatisticsRequest { name: self.model.clone(), version: String::new() };
-        let answer = load::ask(&self.endpoint, METHOD, &question, CALL_TIMEOUT).await;
+        let answer = unary::ask(&self.endpoint, METHOD, &question, CALL_TIMEOUT).await;
         answer.ok().map(|reply: ModelStatisticsResponse| total(&reply))
     }
 }

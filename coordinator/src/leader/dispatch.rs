@@ -1,0 +1,139 @@
+//! Keeps each pool's queue at about twice its slots, choosing the next task by weighted round robin over requests.
+//!
+//! A hint is published before the task is marked queued: dying in between costs a doubled hint, which the claim absorbs.
+
+use crate::{
+    core::{Core, MAX_REQUESTS},
+    hub::{HubError, TaskFilter},
+    plan::{pool::Pool, schedule::Stride},
+    service::transition::{Step, step_from},
+};
+use modelmeter_common::{
+    RequestId,
+    broker::{BrokerError, task_queue},
+    request::RequestDoc,
+    task::{Task, TaskState},
+    wire::{self, Hint},
+};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Hints in a pool's queue for each of its slots.
+const HINTS_PER_SLOT: u32 = 2;
+/// Looks for work this often even when nobody says that there is some.
+const IDLE_ROUND: Duration = Duration::from_millis(500);
+/// Rounds are at least this far apart, so that a burst of changes is one round.
+const MIN_GAP: Duration = Duration::from_millis(20);
+
+/// Why a round was cut short; the next one starts afresh.
+#[derive(Debug, thiserror::Error)]
+enum DispatchError {
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Dispatches until `stop`.
+pub async fn run(core: Arc<Core>, stop: CancellationToken) {
+    let (mut stride, mut declared) = (Stride::default(), HashSet::new());
+    while !stop.is_cancelled() {
+        let done = round(&core, &mut stride, &mut declared).await;
+        if let Err(error) = &done {
+            tracing::warn!(%error, "dispatch round cut short");
+            declared.clear();
+        }
+        core.set_stuck(done.err().map(|error| error.to_string()));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = core.work.notified() => tokio::time::sleep(MIN_GAP).await,
+            () = core.clock.sleep(IDLE_ROUND) => {}
+        }
+    }
+}
+
+async fn round(core: &Core, stride: &mut Stride, declared: &mut HashSet<String>) -> Result<(), DispatchError> {
+    let requests = core.hub.requests(true, MAX_REQUESTS).await?;
+    stride.keep(|id| requests.iter().any(|request| request.id == id));
+    if requests.is_empty() {
+        return Ok(());
+    }
+    for pool in core.pools().await? {
+        let queue = task_queue(&pool.id);
+        if declared.insert(queue.clone()) {
+            core.broker.declare(&queue).await?;
+        }
+        fill(core, &pool, &queue, &requests, stride).await?;
+    }
+    Ok(())
+}
+
+/// Queues tasks for one pool until its queue holds enough hints.
+async fn fill(
+    core: &Core,
+    pool: &Pool,
+    queue: &str,
+    requests: &[RequestDoc],
+    stride: &mut Stride,
+) -> Result<(), DispatchError> {
+    let target = pool.slots * HINTS_PER_SLOT;
+    let in_queue = TaskFilter {
+        states: vec![TaskState::Queued],
+        pool: Some(pool.id.clone()),
+        limit: Some(target),
+        ..Default::default()
+    };
+    let mut room = target.saturating_sub(core.hub.tasks(&in_queue).await?.len() as u32);
+    let mut waiting: HashMap<RequestId, VecDeque<Task>> = HashMap::new();
+    if room > 0 {
+        for request in requests {
+            waiting.insert(request.id, fitting(core, request.id, pool, room).await?);
+        }
+    }
+    while room > 0 {
+        let candidates: Vec<_> = requests
+            .iter()
+            .filter(|request| waiting.get(&request.id).is_some_and(|tasks| !tasks.is_empty()))
+            .map(|request| (request.id, request.request.priority))
+            .collect();
+        let Some(chosen) = stride.choose(&candidates) else { break };
+        let Some(task) = waiting.get_mut(&chosen).and_then(VecDeque::pop_front) else { break };
+        publish(core, task, &pool.id, queue).await?;
+        room -= 1;
+    }
+    Ok(())
+}
+
+/// The first waiting tasks of a request that this pool can run.
+async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Result<VecDeque<Task>, HubError> {
+    let mut filter = TaskFilter {
+        request: Some(request),
+        states: vec![TaskState::Waiting],
+        limit: Some(room + 8),
+        ..Default::default()
+    };
+    loop {
+        let tasks = core.hub.tasks(&filter).await?;
+        let whole = filter.limit.is_none_or(|limit| (tasks.len() as u32) < limit);
+        let fitting: VecDeque<_> = tasks.into_iter().filter(|task| pool.fits(&task.cell)).take(room as usize).collect();
+        if !fitting.is_empty() || whole {
+            return Ok(fitting);
+        }
+        // The first ones are all for other pools: look at the rest.
+        filter.limit = None;
+    }
+}
+
+async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
+    let hint = wire::encode(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
+    let message_id = format!("{}/{}", task.id, task.revision);
+    core.broker.publish(queue, &message_id, &hint).await?;
+    match step_from(core, task, |task, now| task.queue(pool, now)).await? {
+        // Claimed or cancelled in between: the hint is stale, and the claim says so.
+        Step::Stepped(_) | Step::Refused(..) | Step::Unknown => Ok(()),
+    }
+}

@@ -1,0 +1,37 @@
+//! The meter by itself, against any server that speaks KServe v2: how fast it says that it lives.
+//!
+//! `cargo run --release -p modelmeter-meter --example alone HOST:PORT`; a server for it is
+//! `modelmeter serve --engine null --model FILE --grpc-port 8001`.
+
+use anyhow::{Context, Result};
+use modelmeter_common::load::{LoadPoint, Stop};
+use modelmeter_meter::{
+    Rules, Target, measure,
+    unary::{Call, Unary, frame_around},
+};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let endpoint = std::env::args().nth(1).context("name a server: HOST:PORT")?.parse()?;
+    // A ServerLiveRequest has no fields: its message is empty.
+    let path = "/inference.GRPCInferenceService/ServerLive".to_owned();
+    let call = Call { path, frames: vec![frame_around(&[])?], batch_size: 1 };
+    let target = Target::new(endpoint, Arc::new(Unary::new(call)), Arc::new(()));
+    let stop = Stop { min_duration_ms: 1_000, max_duration_ms: 5_000, ..Stop::default() };
+    let rules = Rules { stop, batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
+    let load = LoadPoint::Closed { concurrency: 4 };
+    let point = measure(&target, load, &rules, &(), &CancellationToken::new()).await?;
+    println!("{load}: {} calls, {} of them failed", point.requests, point.errors);
+    for percentile in &point.percentiles {
+        let interval = percentile.interval().map(|i| format!(", 95 % interval {:.3?}", i.ci95)).unwrap_or_default();
+        if let Some(ms) = percentile.ms {
+            println!("p{}: {:.3} ms{interval}", percentile.q, ms.value);
+        }
+    }
+    for warning in &point.warnings {
+        println!("{}: {}", warning.code, warning.message);
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The calls in flight, including those that wait for a connection.
+
+use crate::record::Times;
+use std::collections::VecDeque;
+
+/// How often a call is sent again, at most, because a server did not begin it.
+const MAX_RESENDS: u8 = 5;
+
+/// A call.
+pub(super) struct Flight {
+    pub times: Times,
+    /// Its answer is to be checked.
+    pub kept: bool,
+    /// Where it is; none while it waits for a connection.
+    pub at: Option<Sent>,
+    resends: u8,
+}
+
+/// Where a call is: its connection, and the number that it has there.
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
+    pub link: usize,
+    pub number: u32,
+    pub since_ns: u64,
+}
+
+/// All of them. A call's token is its place here, and used again once it has ended.
+#[derive(Default)]
+pub(super) struct Flights {
+    all: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    /// Tokens of those that wait, oldest first; some may have ended meanwhile.
+    waiting: VecDeque<usize>,
+    count: usize,
+}
+
+impl Flights {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Begins a call, which is nowhere yet.
+    pub fn begin(&mut self, times: Times, kept: bool) -> usize {
+        let token = self.free.pop().unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
+        self.all[token] = Some(Flight { times, kept, at: None, resends: 0 });
+        self.count += 1;
+        token
+    }
+
+    /// A call is on its way.
+    pub fn sent(&mut self, token: usize, sent: Sent) {
+        if let Some(flight) = &mut self.all[token] {
+            flight.at = Some(sent);
+        }
+    }
+
+    /// A call waits for a connection.
+    pub fn wait(&mut self, token: usize) {
+        self.waiting.push_back(token);
+    }
+
+    /// The call that waits longest.
+    pub fn first_waiting(&mut self) -> Option<(usize, &Flight)> {
+        while let Some(&token) = self.waiting.front() {
+            if self.all[token].as_ref().is_some_and(|flight| flight.at.is_none()) {
+                return self.all[token].as_ref().map(|flight| (token, flight));
+            }
+            self.waiting.pop_front();
+        }
+        None
+    }
+
+    /// The same, waiting no more.
+    pub fn take_waiting(&mut self) -> Option<usize> {
+        let token = self.first_waiting()?.0;
+        self.waiting.pop_front();
+        Some(token)
+    }
+
+    /// Has a call that was not begun wait to be sent again. How often that has happened to it; none where it was often
+    /// enough, or there is no such call.
+    pub fn again(&mut self, token: usize) -> Option<u8> {
+        let flight = self.all[token].as_mut().filter(|flight| flight.resends < MAX_RESENDS)?;
+        flight.resends += 1;
+        flight.at = None;
+        self.waiting.push_back(token);
+        Some(flight.resends)
+    }
+
+    /// Ends a call.
+    pub fn end(&mut self, token: usize) -> Option<Flight> {
+        let flight = self.all[token].take()?;
+        self.free.push(token);
+        self.count -= 1;
+        Some(flight)
+    }
+
+    /// The tokens of those that were sent, or begun, so long ago.
+    pub fn older_than(&self, ns: u64, now: u64) -> Vec<usize> {
+        let is_old = |flight: &Flight| now - flight.times.sent_ns >= ns;
+        let old = self.all.iter().enumerate().filter(|(_, flight)| flight.as_ref().is_some_and(is_old));
+        old.map(|(token, _)| token).collect()
+    }
+
+    /// A call.
+    pub fn get(&self, token: usize) -> Option<&Flight> {
+        self.all[token].as_ref()
+    }
+
+    /// How long each of those that the server may have begun has been waited for.
+    pub fn ages(&self, now: u64) -> Vec<u64> {
+        self.all.iter().flatten().filter_map(|flight| Some(now - flight.at?.since_ns)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMES: Times = Times { scheduled_ns: 1, sent_ns: 2 };
+
+    #[test]
+    fn calls_wait_in_turn_and_are_sent_again_a_bounded_number_of_times() {
+        let mut flights = Flights::default();
+        let tokens = [0, 1, 2].map(|_| flights.begin(TIMES, false));
+        for token in tokens {
+            flights.sent(token, Sent { link: 0, number: 1, since_ns: 2 });
+            assert_eq!(flights.again(token), Some(1));
+        }
+        assert_eq!((flights.count(), flights.take_waiting()), (3, Some(tokens[0])));
+        // One that ends while it waits is passed over, also where its token is used again.
+        flights.end(tokens[1]).unwrap();
+        let other = flights.begin(TIMES, true);
+        flights.sent(other, Sent { link: 0, number: 3, since_ns: 2 });
+        assert_eq!((other, flights.take_waiting(), flights.take_waiting()), (tokens[1], Some(tokens[2]), None));
+        let again: Vec<_> = (0..MAX_RESENDS).map(|_| flights.again(other)).collect();
+        assert_eq!(again.last(), Some(&Some(MAX_RESENDS)));
+        assert_eq!(flights.again(other), None);
+        assert_eq!((flights.older_than(8, 10), flights.ages(10)), (tokens.to_vec(), Vec::new()));
+        flights.sent(other, Sent { link: 0, number: 5, since_ns: 9 });
+        assert_eq!(flights.ages(10), [1]);
+    }
+}
