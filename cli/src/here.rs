@@ -10,7 +10,7 @@ use crate::{
     progress::Progress,
     servers::discovery,
 };
-use modelmeter_common::{Problem, config::Config, device::CPU_CLASS, engine::ENDPOINT, request::Request, task::Cell};
+use modelmeter_common::{Problem, config::Config, request::Request, task::Cell};
 use modelmeter_coordinator::plan::{
     alone::{self, Planned},
     pool::{self, Pool},
@@ -28,6 +28,7 @@ pub(crate) struct Sketch {
     pub request: Request,
     pub material: Material,
     pub pools: Vec<Pool>,
+    target: Target,
     inspectors: BTreeMap<String, Custom>,
     offer: Offer,
     slots: Vec<SlotOptions>,
@@ -66,7 +67,8 @@ impl Sketch {
         let pools = pools(&slots, &offer, &job.inspectors);
         let Planned { cells, note } = alone::plan(&mut request, &material.model, &pools, job.usual_budget)?;
         note.iter().for_each(|note| progress.say(note));
-        Ok(Self { request, material, pools, inspectors: job.inspectors, offer, slots, cells })
+        let Job { target, inspectors, .. } = job;
+        Ok(Self { request, material, pools, target, inspectors, offer, slots, cells })
     }
 
     /// Starts coordinator and worker, and puts model and data into the hub: the request can be submitted then.
@@ -74,7 +76,7 @@ impl Sketch {
     /// # Errors
     /// `busy` where another process measures and is not waited for; `storage`; of the worker's start.
     pub async fn start(self, config: &Config, progress: &Progress) -> Result<(Client, Embedded, Request), Problem> {
-        if let Some(note) = no_gpus(&self.request) {
+        if let Some(note) = no_gpus(&self.target, &self.request) {
             progress.say(&note);
         }
         notes::of_batch(&self.request, &self.material.model).iter().for_each(|note| progress.say(note));
@@ -157,10 +159,10 @@ fn patience(no_wait: bool, progress: &Progress) -> Patience {
     Patience::Wait(Arc::new(move |problem| say(&notes::waiting(problem))))
 }
 
-/// Why there are no GPUs, where some were asked for.
-fn no_gpus(request: &Request) -> Option<String> {
-    let is_here = |word: &String| word != CPU_CLASS && !request.engines.iter().any(|engine| engine == ENDPOINT);
-    let asked = request.devices.iter().any(is_here);
+/// Why there are no GPUs, where some of this machine were asked for.
+fn no_gpus(target: &Target, request: &Request) -> Option<String> {
+    let here = !matches!(target, Target::Endpoint { .. });
+    let asked = here && request.devices.iter().any(|word| word != "cpu");
     let why = asked.then(|| sample::devices().1).flatten();
     why.map(|why| format!("no GPUs here: {why}"))
 }

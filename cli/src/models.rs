@@ -9,7 +9,8 @@ use modelmeter_common::{
     artifact::{self, Opened},
     engine::Protocol,
     error::did_you_mean,
-    model::{ArtifactRef, Dim, Format, Model, ModelName, ModelRef, TensorSpec},
+    model::{ArtifactRef, Format, Model, ModelName, ModelRef, TensorSpec},
+    signature::{filled, same_inputs},
     wire::sha256_hex,
 };
 use modelmeter_meter::endpoint::Endpoint;
@@ -152,76 +153,6 @@ async fn open(format: Option<Format>, path: PathBuf) -> Result<Opened, Problem> 
         }
     });
     opened.await
-}
-
-/// Each format must take the same tensors, or what is compared is not the same work. The names of open axes may differ,
-/// and an axis that is open in one may be fixed in the other.
-fn same_inputs(one: &Opened, other: &Opened) -> Result<(), Problem> {
-    if alike(&one.inputs, &other.inputs) {
-        return Ok(());
-    }
-    let text = |opened: &Opened| format!("{} takes {}", opened.artifact.format, signature(&opened.inputs));
-    Err(Problem::invalid("model", format!("the files have different inputs: {}, {}", text(one), text(other)))
-        .with_hint("export them with the same names, types and shapes"))
-}
-
-/// What is told of the inputs, with what the user states of them: tensors where none are told, the shapes that `is_untold`
-/// finds missing, the lengths of open axes.
-fn filled(
-    told: &[TensorSpec],
-    stated: &[TensorSpec],
-    is_untold: impl Fn(&TensorSpec) -> bool,
-) -> Result<Vec<TensorSpec>, Problem> {
-    if told.is_empty() {
-        return Ok(stated.to_vec());
-    }
-    let contradicts = || {
-        let message = format!("{} is stated, but the model takes {}", signature(stated), signature(told));
-        Problem::invalid("input", message).with_hint(
-            "--input fills what is not told: leave it out for the others; --shape gives open axes their lengths",
-        )
-    };
-    let is_told = |input: &TensorSpec| told.iter().any(|known| known.name == input.name);
-    if !stated.iter().all(is_told) {
-        return Err(contradicts());
-    }
-    let fill = |known: &TensorSpec| {
-        let Some(input) = stated.iter().find(|input| input.name == known.name) else { return Ok(known.clone()) };
-        if is_untold(known) && input.dtype == known.dtype {
-            return Ok(input.clone());
-        }
-        if !fit(input, known) {
-            return Err(contradicts());
-        }
-        let axis = |(known, stated): (&Dim, &Dim)| match (known, stated) {
-            (Dim::Dynamic(_), Dim::Fixed(_)) => stated.clone(),
-            _ => known.clone(),
-        };
-        Ok(TensorSpec { shape: known.shape.iter().zip(&input.shape).map(axis).collect(), ..known.clone() })
-    };
-    told.iter().map(fill).collect()
-}
-
-/// The same tensors; an axis that is open in one may be fixed in the other.
-fn alike(these: &[TensorSpec], others: &[TensorSpec]) -> bool {
-    these.len() == others.len() && these.iter().all(|a| others.iter().any(|b| fit(a, b)))
-}
-
-fn fit(a: &TensorSpec, b: &TensorSpec) -> bool {
-    let differ = |a: &Dim, b: &Dim| matches!((a, b), (Dim::Fixed(a), Dim::Fixed(b)) if a != b);
-    let axes = || a.shape.len() == b.shape.len() && !a.shape.iter().zip(&b.shape).any(|(a, b)| differ(a, b));
-    a.name == b.name && a.dtype == b.dtype && (!a.is_shaped() || !b.is_shaped() || axes())
-}
-
-fn signature(inputs: &[TensorSpec]) -> String {
-    let one = |tensor: &TensorSpec| {
-        let dims = tensor.shape.iter().map(|dim| match dim {
-            Dim::Fixed(length) => length.to_string(),
-            Dim::Dynamic(_) => "?".into(),
-        });
-        format!("{}:{}:[{}]", tensor.name, tensor.dtype, dims.collect::<Vec<_>>().join(","))
-    };
-    inputs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// A model is called as its first file is, and its version is of its content, unless it was named.

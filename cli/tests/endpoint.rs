@@ -19,6 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 use support::{command, json};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -32,6 +33,8 @@ struct Manner {
     outputs: Vec<TensorMetadata>,
     /// The shape of an answer to a batch of so many.
     answer: Option<fn(i64) -> Vec<i64>>,
+    /// It never answers an inference.
+    silent: bool,
     calls: Arc<AtomicU64>,
     without_inputs: Arc<AtomicU64>,
 }
@@ -72,6 +75,9 @@ impl GrpcInferenceService for Manner {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         self.calls.fetch_add(1, SeqCst);
+        if self.silent {
+            return std::future::pending().await;
+        }
         let request = request.into_inner();
         let Some(first) = request.inputs.first() else {
             self.without_inputs.fetch_add(1, SeqCst);
@@ -163,4 +169,21 @@ fn an_answer_of_another_rank_that_fits_the_batch_is_a_warning_and_of_another_bat
         assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
         assert_eq!(json(&output)[0]["error"]["code"], "bad_response");
     }
+}
+
+#[test]
+fn a_time_out_holds_for_the_first_call_which_is_not_made_again() {
+    let home = tempfile::tempdir().unwrap();
+    let (inputs, outputs) = (Some(vec![tensor("x", &[-1, 4])]), vec![tensor("y", &[-1, 4])]);
+    let manner = Manner { inputs, outputs, silent: true, ..Manner::default() };
+    let (_runtime, address) = serve(manner.clone());
+    let words = ["profile", "--endpoint", &address, "--model", "m", "--batch-sizes", "1", "--max-duration", "20s"];
+    let load = ["--concurrency", "1", "--batches", "5", "--timeout", "1s"];
+    let begun = Instant::now();
+    let output = command(home.path(), &[&words[..], &load].concat()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let said = String::from_utf8_lossy(&output.stdout).matches("did not answer within 1 s").count();
+    assert_eq!((said, manner.calls.load(SeqCst)), (1, 1), "one call, once: {stderr}");
 }

@@ -5,8 +5,7 @@
 
 use crate::{
     Problem,
-    model::{Dim, TensorShape, TensorSpec},
-    request::describe,
+    model::{Dim, TensorShape, TensorSpec, describe},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{

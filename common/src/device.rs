@@ -71,9 +71,9 @@ impl Device {
         Self { kind: DeviceKind::Remote, class: class.to_owned(), ..Self::cpu("", None, cores) }
     }
 
-    /// Whether a word means this device on its own machine: by kind or class as [`selects`] has it, or by its name.
+    /// Whether a word means this device on its own machine: by kind or class as a [`Selector`] has it, or by its name.
     pub fn is_meant(&self, word: &str) -> bool {
-        selects(word, &self.class) || self.is_named(word)
+        Selector::from(word).takes(&self.class) || self.is_named(word)
     }
 
     /// Whether a word is this very device's index, as `gpu:0`, or its UUID.
@@ -93,12 +93,41 @@ pub fn class_of(name: &str) -> String {
         .join("-")
 }
 
-/// Whether a request's device word (`cpu`, `gpu`, `all` or a class) takes in a slot of this class.
-pub fn selects(word: &str, class: &str) -> bool {
-    match word {
-        "all" => true,
-        "gpu" => class != CPU_CLASS && class != REMOTE_CLASS,
-        word => word == class,
+/// The word of a request for every device.
+pub const ALL: &str = "all";
+
+/// The word of a request or cell for any GPU. No device has it for its class.
+pub const ANY_GPU: &str = "gpu";
+
+/// What a device word of a request or cell takes in. A word is not a class unless it names one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Selector<'a> {
+    /// Devices of every class.
+    All,
+    /// Devices of any class of GPUs that workers launch engines on.
+    AnyGpu,
+    /// Devices of this class.
+    Class(&'a str),
+}
+
+impl<'a> From<&'a str> for Selector<'a> {
+    fn from(word: &'a str) -> Self {
+        match word {
+            ALL => Self::All,
+            ANY_GPU => Self::AnyGpu,
+            class => Self::Class(class),
+        }
+    }
+}
+
+impl Selector<'_> {
+    /// Whether it takes in the devices of this class.
+    pub fn takes(self, class: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::AnyGpu => class != CPU_CLASS && class != REMOTE_CLASS,
+            Self::Class(named) => named == class,
+        }
     }
 }
 
@@ -109,8 +138,9 @@ mod tests {
     #[test]
     fn classes_are_normalised_and_selected() {
         assert_eq!(class_of("NVIDIA H100 80GB HBM3"), "nvidia-h100-80gb-hbm3");
-        assert!(selects("gpu", "nvidia-a10") && selects("all", "cpu") && selects("cpu", "cpu"));
-        assert!(!selects("gpu", "cpu") && !selects("nvidia-a10", "nvidia-t4"));
+        let takes = |word: &str, class: &str| Selector::from(word).takes(class);
+        assert!(takes("gpu", "nvidia-a10") && takes("all", "cpu") && takes("cpu", "cpu"));
+        assert!(!takes("gpu", "cpu") && !takes("gpu", "remote") && !takes("nvidia-a10", "nvidia-t4"));
     }
 
     #[test]

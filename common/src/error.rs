@@ -183,22 +183,8 @@ pub fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -
 
 /// The closest of `known` to `given`: at most half of it away in edits.
 fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, best) = known.into_iter().map(|k| (edits(given, k), k)).min()?;
+    let (distance, best) = known.into_iter().map(|k| (strsim::levenshtein(given, k), k)).min()?;
     (distance <= given.len().max(4) / 2).then_some(best)
-}
-
-/// Levenshtein distance, in bytes.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let substitute = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -228,7 +214,7 @@ mod tests {
     fn suggests_only_what_is_close() {
         assert_eq!(closest("tritn", ["onnx", "triton"]), Some("triton"));
         assert_eq!(closest("vllm", ["onnx", "triton"]), None);
-        assert_eq!(did_you_mean("onxx", ["onnx"]) + "known is onnx", "did you mean 'onnx'? known is onnx");
+        assert_eq!(did_you_mean("onxx", ["onnx"]) + "it is onnx", "did you mean 'onnx'? it is onnx");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod profile;
 pub mod program;
 pub mod redact;
 pub mod request;
+pub mod signature;
 pub mod stats;
 pub mod status;
 pub mod task;

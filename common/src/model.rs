@@ -153,6 +153,19 @@ pub enum Dim {
     Dynamic(String),
 }
 
+/// A shape as people read it: `[batch, 3, height, width]`.
+pub fn describe(shape: &[Dim]) -> String {
+    let axes: Vec<String> = shape
+        .iter()
+        .map(|dim| match dim {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Dynamic(name) if name.is_empty() => "?".into(),
+            Dim::Dynamic(name) => name.clone(),
+        })
+        .collect();
+    format!("[{}]", axes.join(", "))
+}
+
 /// Bytes that a string is taken to have in a call, its length included.
 pub const SHORT_STRING: usize = 12;
 

@@ -4,7 +4,7 @@ use crate::{
     Problem, RequestId, Timestamp,
     batch::{Batch, Stated},
     load::{Load, Sla, Stop},
-    model::{Dim, Format, Model, ModelRef},
+    model::{Format, Model, ModelRef},
     testdata::Source,
 };
 use serde::{Deserialize, Serialize};
@@ -246,19 +246,6 @@ impl Request {
         batch.check_shapes(&self.shapes, &sizes)?;
         Ok((batch, sizes))
     }
-}
-
-/// A shape as people read it: `[batch, 3, height, width]`.
-pub fn describe(shape: &[Dim]) -> String {
-    let axes: Vec<String> = shape
-        .iter()
-        .map(|dim| match dim {
-            Dim::Fixed(n) => n.to_string(),
-            Dim::Dynamic(name) if name.is_empty() => "?".into(),
-            Dim::Dynamic(name) => name.clone(),
-        })
-        .collect();
-    format!("[{}]", axes.join(", "))
 }
 
 fn not_empty(field: &str, empty: bool) -> Result<(), Problem> {

@@ -1,27 +1,9 @@
 //! Servers that already run, as they are met: behind a real nginx, over TLS, on a Unix socket, still starting, or not there.
 
 use anyhow::{Context, Result};
-use modelmeter_proto::kserve::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
-    ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
-    ServerReadyRequest, ServerReadyResponse,
-    grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
-    model_metadata_response::TensorMetadata,
-};
 use modelmeter_tests::{Child, eventually, modelmeter, nginx, nginx::Nginx, ports};
 use serde_json::Value;
-use std::{
-    net::TcpStream,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
-};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use std::{net::TcpStream, path::Path, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MODEL: &str = "m";
@@ -132,64 +114,5 @@ async fn a_server_that_is_still_starting_is_waited_for_and_told() -> Result<()> 
     let _server = serve(home, port).await?;
     let ended = eventually("the profile ends", LIMIT, || std::future::ready(waiting.ended())).await?;
     assert!(ended.success(), "{}", waiting.log());
-    Ok(())
-}
-
-/// Answers everything but an inference.
-struct Silent(Arc<AtomicU64>);
-
-#[tonic::async_trait]
-impl GrpcInferenceService for Silent {
-    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
-        Ok(Response::new(ServerLiveResponse { live: true }))
-    }
-
-    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
-        Ok(Response::new(ServerReadyResponse { ready: true }))
-    }
-
-    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
-        Ok(Response::new(ModelReadyResponse { ready: true }))
-    }
-
-    async fn server_metadata(
-        &self,
-        _: Request<ServerMetadataRequest>,
-    ) -> Result<Response<ServerMetadataResponse>, Status> {
-        Ok(Response::new(ServerMetadataResponse::default()))
-    }
-
-    async fn model_metadata(
-        &self,
-        _: Request<ModelMetadataRequest>,
-    ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let tensor = |name: &str| TensorMetadata { name: name.into(), datatype: "FP32".into(), shape: vec![-1, 4] };
-        let (inputs, outputs) = (vec![tensor("x")], vec![tensor("y")]);
-        Ok(Response::new(ModelMetadataResponse { name: MODEL.into(), inputs, outputs, ..Default::default() }))
-    }
-
-    async fn model_infer(&self, _: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        self.0.fetch_add(1, SeqCst);
-        std::future::pending().await
-    }
-}
-
-#[tokio::test]
-async fn a_time_out_holds_for_the_first_call_which_is_not_made_again() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let home = folder.path();
-    prepare(home).await?;
-    let calls = Arc::new(AtomicU64::new(0));
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let endpoint = listener.local_addr()?.to_string();
-    let service = GrpcInferenceServiceServer::new(Silent(calls.clone()));
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-    let begun = std::time::Instant::now();
-    let load = ["--concurrency", "1", "--batches", "5", "--timeout", "1s"];
-    let output = profile(home, &endpoint, &load).await?;
-    assert_eq!(output.code, Some(1), "{output:?}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert_eq!(output.out.matches("did not answer within 1 s").count(), 1, "{output:?}");
-    assert_eq!(calls.load(SeqCst), 1, "one call, once");
     Ok(())
 }

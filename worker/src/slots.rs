@@ -4,7 +4,7 @@ use crate::{engine::EngineSpec, sample};
 use modelmeter_common::{
     Code, Problem,
     config::Worker,
-    device::{Device, DeviceKind},
+    device::{ALL, ANY_GPU, Device, DeviceKind},
     engine,
     error::did_you_mean,
     request::Request,
@@ -52,7 +52,7 @@ pub fn of_worker(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOp
             .with_hint("use 1 or more; to measure on GPUs only, leave cpu out of --devices"));
     }
     let chosen = |device: &Device| settings.devices.iter().any(|word| device.is_meant(word));
-    let explicit = |device: &Device| settings.devices.iter().any(|word| word != "all" && device.is_meant(word));
+    let explicit = |device: &Device| settings.devices.iter().any(|word| word != ALL && device.is_meant(word));
     let mut slots = Vec::new();
     for device in devices.into_iter().filter(|device| chosen(device)) {
         let usable = engines.iter().any(|engine| engine.runs_on(device.kind));
@@ -70,14 +70,14 @@ pub fn of_worker(settings: &Worker, engines: &[EngineSpec]) -> Result<Vec<SlotOp
 }
 
 fn known(word: &str, devices: &[Device], no_gpus: Option<&str>) -> Result<(), Problem> {
-    if word == "all" || devices.iter().any(|device| device.is_meant(word)) {
+    if word == ALL || devices.iter().any(|device| device.is_meant(word)) {
         return Ok(());
     }
-    if word == "gpu" {
+    if word == ANY_GPU {
         let problem = Problem::new(Code::NotInstalled, "there is no GPU here").with_field("devices");
         return Err(problem.with_hint(no_gpus.unwrap_or("the driver lists no GPU").to_owned()));
     }
-    let names = || devices.iter().map(|device| device.class.as_str()).chain(["gpu", "all"]);
+    let names = || devices.iter().map(|device| device.class.as_str()).chain([ANY_GPU, ALL]);
     let meant = did_you_mean(word, names());
     let all = names().collect::<Vec<_>>().join(", ");
     Err(Problem::invalid("devices", format!("unknown device '{word}'"))

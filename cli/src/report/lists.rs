@@ -8,8 +8,8 @@ use super::{
 use modelmeter_common::{
     Timestamp,
     device::DeviceKind,
-    model::Model,
-    request::{RequestDoc, RequestState, describe},
+    model::{Model, describe},
+    request::{RequestDoc, RequestState},
     status::{CellStatus, Dryrun, Status, WorkerDoc},
 };
 use std::{collections::BTreeMap, time::Duration};

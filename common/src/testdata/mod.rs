@@ -13,8 +13,7 @@ pub use fill::{Fill, half};
 use crate::{
     Problem,
     batch::{Batch, Stated},
-    model::{ArtifactRef, Datatype, Dim, Format, TensorShape, TensorSpec},
-    request::describe,
+    model::{ArtifactRef, Datatype, Dim, Format, TensorShape, TensorSpec, describe},
     wire::sha256_hex,
 };
 use bytes::{Bytes, BytesMut};
@@ -413,7 +412,7 @@ impl DataSet {
     /// # Errors
     /// `invalid_argument` for anything else.
     pub fn decode(bytes: Bytes) -> Result<Self, Problem> {
-        let flaw = |what: &str| Problem::invalid(FIELD, format!("the stored test data does not read: {what}"));
+        let flaw = |what: &str| Problem::invalid(FIELD, format!("the stored test data cannot be read: {what}"));
         let message = ModelInferRequest::decode(bytes).map_err(|e| flaw(&e.to_string()))?;
         let (fills, arrays): (Vec<_>, Vec<_>) =
             message.inputs.into_iter().partition(|input| input.parameters.contains_key(FILL));

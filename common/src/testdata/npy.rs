@@ -21,7 +21,7 @@ pub(super) fn parse(file: &Bytes) -> Result<Array, String> {
     };
     let end = start + length.ok_or_else(cut)? as usize;
     let header = String::from_utf8_lossy(file.get(start..end).ok_or_else(cut)?);
-    let header = Header::read(&header).ok_or("its header does not read")?;
+    let header = Header::read(&header).ok_or("its header cannot be read")?;
     if header.fortran_order {
         return Err("the array is in Fortran order: save np.ascontiguousarray(array)".into());
     }

@@ -88,3 +88,55 @@ pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::conformance::documents;
+    use modelmeter_common::{
+        model::{Datatype, Format},
+        status::Abilities,
+    };
+
+    fn model() -> Model {
+        let mut model = documents::model("m", "1", 0);
+        model.artifacts[0].format = Format::Onnx;
+        model.inputs[0].shape.pop();
+        model.inputs.iter_mut().chain(&mut model.outputs).for_each(|tensor| tensor.dtype = Datatype::Fp32);
+        model.weights = [Datatype::Fp32].into();
+        model
+    }
+
+    fn request(engines: &[&str]) -> Request {
+        let engines = engines.iter().map(ToString::to_string).collect();
+        Request { model: "m".into(), engines, batch_sizes: vec![1, 2], ..Request::default() }
+    }
+
+    fn pools() -> Vec<Pool> {
+        vec![Pool::of("cpu", vec!["rten".into()], Abilities::default())]
+    }
+
+    #[test]
+    fn an_engine_that_is_missing_fails_its_own_cells_unless_there_is_no_other() {
+        let planned = plan(&mut request(&["onnx", "rten"]), &model(), &pools(), true).unwrap();
+        assert_eq!(planned.cells.len(), 4);
+        let alone = plan(&mut request(&["onnx"]), &model(), &pools(), true).unwrap_err();
+        assert_eq!(alone.code, Code::NotInstalled);
+        let auto = plan(&mut request(&["auto"]), &model(), &[], true).unwrap_err();
+        assert_eq!(auto.code, Code::NotInstalled, "nobody will come");
+    }
+
+    #[test]
+    fn the_usual_budget_is_for_requests_that_say_nothing_of_time() {
+        let planned = |request: &mut Request, usual| plan(request, &model(), &pools(), usual).unwrap();
+        let mut silent = request(&["rten"]);
+        assert_eq!(planned(&mut silent, true).note, None);
+        assert_eq!((silent.budget_ms, silent.grace_ms > 0), (Some(2 * CELL_BUDGET_MS), true));
+        let mut unlimited = request(&["rten"]);
+        planned(&mut unlimited, false);
+        assert_eq!(unlimited.budget_ms, None);
+        let mut short = Request { budget_ms: Some(LEAST_CELL_MS), ..request(&["rten"]) };
+        assert!(planned(&mut short, true).note.unwrap().contains("--budget"));
+        assert_eq!(short.budget_ms, Some(LEAST_CELL_MS));
+    }
+}

@@ -5,7 +5,7 @@ use super::pool::{self, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     batch::Batch,
-    device::{self, CPU_CLASS},
+    device::{ALL, ANY_GPU, CPU_CLASS, Selector},
     engine::{self, ENDPOINT, ENGINES},
     error::did_you_mean,
     model::{ArtifactRef, Format, Model, TensorShape},
@@ -143,16 +143,17 @@ fn devices(request: &Request, pools: &[Pool]) -> Result<Vec<String>, Problem> {
     let known: BTreeSet<&str> = pools.iter().map(|pool| pool.class.as_str()).collect();
     let mut classes = BTreeSet::new();
     for word in &request.devices {
-        let chosen: Vec<&str> = known.iter().copied().filter(|class| device::selects(word, class)).collect();
+        let selector = Selector::from(word.as_str());
+        let chosen: Vec<&str> = known.iter().copied().filter(|class| selector.takes(class)).collect();
         let like_a_class = CLASS_PREFIXES.iter().any(|prefix| word.starts_with(prefix));
-        match word.as_str() {
-            // Nobody is there yet: the task waits for whoever comes.
-            "all" if chosen.is_empty() => classes.extend([CPU_CLASS.to_owned()]),
-            "gpu" | CPU_CLASS if chosen.is_empty() => classes.extend([word.clone()]),
+        match selector {
             _ if !chosen.is_empty() => classes.extend(chosen.into_iter().map(str::to_owned)),
-            _ if like_a_class => classes.extend([word.clone()]),
-            other => {
-                let all: BTreeSet<&str> = known.iter().copied().chain([CPU_CLASS, "gpu", "all"]).collect();
+            // Nobody is there yet: the task waits for whoever comes.
+            Selector::All => classes.extend([CPU_CLASS.to_owned()]),
+            Selector::AnyGpu | Selector::Class(CPU_CLASS) => classes.extend([word.clone()]),
+            Selector::Class(_) if like_a_class => classes.extend([word.clone()]),
+            Selector::Class(other) => {
+                let all: BTreeSet<&str> = known.iter().copied().chain([CPU_CLASS, ANY_GPU, ALL]).collect();
                 return Err(unknown("devices", "device", other, all));
             }
         }
@@ -332,7 +333,7 @@ fn has(model: &Model) -> String {
 
 fn unknown(field: &str, what: &str, given: &str, known: BTreeSet<&str>) -> Problem {
     let all = known.iter().copied().collect::<Vec<_>>().join(", ");
-    let hint = format!("{}known are {all}", did_you_mean(given, known));
+    let hint = format!("{}use one of {all}", did_you_mean(given, known));
     Problem::invalid(field, format!("unknown {what} '{given}'")).with_hint(hint)
 }
 

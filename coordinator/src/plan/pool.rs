@@ -3,7 +3,7 @@
 
 use modelmeter_common::{
     Code, Problem,
-    device::{self, CPU_CLASS},
+    device::{CPU_CLASS, Selector},
     model::{ArtifactRef, Format},
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, DEFAULT_INSPECTOR},
@@ -89,7 +89,7 @@ impl Pool {
 
     /// Whether it has the engine on such a device.
     pub fn offers(&self, engine: &str, device_class: &str) -> bool {
-        device::selects(device_class, &self.class) && self.engines.iter().any(|offered| offered == engine)
+        Selector::from(device_class).takes(&self.class) && self.engines.iter().any(|offered| offered == engine)
     }
 }
 
@@ -158,7 +158,7 @@ pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
 pub fn missing(engine: &str, device_class: &str, pools: &[Pool]) -> Problem {
     let what = if pools.is_empty() {
         "no worker is connected".to_owned()
-    } else if !pools.iter().any(|pool| device::selects(device_class, &pool.class)) {
+    } else if !pools.iter().any(|pool| Selector::from(device_class).takes(&pool.class)) {
         format!("no slot has device '{device_class}'")
     } else {
         format!("no slot offers engine '{engine}' on device '{device_class}'")
@@ -171,7 +171,7 @@ pub fn missing(engine: &str, device_class: &str, pools: &[Pool]) -> Problem {
 
 /// Why it is missing, where a machine said so: of the engine one with such a device, of GPUs one where no machine has any.
 pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option<&'a Problem> {
-    let mut on_device = pools.iter().filter(|pool| device::selects(device_class, &pool.class)).peekable();
+    let mut on_device = pools.iter().filter(|pool| Selector::from(device_class).takes(&pool.class)).peekable();
     if on_device.peek().is_some() {
         return on_device.find_map(|pool| pool.abilities.lacking.get(engine));
     }

@@ -9,7 +9,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
-    crypto::{CryptoProvider, ring},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
@@ -64,10 +64,11 @@ impl PartialEq for Tls {
 impl Tls {
     pub fn new(files: &TlsFiles) -> Result<Self, Problem> {
         let provider = Arc::new(ring::default_provider());
-        let verifier: Arc<dyn ServerCertVerifier> = match files.insecure {
-            true => Arc::new(Anything(provider.clone())),
-            false => Arc::new(Trust::new(files.ca.as_deref(), &provider)?),
+        let trust = match files.insecure {
+            true => None,
+            false => Some(Trust::new(files.ca.as_deref(), &provider)?),
         };
+        let verifier = Arc::new(Verifier { provider: provider.clone(), trust });
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("ring supports the default versions")
@@ -135,8 +136,16 @@ fn unreadable(field: &str, path: &Path, what: &str, error: &rustls::pki_types::p
     Problem::invalid(field, message).with_hint(format!("a PEM file with -----BEGIN {}-----", what.to_uppercase()))
 }
 
-/// The usual verification. Besides, a server may have the very certificate that the user gave, which is how a self-signed one
-/// is trusted: then its name is checked, and its dates are not.
+/// How the server's certificate is checked; that the server has its key is checked in any case.
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// Whose certificates are trusted; none: any certificate is, as the user asked for.
+    trust: Option<Trust>,
+}
+
+/// The usual trust. Besides, a server may have the very certificate that the user gave, which is how a self-signed one is
+/// trusted: then its name is checked, and its dates are not.
 #[derive(Debug)]
 struct Trust {
     usual: Arc<WebPkiServerVerifier>,
@@ -171,7 +180,7 @@ impl Trust {
     }
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -180,11 +189,12 @@ impl ServerCertVerifier for Trust {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.given.iter().any(|given| given.as_ref() == end_entity.as_ref()) {
+        let Some(Trust { usual, given }) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        if given.iter().any(|given| given.as_ref() == end_entity.as_ref()) {
             verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        self.usual.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+        usual.verify_server_cert(end_entity, intermediates, name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -193,7 +203,7 @@ impl ServerCertVerifier for Trust {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -202,50 +212,11 @@ impl ServerCertVerifier for Trust {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
-    }
-}
-
-/// Any certificate will do, as the user asked for; that the server has its key is still checked.
-#[derive(Debug)]
-struct Anything(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -17,7 +17,7 @@ use modelmeter_meter::Target;
 use modelmeter_serving::{Options, reference};
 use modelmeter_worker::{
     hold_cpu,
-    inspector::{Subject, kserve_v2::KserveV2},
+    inspector::{self, Subject, kserve_v2::KserveV2},
     lock_dir,
     selfcheck::{self, SelfCheck},
 };
@@ -99,7 +99,7 @@ async fn null_engine(cache: &Path, stop: &CancellationToken) -> Result<Target, P
         data: None,
         output_axes: Default::default(),
     };
-    Target::new(address.parse()?, Arc::new(KserveV2::new(subject)))
+    inspector::target(address.parse()?, Arc::new(KserveV2::new(subject)))
 }
 
 fn text(printed: &Printed) -> String {
