@@ -14,7 +14,7 @@ use modelmeter_common::{
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
-    ListRequestsRequest, ListWorkersRequest, ResultsRequest, StatusReply, StatusRequest, SubmitRequest,
+    ListRequestsRequest, ListWorkersRequest, ResultsRequest, StatusRequest, SubmitRequest, WatchReply, WatchRequest,
     artifact_chunk::Content, control_client::ControlClient,
 };
 use serde::de::DeserializeOwned;
@@ -117,9 +117,9 @@ impl Client {
 
     /// Where a request stands, now and after each change.
     pub async fn watch(&mut self, id: RequestId) -> Result<Watch, Problem> {
-        let reply =
-            self.call(StatusRequest { request_id: id.to_string() }, |mut c, r| async move { c.watch(r).await }).await?;
-        Ok(Watch(reply))
+        let from_the_start = WatchRequest { request_id: id.to_string(), ..WatchRequest::default() };
+        let replies = self.call(from_the_start, |mut c, r| async move { c.watch(r).await }).await?;
+        Ok(Watch { replies, status: None })
     }
 
     /// Stops a request; gives the number of tasks that this stopped.
@@ -243,15 +243,27 @@ impl Write for Chunks {
 }
 
 /// The statuses of a request as it changes.
-pub struct Watch(Streaming<StatusReply>);
+pub struct Watch {
+    replies: Streaming<WatchReply>,
+    /// The last status, brought up to date by each event.
+    status: Option<Status>,
+}
 
 impl Watch {
     /// The next one; none after the terminal one.
     pub async fn next(&mut self) -> Result<Option<Status>, Problem> {
-        match self.0.message().await.map_err(problem)? {
-            Some(reply) => read(&reply.status_json).map(Some),
-            None => Ok(None),
+        let Some(reply) = self.replies.message().await.map_err(problem)? else { return Ok(None) };
+        if !reply.status_json.is_empty() {
+            self.status = Some(read(&reply.status_json)?);
         }
+        for event in &reply.events_json {
+            // What cannot be applied is followed by a whole status.
+            let event = read(event)?;
+            if let Some(status) = &mut self.status {
+                status.apply(&event);
+            }
+        }
+        Ok(self.status.clone())
     }
 }
 

@@ -13,6 +13,7 @@ pub mod container;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod event;
 pub mod grpc;
 pub mod ids;
 pub mod load;

@@ -117,7 +117,7 @@ fn happens(event: Event, task: &Task, dice: &mut Dice, now: Timestamp) -> Result
 fn check_step(event: Event, old: &Task, new: &Task, now: Timestamp) {
     let told = format!("{event:?}: {old:#?}\nto {new:#?}");
     assert!(!old.state.is_terminal(), "a terminal state changed: {told}");
-    assert_eq!(new.revision, old.revision + 1, "{told}");
+    assert!(new.revision > old.revision, "{told}");
     let same = (old.id, old.request_id, old.profile_id, old.repeat, old.order);
     assert_eq!((new.id, new.request_id, new.profile_id, new.repeat, new.order), same, "{told}");
     assert_eq!(new.cell, old.cell, "{told}");

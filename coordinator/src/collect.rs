@@ -3,15 +3,17 @@
 
 use crate::{
     core::Core,
-    hub::{HubError, TaskFilter},
+    hub::{HubError, Inserted, TaskFilter},
     service::{
         ending::fold_cell,
+        tell,
         transition::{Step, step},
     },
 };
 use modelmeter_common::{
     TaskId,
     broker::{Consumer, Delivery},
+    event::What,
     part::{Final, Outcome, Part},
     task::TaskState,
     wire::{self, Kind, WireError},
@@ -82,7 +84,10 @@ async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
     match wire::kind(body)? {
         Kind::Part => {
             let part: Part = wire::decode(body)?;
-            core.hub.insert_part(&part, &wire::sha256_hex(body)).await?;
+            if core.hub.insert_part(&part, &wire::sha256_hex(body)).await? == Inserted::New {
+                let (task_id, attempt, point) = (part.task_id, part.attempt, part.seq);
+                tell::happened(core, part.request_id, What::PointMeasured { task_id, attempt, point });
+            }
             if core.expects_parts(part.task_id, part.attempt) {
                 settle_task(core, part.task_id).await?;
             }
@@ -139,7 +144,6 @@ async fn settle(core: &Core, last: &Final) -> Result<(), HubError> {
     {
         // The load points that were finished when it was cancelled came after that.
         fold_cell(core, &request, task).await?;
-        core.changed(task.request_id);
     }
     Ok(())
 }

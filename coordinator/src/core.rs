@@ -4,6 +4,7 @@
 use crate::{
     Options,
     clock::Clock,
+    events::Feeds,
     hub::{Hub, HubError},
     plan::pool::{self, Pool},
 };
@@ -16,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
     time::Duration,
 };
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, watch};
 
 /// Requests that may run at a time: the loops look at each of them in every round.
 pub const MAX_REQUESTS: u32 = 1000;
@@ -56,10 +57,13 @@ pub struct Core {
     pub work: Notify,
     /// Turns of slots that ask for their next task.
     pub turn: AtomicUsize,
+    /// What is told to those who follow requests.
+    pub feeds: Feeds,
+    /// No other coordinator changes anything in this hub.
+    pub is_alone: bool,
     /// Whether this coordinator leads.
     pub leadership: watch::Sender<Leadership>,
     stuck: Mutex<Option<String>>,
-    changes: broadcast::Sender<RequestId>,
     /// The hub's clock when it was read last, and this clock then.
     read: Mutex<(Timestamp, Duration)>,
     listens_since: Mutex<Timestamp>,
@@ -85,9 +89,10 @@ impl Core {
             lease: options.lease,
             work: Notify::new(),
             turn: AtomicUsize::new(0),
+            feeds: Feeds::default(),
+            is_alone: options.is_alone,
             leadership: watch::Sender::new(Leadership::Follower),
             stuck: Mutex::default(),
-            changes: broadcast::channel(1024).0,
             read: Mutex::new((now, options.clock.elapsed())),
             clock: options.clock,
             listens_since: Mutex::new(now),
@@ -134,17 +139,6 @@ impl Core {
     /// Says why the dispatcher cannot queue anything, or that it can.
     pub fn set_stuck(&self, why: Option<String>) {
         *locked(&self.stuck) = why;
-    }
-
-    /// Tells watchers that something of this request changed.
-    pub fn changed(&self, request: RequestId) {
-        // No watcher is no error.
-        let _ = self.changes.send(request);
-    }
-
-    /// Changes of any request, from now on.
-    pub fn subscribe(&self) -> broadcast::Receiver<RequestId> {
-        self.changes.subscribe()
     }
 
     /// All registered workers, as they were at most [`WORKERS_AGE`] ago.
@@ -232,7 +226,6 @@ impl Core {
     pub fn forget(&self, request: RequestId) {
         locked(&self.open).remove(&request);
         locked(&self.requests).remove(&request);
-        self.changed(request);
     }
 
     /// Forgets everything that another coordinator may have changed while it led.

@@ -9,6 +9,7 @@ pub mod api;
 pub mod clock;
 pub mod collect;
 pub mod core;
+pub mod events;
 pub mod hub;
 pub mod leader;
 pub mod plan;

@@ -54,9 +54,10 @@ impl Cluster {
     pub async fn worker_of(&self, name: &str, urls: &[&str]) -> Result<Child> {
         let (broker, locks) = (self.rabbitmq.url(), self.path("locks"));
         let locks = locks.to_string_lossy();
-        let mut args = vec!["worker", "--broker", &broker, "--name", name, "--devices", "cpu", "--ports", "auto"];
-        args.extend(["--shared-cpu", "--lock-dir", &locks]);
-        args.extend(urls.iter().flat_map(|url| ["--coordinator", url]));
+        let mut args =
+            vec!["worker", "--broker", broker.as_str(), "--name", name, "--devices", "cpu", "--ports", "auto"];
+        args.extend(["--shared-cpu", "--lock-dir", locks.as_ref()]);
+        args.extend(urls.iter().flat_map(|url| ["--coordinator", *url]));
         let worker = modelmeter::spawn(name, &self.path(name), &args)?;
         ready(&worker, &format!("worker {name} ready")).await?;
         Ok(worker)
@@ -100,7 +101,7 @@ impl Cluster {
 
 async fn coordinator(name: &str, dir: &Path, rabbitmq: &Node, mongod: &Server, lease: &str) -> Result<(Child, String)> {
     let (broker, hub) = (rabbitmq.url(), mongod.url(DATABASE));
-    let servers = ["coordinator", "--broker", &broker, "--hub", &hub, "--lease", lease];
+    let servers = ["coordinator", "--broker", broker.as_str(), "--hub", hub.as_str(), "--lease", lease];
     let listen = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let coordinator = modelmeter::spawn(name, &dir.join(name), &[&servers[..], &listen[..]].concat())?;
     let address = ready(&coordinator, "gRPC on ").await?;

@@ -3,27 +3,26 @@
 use super::{artifacts, from_json, parse, refused, to_json};
 use crate::{
     core::Core,
-    service::{artifacts as library, models, requests, results, submit, workers},
+    events::Position,
+    service::{
+        artifacts as library, models, requests, results, submit,
+        watch::{News, Watch},
+        workers,
+    },
 };
 use futures::{Stream, StreamExt, stream};
 use modelmeter_common::{RequestId, request::RequestDoc};
 use modelmeter_proto::control::{
     AddModelReply, AddModelRequest, ArtifactChunk, ArtifactIds, CancelReply, CancelRequest, Document, DocumentsReply,
     ListModelsRequest, ListRequestsRequest, ListWorkersRequest, PlanReply, PlanRequest, PutArtifactReply,
-    ResultsRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest, control_server::Control,
+    ResultsRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest, WatchReply, WatchRequest,
+    control_server::Control,
 };
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-
-/// Watchers hear of changes at most this often, and at least every [`WATCH_IDLE`].
-const WATCH_GAP: Duration = Duration::from_millis(100);
-const WATCH_MAX_GAP: Duration = Duration::from_secs(2);
-const WATCH_IDLE: Duration = Duration::from_secs(1);
-/// A watcher waits this much longer for each cell, since each status reads them all.
-const WATCH_GAP_A_CELL: Duration = Duration::from_millis(1);
 
 /// The `Control` service.
 pub struct ControlApi {
@@ -51,7 +50,7 @@ fn documents<T: serde::Serialize>(all: &[T]) -> Reply<DocumentsReply> {
 
 #[tonic::async_trait]
 impl Control for ControlApi {
-    type WatchStream = Sent<StatusReply>;
+    type WatchStream = Sent<WatchReply>;
     type ResultsStream = Sent<Document>;
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Reply<SubmitReply> {
@@ -78,15 +77,19 @@ impl Control for ControlApi {
         Ok(Response::new(StatusReply { status_json: to_json(&status)? }))
     }
 
-    async fn watch(&self, request: Request<StatusRequest>) -> Reply<Self::WatchStream> {
-        let doc = self.request_doc(&request.into_inner().request_id).await?;
+    async fn watch(&self, request: Request<WatchRequest>) -> Reply<Self::WatchStream> {
+        let WatchRequest { request_id, feed, after_seq } = request.into_inner();
+        // A feed that does not parse is one that is not here.
+        let after = feed.parse().ok().map(|feed| Position { feed, seq: after_seq });
+        let watch = Watch::new(self.core.clone(), parse("request_id", &request_id)?, after).await.map_err(refused)?;
         let (sender, receiver) = mpsc::channel(1);
-        let (core, stop) = (self.core.clone(), self.stop.clone());
+        let stop = self.stop.clone();
         // Ends with the request, with its reader, or with the coordinator.
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = watch(&core, doc, &sender) => {}
+                () = sender.closed() => {}
+                () = tell(watch, &sender) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -134,42 +137,24 @@ impl Control for ControlApi {
     }
 }
 
-/// Sends the status at once and after each change, until the request or the reader ends.
-async fn watch(core: &Core, mut doc: RequestDoc, sender: &mpsc::Sender<Result<StatusReply, Status>>) {
-    let mut changes = core.subscribe();
-    let mut last = String::new();
+/// Sends the status at once, and what changes, until the request ends.
+async fn tell(mut watch: Watch, sender: &mpsc::Sender<Result<WatchReply, Status>>) {
     loop {
-        let step = async {
-            doc = requests::find(core, doc.id).await.map_err(refused)?;
-            let status = requests::status(core, &doc).await.map_err(refused)?;
-            Ok::<_, Status>((to_json(&status)?, status.cells.len()))
+        let reply = match watch.next().await {
+            Ok(Some(news)) => reply(&news, watch.position()),
+            Ok(None) => return,
+            Err(problem) => return drop(sender.send(Err(refused(problem))).await),
         };
-        let (json, cells) = match step.await {
-            Ok(step) => step,
-            Err(status) => return drop(sender.send(Err(status)).await),
-        };
-        if json != last {
-            last.clone_from(&json);
-            if sender.send(Ok(StatusReply { status_json: json })).await.is_err() {
-                return;
-            }
-        }
-        if doc.state.is_terminal() {
+        if sender.send(reply).await.is_err() {
             return;
         }
-        tokio::time::sleep((WATCH_GAP + WATCH_GAP_A_CELL * cells as u32).min(WATCH_MAX_GAP)).await;
-        let ours = async {
-            // A lagged receiver has missed changes, perhaps ours: look.
-            while let Ok(changed) = changes.recv().await {
-                if changed == doc.id {
-                    break;
-                }
-            }
-        };
-        tokio::select! {
-            () = ours => {}
-            () = sender.closed() => return,
-            () = tokio::time::sleep(WATCH_IDLE) => {}
-        }
     }
+}
+
+fn reply(news: &News, at: Position) -> Result<WatchReply, Status> {
+    let (status_json, events_json) = match news {
+        News::Whole(status) => (to_json(status)?, Vec::new()),
+        News::Events(events) => (String::new(), events.iter().map(to_json).collect::<Result<_, _>>()?),
+    };
+    Ok(WatchReply { status_json, events_json, feed: at.feed.to_string(), seq: at.seq })
 }

@@ -36,23 +36,20 @@ pub async fn run(core: Arc<Core>, candidate: Candidate, sweep_every: Duration, s
             () = stop.cancelled() => break,
             elected = stand(&core, &candidate) => elected,
             () = until(&core, sure_until) => {
-                tracing::warn!("the hub does not answer: this coordinator no longer leads");
+                tracing::warn!("the hub does not answer");
                 down(&core, &mut term).await;
                 continue;
             }
         };
         match elected {
+            Ok(Some(lead)) if term.as_ref().is_some_and(|term| term.lead.epoch == lead.epoch) => {
+                term.iter_mut().for_each(|term| term.renewed(&lead, asked + core.lease));
+            }
             Ok(Some(lead)) => {
-                let sure_until = asked + core.lease;
-                match &mut term {
-                    Some(term) if term.lead.epoch == lead.epoch => (term.lead, term.sure_until) = (lead, sure_until),
-                    _ => {
-                        down(&core, &mut term).await;
-                        match Term::begin(&core, lead, sure_until, sweep_every, is_first).await {
-                            Ok(begun) => term = Some(begun),
-                            Err(problem) => tracing::warn!(%problem, "cannot lead yet"),
-                        }
-                    }
+                down(&core, &mut term).await;
+                match Term::begin(&core, lead, asked + core.lease, sweep_every, is_first).await {
+                    Ok(begun) => term = Some(begun),
+                    Err(problem) => tracing::warn!(%problem, "cannot lead yet"),
                 }
             }
             Ok(None) => down(&core, &mut term).await,
@@ -98,7 +95,7 @@ async fn ended(term: &mut Option<Term>) {
 
 async fn down(core: &Core, term: &mut Option<Term>) {
     if let Some(term) = term.take() {
-        tracing::info!(epoch = term.lead.epoch, "another coordinator leads");
+        tracing::info!(epoch = term.lead.epoch, "this coordinator no longer leads");
         term.end(core).await;
     }
 }
@@ -136,6 +133,10 @@ impl Term {
         tracing::info!(epoch = lead.epoch, "this coordinator leads");
         core.leadership.send_replace(Leadership::Leader { epoch: lead.epoch });
         Ok(Self { lead, sure_until, loops, stop })
+    }
+
+    fn renewed(&mut self, lead: &Lead, sure_until: Duration) {
+        (self.lead, self.sure_until) = (lead.clone(), sure_until);
     }
 
     async fn end(mut self, core: &Core) {

@@ -1,11 +1,13 @@
 //! The end of cells and requests: the last repeat folds its cell, the last cell closes its request.
 
+use super::tell;
 use crate::{
     aggregate,
     core::{Core, SWAP_TRIES},
     hub::{HubError, ProfileFilter, TaskFilter},
 };
 use modelmeter_common::{
+    event::What,
     part::{Final, Outcome},
     profile::Profile,
     request::{RequestDoc, RequestState},
@@ -55,6 +57,7 @@ pub async fn fold_cell(core: &Core, request: &RequestDoc, task: &Task) -> Result
     let mut replaces = None;
     for _ in 0..SWAP_TRIES {
         if core.hub.put_profile(&profile, replaces).await? {
+            tell::happened(core, task.request_id, What::CellDone { profile_id: profile.id });
             return Ok(Some(profile));
         }
         if let Some(stored) = core.hub.profile(task.profile_id).await? {
@@ -96,6 +99,6 @@ pub async fn close_request(core: &Core, request: &RequestDoc) -> Result<(), HubE
     if core.hub.update_request(request, &ended).await? {
         tracing::info!(request = %request.id, ?state, "request ended");
     }
-    core.forget(request.id);
+    tell::ended(core, request.id, state);
     Ok(())
 }

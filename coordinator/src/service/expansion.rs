@@ -1,9 +1,10 @@
 //! The expansion of a stored request into tasks. Repeated after a crash, by whichever coordinator, it ends the same.
 
-use super::transition;
+use super::{tell, transition};
 use crate::{core::Core, hub::HubError, plan};
 use modelmeter_common::{
     Code, Problem,
+    event::What,
     request::{RequestDoc, RequestState},
 };
 
@@ -20,7 +21,7 @@ pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>
     };
     core.hub.insert_tasks(&plan::expand::tasks(doc.id, &doc.request, &cells, doc.created_at)).await?;
     core.hub.update_request(doc, &RequestDoc { expanded: true, ..doc.clone() }).await?;
-    core.changed(doc.id);
+    tell::happened(core, doc.id, What::Expanded { tasks: doc.tasks });
     core.work.notify_one();
     Ok(Ok(()))
 }
@@ -32,6 +33,6 @@ async fn fail(core: &Core, request: &RequestDoc, why: &Problem) -> Result<(), Hu
     let (ended_at, error) = (Some(core.now()), Some(why.clone()));
     let failed = RequestDoc { state: RequestState::Failed, ended_at, error, ..request.clone() };
     core.hub.update_request(request, &failed).await?;
-    core.forget(request.id);
+    tell::ended(core, request.id, RequestState::Failed);
     Ok(())
 }

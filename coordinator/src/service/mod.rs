@@ -10,6 +10,7 @@
 //! | how a request becomes tasks | `expansion` (the rules: [`crate::plan::expand`]) |
 //! | when a cell is folded and a request ends | `ending` |
 //! | what is shown of a request | `requests`, `status`; of results: `results` |
+//! | what those who follow a request are told | `tell`, `watch` |
 //! | which artifacts and models are taken | `artifacts`, `models` |
 
 pub mod artifacts;
@@ -21,7 +22,9 @@ pub mod requests;
 pub mod results;
 pub mod status;
 pub mod submit;
+pub mod tell;
 pub mod transition;
+pub mod watch;
 pub mod workers;
 
 use modelmeter_common::{Code, Problem};

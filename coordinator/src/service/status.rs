@@ -22,7 +22,8 @@ pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool], stuck: Optio
     }
 }
 
-fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStatus {
+/// Where one task stands.
+pub(super) fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStatus {
     let is_to_run = matches!(task.state, TaskState::Waiting | TaskState::Queued);
     let blocked = is_to_run.then(|| pool::why_not(&task.cell, pools)).flatten();
     CellStatus {

@@ -1,6 +1,6 @@
 //! Changes of a task's state: one compare-and-swap on its document, and what follows from it.
 
-use super::ending;
+use super::{ending, tell};
 use crate::{
     core::{Core, SWAP_TRIES},
     hub::{HubError, TaskFilter},
@@ -44,7 +44,7 @@ pub async fn step_from(
             Err(refusal) => return Ok(Step::Refused(refusal, Box::new(old))),
         };
         if core.hub.swap_task(&old, &new).await? {
-            core.changed(new.request_id);
+            tell::changed(core, &old, &new).await;
             if new.state.is_terminal() {
                 ending::task_ended(core, &new).await?;
             } else if new.state == TaskState::Waiting {

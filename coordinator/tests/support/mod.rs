@@ -22,9 +22,9 @@ use modelmeter_coordinator::{
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, AttemptRef, ClaimRequest, HandBackRequest, RegisterRequest,
-    RenewReply, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitReply, SubmitRequest, artifact_chunk::Content,
-    attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient, refused::Why,
-    work_client::WorkClient,
+    RenewReply, RenewRequest, ResultsRequest, Slot, StatusRequest, SubmitReply, SubmitRequest, WatchRequest,
+    artifact_chunk::Content, attempt_fate::Fate, claim_reply::Outcome as Claimed, control_client::ControlClient,
+    refused::Why, work_client::WorkClient,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -237,11 +237,13 @@ impl House {
 
     /// Follows the request until it ends.
     pub async fn ended(&mut self, id: RequestId) -> Status {
-        let mut watch = self.control.watch(StatusRequest { request_id: id.to_string() }).await.unwrap().into_inner();
+        let mut watch = self.control.watch(watching(id)).await.unwrap().into_inner();
         let mut last = None;
         let follow = async {
             while let Some(reply) = watch.message().await.unwrap() {
-                last = Some(reply.status_json);
+                if !reply.status_json.is_empty() {
+                    last = Some(reply.status_json);
+                }
             }
         };
         tokio::time::timeout(Duration::from_secs(20), follow).await.expect("the request ends");
@@ -288,6 +290,11 @@ async fn start(
     let coordinator = modelmeter_coordinator::start(options, listener, Some(http)).await.unwrap();
     let channel = Channel::from_shared(format!("http://{}", coordinator.grpc_addr())).unwrap().connect().await.unwrap();
     (coordinator, ControlClient::new(channel.clone()), WorkClient::new(channel))
+}
+
+/// A watch from the start.
+pub fn watching(id: RequestId) -> WatchRequest {
+    WatchRequest { request_id: id.to_string(), ..Default::default() }
 }
 
 pub fn slot(device: &Device, engines: &[&str]) -> Slot {

@@ -1,0 +1,131 @@
+//! What a watcher is told: the whole once, then what changes, with a place to resume from.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[allow(dead_code, reason = "the other tests use the rest")]
+mod support;
+
+use modelmeter_common::{
+    RequestId,
+    event::{RequestEvent, What},
+    request::RequestState,
+    status::Status,
+    task::TaskState,
+};
+use modelmeter_proto::control::{CancelRequest, WatchReply, WatchRequest};
+use std::time::Duration;
+use support::{House, watching};
+use tonic::Streaming;
+
+const LEASE: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(20);
+const CELLS: u32 = 1000;
+
+struct Watcher {
+    replies: Streaming<WatchReply>,
+    status: Status,
+    events: Vec<RequestEvent>,
+    last: WatchReply,
+}
+
+impl Watcher {
+    async fn begin(house: &mut House, request: WatchRequest) -> Self {
+        let mut replies = house.control.watch(request).await.unwrap().into_inner();
+        let last = replies.message().await.unwrap().unwrap();
+        let status = serde_json::from_str(&last.status_json).unwrap();
+        Self { replies, status, events: Vec::new(), last }
+    }
+
+    /// Takes replies until what was told so far will do.
+    async fn until(&mut self, will_do: impl Fn(&Self) -> bool) {
+        while !will_do(self) {
+            let next = tokio::time::timeout(LIMIT, self.replies.message()).await.expect("it is told").unwrap();
+            self.take(next.expect("the request goes on"));
+        }
+    }
+
+    fn take(&mut self, reply: WatchReply) {
+        if !reply.status_json.is_empty() {
+            self.status = serde_json::from_str(&reply.status_json).unwrap();
+        }
+        for event in events(&reply) {
+            self.status.apply(&event);
+            self.events.push(event);
+        }
+        self.last = reply;
+    }
+
+    fn count(&self, state: TaskState) -> usize {
+        self.status.cells.iter().filter(|cell| cell.state == state).count()
+    }
+}
+
+fn events(reply: &WatchReply) -> Vec<RequestEvent> {
+    reply.events_json.iter().map(|json| serde_json::from_str(json).unwrap()).collect()
+}
+
+async fn cancel(house: &mut House, id: RequestId) {
+    let request = CancelRequest { request_id: id.to_string(), reason: String::new() };
+    house.control.cancel(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_watcher_of_many_cells_is_told_what_changes_and_no_more() {
+    let mut house = House::build(LEASE).await;
+    let id = house.submit(|request| request.batch_sizes = (1..=CELLS).collect()).await;
+    let mut watcher = Watcher::begin(&mut house, watching(id)).await;
+    assert_eq!(watcher.status.cells.len(), CELLS as usize);
+    let whole = watcher.last.status_json.len();
+    watcher.until(|told| told.count(TaskState::Queued) == 2).await;
+    watcher.events.clear();
+
+    let task = house.claim("one").await.unwrap();
+    house.measure(&task, 10.0).await;
+    let mut bytes = 0;
+    while watcher.count(TaskState::Done) == 0 || !watcher.events.iter().any(|e| matches!(e.what, What::CellDone { .. }))
+    {
+        let next = tokio::time::timeout(LIMIT, watcher.replies.message()).await.expect("it is told").unwrap().unwrap();
+        bytes += next.status_json.len() + next.events_json.iter().map(String::len).sum::<usize>();
+        watcher.take(next);
+    }
+    assert!(bytes < whole / 20, "{bytes} bytes for one cell of {CELLS}, which are {whole}");
+    assert!(watcher.events.windows(2).all(|pair| pair[0].seq < pair[1].seq), "{:?}", watcher.events);
+    let measured =
+        |event: &RequestEvent| matches!(event.what, What::PointMeasured { task_id, .. } if task_id == task.task_id);
+    assert_eq!(watcher.events.iter().filter(|event| measured(event)).count(), 1);
+
+    cancel(&mut house, id).await;
+    let ended = house.ended(id).await;
+    assert_eq!(ended.state, RequestState::Cancelled);
+    watcher.until(|told| told.status.state.is_terminal()).await;
+    assert_eq!(watcher.status, ended);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_watch_is_resumed_after_what_was_told() {
+    let mut house = House::build(LEASE).await;
+    let id = house.submit(|request| request.batch_sizes = vec![1, 2]).await;
+    let mut watcher = Watcher::begin(&mut house, watching(id)).await;
+    let task = house.claim("one").await.unwrap();
+    watcher.until(|told| told.count(TaskState::Claimed) == 1).await;
+    let WatchReply { feed, seq, .. } = watcher.last.clone();
+    drop(watcher);
+    house.measure(&task, 10.0).await;
+
+    let after = WatchRequest { request_id: id.to_string(), feed, after_seq: seq };
+    let mut replies = house.control.watch(after.clone()).await.unwrap().into_inner();
+    let mut told = Vec::new();
+    while !told.iter().any(|event: &RequestEvent| matches!(event.what, What::CellDone { .. })) {
+        let next = tokio::time::timeout(LIMIT, replies.message()).await.expect("it is told").unwrap().unwrap();
+        assert!(next.status_json.is_empty(), "it knows where the request stands");
+        told.extend(events(&next));
+    }
+    assert!(told.iter().all(|event| event.seq > seq), "after {seq}: {told:?}");
+
+    // A place that no coordinator knows any more: from the start.
+    let elsewhere = WatchRequest { feed: uuid::Uuid::new_v4().to_string(), ..after };
+    let watcher = Watcher::begin(&mut house, elsewhere).await;
+    assert_eq!(watcher.count(TaskState::Done), 1);
+    house.close().await;
+}
