@@ -1,6 +1,7 @@
 //! Parts, finals and profiles: inserted once, in order, and equal to the bit.
 
 use super::{super::*, documents as docs, race};
+use modelmeter_common::{ProfileId, RequestId, part::Final, profile::Profile};
 use std::sync::Arc;
 
 pub async fn parts(hub: &dyn Hub) {

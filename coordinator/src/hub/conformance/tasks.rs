@@ -1,6 +1,10 @@
 //! Tasks: idempotent inserts, filters, counts, and the compare-and-swap that everything rests on.
 
 use super::{super::*, documents as docs, race};
+use modelmeter_common::{
+    RequestId, TaskId, Timestamp,
+    task::{Task, TaskState},
+};
 use std::sync::Arc;
 
 /// A request's id and `n` tasks of it, in the hub.

@@ -1,7 +1,9 @@
 //! What the SQLite adapter adds to the conformance suite: a file that stays, that two processes share, and
 //! clear refusals.
 
-use super::super::{conformance, conformance::documents as docs};
+use super::super::{
+    Hub, ProfileFilter, Profiles as _, TaskFilter, Work as _, conformance, conformance::documents as docs,
+};
 use super::*;
 use crate::aggregate;
 use modelmeter_common::request::RequestState;
