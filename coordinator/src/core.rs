@@ -290,8 +290,7 @@ impl Core {
         if !request.expanded || total != request.tasks || ended != total {
             return Ok(());
         }
-        let filter = crate::hub::ProfileFilter { request: Some(request.id), ..Default::default() };
-        let folded: HashSet<_> = self.hub.profiles(&filter).await?.into_iter().map(|profile| profile.id).collect();
+        let folded = self.hub.profile_ids(request.id).await?;
         if (folded.len() as u64) < request.cells {
             for task in self.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await? {
                 if !folded.contains(&task.profile_id) {

@@ -3,10 +3,10 @@
 use super::{artifacts, from_json, hub_status, models, not_found, parse, status_of, submit, to_json};
 use crate::{
     core::Core,
-    hub::{ProfileFilter, TaskFilter},
+    hub::{ProfileFilter, ProfileQuery, TaskFilter},
     status,
 };
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt};
 use modelmeter_common::{
     RequestId,
     model::Model,
@@ -134,9 +134,10 @@ impl Control for ControlApi {
             (0, None) => Some(DEFAULT_RESULTS),
             (limit, _) => Some(limit),
         };
-        let all = ProfileFilter { request, limit, ..Default::default() };
+        let filter = ProfileFilter { request, ..Default::default() };
+        let all = ProfileQuery { filter, limit, ..Default::default() };
         let profiles = super::profiles(&self.core, all, &model).await.map_err(|p| status_of(&p))?;
-        let sent = stream::iter(profiles).map(|profile| Ok(Document { json: to_json(&profile)? }));
+        let sent = profiles.map(|profile| Ok(Document { json: to_json(&profile.map_err(hub_status)?)? }));
         Ok(Response::new(Box::pin(sent)))
     }
 

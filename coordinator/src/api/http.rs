@@ -1,6 +1,6 @@
 //! The HTTP port: health, and the hub's documents as JSON for people with curl.
 
-use crate::{core::Core, hub::ProfileFilter};
+use crate::{core::Core, hub::ProfileQuery};
 use axum::{
     Json, Router,
     extract::{Query, State},
@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::TryStreamExt as _;
 use modelmeter_common::{Code, Problem};
 use serde::Deserialize;
 use serde_json::json;
@@ -71,6 +72,7 @@ async fn workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Seriali
 }
 
 async fn profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
-    let all = ProfileFilter { limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
-    Ok(Json(super::profiles(&core, all, which.model.as_deref().unwrap_or_default()).await?))
+    let all = ProfileQuery { limit: which.limit.or(Some(DEFAULT_LIMIT)), ..Default::default() };
+    let profiles = super::profiles(&core, all, which.model.as_deref().unwrap_or_default()).await?;
+    Ok(Json(profiles.try_collect::<Vec<_>>().await?))
 }

@@ -10,25 +10,34 @@ mod work;
 
 use crate::{
     core::Core,
-    hub::{HubError, ProfileFilter},
+    hub::{self, HubError, ProfileFilter, ProfileQuery},
 };
+use futures::stream::BoxStream;
 use modelmeter_common::{Code, Problem, grpc::status_of, model::ModelName, profile::Profile};
 use tonic::Status;
 
 /// The profiles of a model, NAME or NAME:VERSION, or of all where it is empty. What has no such version may be a name with a
 /// colon in it.
-pub(crate) async fn profiles(core: &Core, of_all: ProfileFilter, model: &str) -> Result<Vec<Profile>, Problem> {
+pub(crate) async fn profiles(core: &Core, of_all: ProfileQuery, model: &str) -> Result<Profiles, Problem> {
     if model.is_empty() {
-        return Ok(core.hub.profiles(&of_all).await?);
+        return Ok(hub::stream(core.hub.clone(), of_all));
     }
     let ModelName { name, version } = model.parse()?;
-    let whole_name = version.is_some().then(|| ProfileFilter { model: Some(model.into()), ..of_all.clone() });
-    let found = core.hub.profiles(&ProfileFilter { model: Some(name), version, ..of_all }).await?;
-    match whole_name {
-        Some(whole_name) if found.is_empty() => Ok(core.hub.profiles(&whole_name).await?),
-        _ => Ok(found),
+    let of = |name: String, version| {
+        let filter = ProfileFilter { model: Some(name), version, ..of_all.filter.clone() };
+        ProfileQuery { filter, ..of_all.clone() }
+    };
+    let (whole_name, query) = (version.is_some().then(|| of(model.into(), None)), of(name, version));
+    if let Some(whole_name) = whole_name {
+        let one = ProfileQuery { limit: Some(1), ..query.clone() };
+        if core.hub.profiles(&one).await?.items.is_empty() {
+            return Ok(hub::stream(core.hub.clone(), whole_name));
+        }
     }
+    Ok(hub::stream(core.hub.clone(), query))
 }
+
+type Profiles = BoxStream<'static, Result<Profile, HubError>>;
 
 /// A hub's error as a gRPC status.
 pub(crate) fn hub_status(error: HubError) -> Status {

@@ -11,13 +11,15 @@ mod library;
 pub mod mongo;
 mod open;
 mod profiles;
+mod query;
 pub mod sqlite;
 mod work;
 mod workers;
 
 pub use library::Library;
 pub use open::open;
-pub use profiles::{ProfileFilter, Profiles};
+pub use profiles::{Profiles, stream};
+pub use query::{Cursor, Fields, Page, ProfileFilter, ProfileQuery, SlaOutcome, Sort, SortBy};
 pub use work::{TaskCounts, TaskFilter, Work};
 pub use workers::Workers;
 
@@ -58,6 +60,8 @@ pub enum HubError {
     /// A write may have happened: repeat it or read.
     #[error("the hub did not answer within {0:?}")]
     TimedOut(std::time::Duration),
+    #[error("cursor is not valid: {0}")]
+    BadCursor(String),
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
     #[error("the hub holds a document that does not read as a {what}: {reason}")]
@@ -93,6 +97,9 @@ impl From<HubError> for Problem {
                 Code::InvalidArgument,
                 Some("mongodb://HOST:PORT/DATABASE, mongodb+srv://HOST/DATABASE, sqlite:PATH or the path of a file"),
             ),
+            HubError::BadCursor(_) => {
+                (Code::InvalidArgument, Some("take it from the page before, or leave it out to begin anew"))
+            }
             HubError::Mismatch(_) => (Code::InvalidArgument, Some("the upload was cut off or altered; send it again")),
             HubError::Storage(_) => (Code::Storage, Some("check free space and permissions of the hub's folder")),
             HubError::Corrupt { .. } | HubError::Failed(_) => (Code::Internal, None),

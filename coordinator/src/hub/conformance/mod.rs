@@ -6,6 +6,7 @@
 
 mod artifacts;
 pub mod documents;
+pub mod query;
 mod registry;
 mod results;
 pub mod speed;

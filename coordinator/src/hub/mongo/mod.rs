@@ -6,6 +6,7 @@
 mod calls;
 mod connect;
 mod document;
+mod facets;
 mod gridfs;
 mod library;
 mod profiles;
@@ -37,6 +38,7 @@ pub struct MongoHub {
     workers: Collection<Document>,
     models: Collection<Document>,
     artifacts: Artifacts,
+    facets: facets::Counts,
 }
 
 impl MongoHub {
@@ -50,6 +52,7 @@ impl MongoHub {
             workers: database.collection("workers"),
             models: database.collection("models"),
             artifacts: Artifacts::new(&database, calls.clone()),
+            facets: facets::Counts::default(),
             database,
             calls,
         }
@@ -105,7 +108,16 @@ impl MongoHub {
         filter: Document,
         new: &T,
     ) -> Result<bool, HubError> {
-        let (collection, new) = (collection.clone(), encode(new)?);
+        self.replace_document(collection, filter, encode(new)?).await
+    }
+
+    async fn replace_document(
+        &self,
+        collection: &Collection<Document>,
+        filter: Document,
+        new: Document,
+    ) -> Result<bool, HubError> {
+        let collection = collection.clone();
         let result = self.calls.call(async move { collection.replace_one(filter, new).await }).await?;
         Ok(result.matched_count == 1)
     }
@@ -133,6 +145,11 @@ fn keyed<T: Serialize>(key: String, value: &T) -> Result<Document, HubError> {
     let mut document = doc! { "_id": key };
     document.extend(encode(value)?);
     Ok(document)
+}
+
+/// The name of an enum's variant, as its JSON has it.
+fn word<T: Serialize>(value: &T) -> Option<String> {
+    serde_json::to_value(value).ok()?.as_str().map(str::to_owned)
 }
 
 fn int(value: u64) -> Bson {

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use store::Store;
 
 const SCHEMA: &str = include_str!("schema.sql");
+/// What files of earlier builds lack.
+const ADDITIONS: [(&str, &str); 1] = [("profile_keys", include_str!("profile_keys.sql"))];
 
 /// An open hub file.
 pub struct SqliteHub {
@@ -37,7 +39,7 @@ pub fn open(path: &Path) -> Result<SqliteHub, HubError> {
         std::fs::create_dir_all(folder)
             .map_err(|error| HubError::Storage(format!("cannot make {}: {error}", folder.display())))?;
     }
-    let store = Store::open(path, SCHEMA, SCHEMA_VERSION)?;
+    let store = Store::open(path, SCHEMA, SCHEMA_VERSION, &ADDITIONS)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".artifacts");
     Ok(SqliteHub { store, files: Files::open(PathBuf::from(beside))? })

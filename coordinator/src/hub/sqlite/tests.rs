@@ -2,7 +2,7 @@
 //! clear refusals.
 
 use super::super::{
-    Hub, ProfileFilter, Profiles as _, TaskFilter, Work as _, conformance, conformance::documents as docs,
+    Hub, ProfileQuery, Profiles as _, TaskFilter, Work as _, conformance, conformance::documents as docs,
 };
 use super::*;
 use crate::aggregate;
@@ -35,6 +35,22 @@ async fn passes_the_conformance_suite() {
     let left: Vec<_> = incoming.map(|entry| entry.unwrap().file_name()).filter(|name| name.len() != 64).collect();
     assert_eq!(left, Vec::<std::ffi::OsString>::new(), "no upload leaves a file behind");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_queries_as_a_list_does() {
+    let (_folder, path, hub) = hub();
+    conformance::query::suite(Arc::new(hub), 3000).await;
+    // A file of an earlier build, which had no keys, is given them when it is opened.
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch(WITHOUT_KEYS).unwrap();
+    drop(other);
+    let hub = open(&path).unwrap();
+    conformance::query::asks(&hub, 200).await;
+}
+
+/// Undoes what files of earlier builds lack.
+const WITHOUT_KEYS: &str = "DROP TRIGGER profile_inserted; DROP TRIGGER profile_replaced; DROP TABLE profile_keys;
+    DROP TABLE profile_labels; DROP VIEW profile_keys_of";
 
 #[tokio::test]
 async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
@@ -104,7 +120,7 @@ async fn documents_of_version_1_still_read_and_fold() {
     other.pragma_update(None, "user_version", 1).unwrap();
     drop((other, hub));
     let hub = open(&path).unwrap();
-    let profile = &hub.profiles(&ProfileFilter::default()).await.unwrap()[0];
+    let profile = &hub.profiles(&ProfileQuery::default()).await.unwrap().items[0];
     assert_eq!(profile.schema_version, 1);
     let latency = &profile.points[0].latency_ms;
     assert!(latency.p50.unwrap().ci95.is_some() && latency.p95.is_none(), "it withheld p95: {latency:?}");
