@@ -3,15 +3,22 @@
 //! The only user of bincode. Nothing is decoded before magic, version, length and checksum hold, and
 //! then with a limit and to the last byte: bincode without a limit can be made to abort by ten bytes.
 //!
+//! A build writes [`VERSION`] and reads [`PREVIOUS`] beside it, so that machines can be upgraded one after the other, the
+//! coordinator first: it takes results of workers of either version, and its hints are what both read.
+//!
 //! Layout, big-endian: `MMTR` | version u16 | kind u16 | body length u32 | sha256 of the body, first 8 bytes | body.
+
+mod previous;
 
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 /// The first bytes of every message.
 pub const MAGIC: [u8; 4] = *b"MMTR";
-/// The version that this build writes and reads.
+/// The version that this build writes.
 pub const VERSION: u16 = 3;
+/// The version that this build reads beside its own.
+pub const PREVIOUS: u16 = 2;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 20;
 /// The largest body: a part with all its histograms is under 200 kB.
@@ -32,6 +39,8 @@ pub enum Kind {
 pub trait Message: Serialize + DeserializeOwned {
     /// Its tag in the envelope.
     const KIND: Kind;
+    /// Its layout in [`PREVIOUS`].
+    type Previous: DeserializeOwned + Into<Self>;
 }
 
 /// The hint that a task may be claimed. Losing or doubling one does no harm.
@@ -43,12 +52,15 @@ pub struct Hint {
 
 impl Message for Hint {
     const KIND: Kind = Kind::Hint;
+    type Previous = Self;
 }
 impl Message for crate::part::Part {
     const KIND: Kind = Kind::Part;
+    type Previous = previous::Part;
 }
 impl Message for crate::part::Final {
     const KIND: Kind = Kind::Final;
+    type Previous = Self;
 }
 
 /// Why bytes are not a message of ours. None of these is worth a retry: quarantine it.
@@ -57,7 +69,7 @@ impl Message for crate::part::Final {
 pub enum WireError {
     #[error("not a modelmeter message")]
     Magic,
-    #[error("message of wire version {0}, this build reads {VERSION}")]
+    #[error("message of wire version {0}, this build reads {PREVIOUS} and {VERSION}")]
     Version(u16),
     #[error("message of kind {got} where {wanted} was expected")]
     Kind { got: u16, wanted: u16 },
@@ -80,8 +92,22 @@ fn checksum(body: &[u8]) -> [u8; 8] {
     [digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]
 }
 
+/// Whether this build reads messages of this version.
+pub fn is_read(version: u16) -> bool {
+    version == VERSION || version == PREVIOUS
+}
+
 /// Puts a message in its envelope.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
+    enveloped(message, VERSION)
+}
+
+/// Puts a message of unchanged layout in an envelope that the previous version's builds read, too.
+pub fn encode_for_both<M: Message<Previous = M>>(message: &M) -> Result<Vec<u8>, WireError> {
+    enveloped(message, PREVIOUS)
+}
+
+fn enveloped<M: Message>(message: &M, version: u16) -> Result<Vec<u8>, WireError> {
     let body = bincode::serde::encode_to_vec(message, config()).map_err(|e| WireError::Body(e.to_string()))?;
     let length = u32::try_from(body.len())
         .ok()
@@ -89,7 +115,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
         .ok_or(WireError::TooLarge(body.len()))?;
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_be_bytes());
+    bytes.extend_from_slice(&version.to_be_bytes());
     bytes.extend_from_slice(&(M::KIND as u16).to_be_bytes());
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(&checksum(&body));
@@ -99,7 +125,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
 
 /// The kind of an enveloped message, its body unchecked.
 pub fn kind(bytes: &[u8]) -> Result<Kind, WireError> {
-    match header(bytes)?.0 {
+    match header(bytes)?.kind {
         1 => Ok(Kind::Hint),
         2 => Ok(Kind::Part),
         3 => Ok(Kind::Final),
@@ -107,29 +133,41 @@ pub fn kind(bytes: &[u8]) -> Result<Kind, WireError> {
     }
 }
 
-/// Takes a message out of its envelope.
+/// Takes a message out of its envelope; one of the previous version becomes one of this.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
-    let (kind, body) = header(bytes)?;
+    let Header { version, kind, body } = header(bytes)?;
     if kind != M::KIND as u16 {
         return Err(WireError::Kind { got: kind, wanted: M::KIND as u16 });
     }
     if bytes[12..HEADER_BYTES] != checksum(body) {
         return Err(WireError::Checksum);
     }
+    if version == PREVIOUS { whole::<M::Previous>(body).map(Into::into) } else { whole(body) }
+}
+
+/// Decodes a body, to its last byte.
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
     let (message, used) =
         bincode::serde::decode_from_slice(body, config()).map_err(|e| WireError::Body(e.to_string()))?;
     if used == body.len() { Ok(message) } else { Err(WireError::Length) }
 }
 
-/// Checks magic, version and length; gives the kind and the body.
-fn header(bytes: &[u8]) -> Result<(u16, &[u8]), WireError> {
+struct Header<'a> {
+    version: u16,
+    kind: u16,
+    body: &'a [u8],
+}
+
+/// Checks magic, version and length.
+fn header(bytes: &[u8]) -> Result<Header<'_>, WireError> {
     let fixed = bytes.get(..HEADER_BYTES).ok_or(WireError::Length)?;
     if fixed[..4] != MAGIC {
         return Err(WireError::Magic);
     }
     let short = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
-    if short(4) != VERSION {
-        return Err(WireError::Version(short(4)));
+    let version = short(4);
+    if !is_read(version) {
+        return Err(WireError::Version(version));
     }
     let length = u32::from_be_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]) as usize;
     if length > MAX_BODY_BYTES {
@@ -138,7 +176,7 @@ fn header(bytes: &[u8]) -> Result<(u16, &[u8]), WireError> {
     if bytes.len() != HEADER_BYTES + length {
         return Err(WireError::Length);
     }
-    Ok((short(6), &bytes[HEADER_BYTES..]))
+    Ok(Header { version, kind: short(6), body: &bytes[HEADER_BYTES..] })
 }
 
 /// The sha256 (hex) of a message's wire form: how a final names its parts.
@@ -152,47 +190,4 @@ pub fn hex(hash: Sha256) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::TaskId;
-
-    fn hint() -> Hint {
-        Hint { task_id: TaskId(uuid::Uuid::from_u128(7)) }
-    }
-
-    #[test]
-    fn golden_bytes() {
-        let hex: String = encode(&hint()).unwrap().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(
-            hex,
-            "4d4d5452000300010000002c831892e82a6278fb000000000000002430303030303030302d303030302d303030302d303030302d303030303030303030303037"
-        );
-    }
-
-    #[test]
-    fn every_cut_every_flip_and_every_excess_is_refused() {
-        let good = encode(&hint()).unwrap();
-        assert_eq!(decode::<Hint>(&good).unwrap(), hint());
-        for cut in 0..good.len() {
-            assert!(decode::<Hint>(&good[..cut]).is_err(), "cut at {cut}");
-        }
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x40;
-            assert!(decode::<Hint>(&bad).is_err(), "flipped byte {at}");
-        }
-        let mut long = good.clone();
-        long.push(0);
-        assert!(decode::<Hint>(&long).is_err());
-    }
-
-    #[test]
-    fn a_body_that_claims_a_huge_string_is_refused() {
-        // A fixed-width length of u64::MAX where the id's text should be.
-        let body = [0xff; 8];
-        let mut bytes = [&MAGIC[..], &VERSION.to_be_bytes(), &1u16.to_be_bytes(), &8u32.to_be_bytes()].concat();
-        bytes.extend_from_slice(&checksum(&body));
-        bytes.extend_from_slice(&body);
-        assert!(matches!(decode::<Hint>(&bytes), Err(WireError::Body(_))));
-    }
-}
+mod tests;

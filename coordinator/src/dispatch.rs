@@ -129,7 +129,7 @@ async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Res
 }
 
 async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
-    let hint = wire::encode(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
+    let hint = wire::encode_for_both(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;
     match core.step_from(task, |task, now| task.queue(pool, now)).await? {

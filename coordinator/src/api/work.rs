@@ -60,7 +60,7 @@ impl WorkApi {
     async fn worker(&self, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, Status> {
         let workers = self.core.workers().await.map_err(hub_status)?;
         let is_it = |worker: &WorkerDoc| {
-            worker.name == name && worker.incarnation == incarnation && worker.wire_version == wire::VERSION
+            worker.name == name && worker.incarnation == incarnation && wire::is_read(worker.wire_version)
         };
         Ok(workers.into_iter().find(is_it))
     }
@@ -175,18 +175,22 @@ impl WorkApi {
     }
 }
 
-/// Results in another wire version would be quarantined one by one: better said at once.
-fn check_wire_version(request: &RegisterRequest) -> Result<(), Status> {
-    let (theirs, ours) = (request.wire_version, u32::from(wire::VERSION));
-    if theirs == ours {
-        return Ok(());
+/// Results in a wire version that is not read would be quarantined one by one: better said at once.
+fn checked_wire_version(request: &RegisterRequest) -> Result<u16, Status> {
+    let theirs = request.wire_version;
+    if let Some(read) = u16::try_from(theirs).ok().filter(|version| wire::is_read(*version)) {
+        return Ok(read);
     }
-    let (worker, version) = (&request.worker, &request.version);
+    let (worker, version, previous, ours) = (&request.worker, &request.version, wire::PREVIOUS, wire::VERSION);
     let message = format!(
-        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {ours}",
+        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {previous} and {ours}",
         modelmeter_common::VERSION
     );
-    let hint = "run the same version of modelmeter as worker and as coordinator";
+    let hint = if theirs > u32::from(ours) {
+        "upgrade the coordinator first, then the workers"
+    } else {
+        "run the same version of modelmeter as worker and as coordinator"
+    };
     Err(status_of(&Problem::invalid("version", message).with_hint(hint)))
 }
 
@@ -217,7 +221,7 @@ impl Work for WorkApi {
         if request.worker.is_empty() || request.slots.is_empty() {
             return Err(status_of(&Problem::invalid("worker", "needs a name and at least one slot")));
         }
-        check_wire_version(&request)?;
+        let wire_version = checked_wire_version(&request)?;
         let slots: Vec<SlotDoc> = request.slots.iter().map(slot_doc).collect::<Result<_, _>>()?;
         for pool in slots.iter().map(|slot| &slot.pool).collect::<HashSet<_>>() {
             let declared = self.core.broker.declare(&task_queue(pool)).await;
@@ -231,7 +235,7 @@ impl Work for WorkApi {
             schema_version: SCHEMA_VERSION,
             incarnation: request.incarnation,
             version: request.version,
-            wire_version: wire::VERSION,
+            wire_version,
             slots,
             labels: request.labels.into_iter().collect(),
             registered_at: now,
