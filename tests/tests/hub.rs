@@ -202,6 +202,17 @@ async fn queries_use_the_indexes(database: &Database) -> Result<()> {
         ("profiles", doc! { "request_id": &id }, newest.clone()),
         ("models", doc! { "name": "m" }, newest),
     ];
+    let kind = |engine: &str| {
+        doc! {
+            "state": "waiting", "request_id": &id, "cell.engine": engine, "cell.artifact.format": "onnx",
+            "cell.device_class": "cpu", "cell.inspector": "default",
+        }
+    };
+    let next =
+        doc! { "find": "tasks", "filter": { "$or": [kind("a"), kind("b")] }, "sort": { "order": 1 }, "limit": 9 };
+    let plan = database.run_command(doc! { "explain": next, "verbosity": "queryPlanner" }).await?;
+    let plan = plan.get_document("queryPlanner")?.get_document("winningPlan")?.to_string();
+    assert!(plan.contains("SORT_MERGE") && !plan.contains("\"SORT\""), "the next tasks are in order already: {plan}");
     for (collection, filter, sort) in finds {
         let find = doc! { "find": collection, "filter": filter.clone(), "sort": sort };
         let plan = database.run_command(doc! { "explain": find, "verbosity": "queryPlanner" }).await?;

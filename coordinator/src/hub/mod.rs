@@ -20,7 +20,7 @@ pub use library::Library;
 pub use open::open;
 pub use profiles::{Profiles, stream};
 pub use query::{Cursor, Fields, Page, ProfileFilter, ProfileQuery, SlaOutcome, Sort, SortBy};
-pub use work::{TaskCounts, TaskFilter, Work};
+pub use work::{TaskCounts, TaskFilter, TaskKind, Work};
 pub use workers::Workers;
 
 use bytes::Bytes;

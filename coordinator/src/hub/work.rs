@@ -4,6 +4,7 @@ use super::{HubError, Inserted};
 use async_trait::async_trait;
 use modelmeter_common::{
     RequestId, TaskId, Timestamp,
+    model::Format,
     part::{Final, Part},
     request::RequestDoc,
     task::{Task, TaskState},
@@ -22,6 +23,19 @@ pub struct TaskFilter {
     pub pool: Option<String>,
     /// At most this many.
     pub limit: Option<u32>,
+}
+
+/// What a slot must be able to do to run a task.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TaskKind {
+    /// The engine.
+    pub engine: String,
+    /// The format of what it loads; none: it loads nothing.
+    pub format: Option<Format>,
+    /// The device class.
+    pub device_class: String,
+    /// The inspector.
+    pub inspector: String,
 }
 
 /// Counts of a request's tasks by state.
@@ -44,6 +58,9 @@ pub trait Work: Send + Sync + 'static {
     async fn insert_tasks(&self, tasks: &[Task]) -> Result<u64, HubError>;
     async fn task(&self, id: TaskId) -> Result<Option<Task>, HubError>;
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, HubError>;
+    /// The first `limit` waiting tasks of a request that are of one of these kinds, in the order of `order`. The cost does not
+    /// depend on how many others wait.
+    async fn waiting_tasks(&self, request: RequestId, kinds: &[TaskKind], limit: u32) -> Result<Vec<Task>, HubError>;
     async fn count_tasks(&self, request: RequestId) -> Result<TaskCounts, HubError>;
     /// Replaces the task if its revision is still `old.revision`; `false`: another change came first.
     async fn swap_task(&self, old: &Task, new: &Task) -> Result<bool, HubError>;

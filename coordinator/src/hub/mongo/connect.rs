@@ -68,6 +68,14 @@ fn profile_indexes() -> Vec<Document> {
     users.into_iter().chain(SortBy::ALL.map(facets::index)).collect()
 }
 
+/// A request's waiting tasks by what a slot must be able to do.
+fn waiting() -> Document {
+    doc! {
+        "state": 1, "request_id": 1, "cell.engine": 1, "cell.artifact.format": 1, "cell.device_class": 1,
+        "cell.inspector": 1, "order": 1,
+    }
+}
+
 async fn make_indexes(database: &Database, calls: &Calls) -> Result<(), HubError> {
     let newest = || doc! { "created_at": -1, "_id": -1 };
     let plain: [(&str, Vec<Document>); 6] = [
@@ -79,6 +87,7 @@ async fn make_indexes(database: &Database, calls: &Calls) -> Result<(), HubError
                 by_state(),
                 doc! { "deployment_key": 1, "state": 1 },
                 doc! { "pool": 1, "state": 1 },
+                waiting(),
             ],
         ),
         ("parts", vec![doc! { "task_id": 1, "attempt": 1, "seq": 1 }]),

@@ -1,7 +1,7 @@
 //! Requests, tasks, parts and finals in MongoDB.
 
 use super::{
-    super::{HubError, Inserted, TaskCounts, TaskFilter, Work},
+    super::{HubError, Inserted, TaskCounts, TaskFilter, TaskKind, Work},
     MongoHub, connect, decode_all,
     document::{decode, encode},
     int, keyed,
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use futures::TryStreamExt as _;
 use modelmeter_common::{
     RequestId, TaskId, Timestamp,
+    model::Format,
     part::{Final, Part},
     request::RequestDoc,
     task::{Task, TaskState},
@@ -100,6 +101,25 @@ impl Work for MongoHub {
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, HubError> {
         let sort = doc! { "request_id": 1, "order": 1 };
         decode_all("task", self.find(&self.tasks, task_filter(filter), sort, filter.limit).await?)
+    }
+
+    async fn waiting_tasks(&self, request: RequestId, kinds: &[TaskKind], limit: u32) -> Result<Vec<Task>, HubError> {
+        if kinds.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Each kind is one range of the index, in order; the server merges them.
+        let of_kind = |kind: &TaskKind| {
+            doc! {
+                "state": TaskState::Waiting.as_str(),
+                "request_id": request.to_string(),
+                "cell.engine": &kind.engine,
+                "cell.artifact.format": kind.format.map(Format::as_str),
+                "cell.device_class": &kind.device_class,
+                "cell.inspector": &kind.inspector,
+            }
+        };
+        let filter = doc! { "$or": kinds.iter().map(of_kind).collect::<Vec<_>>() };
+        decode_all("task", self.find(&self.tasks, filter, doc! { "order": 1 }, Some(limit)).await?)
     }
 
     async fn count_tasks(&self, request: RequestId) -> Result<TaskCounts, HubError> {

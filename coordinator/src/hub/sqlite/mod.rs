@@ -21,7 +21,8 @@ use store::Store;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// What files of earlier builds lack.
-const ADDITIONS: [(&str, &str); 1] = [("profile_keys", include_str!("profile_keys.sql"))];
+const ADDITIONS: [(&str, &str); 2] =
+    [("profile_keys", include_str!("profile_keys.sql")), ("tasks_waiting", include_str!("task_kinds.sql"))];
 
 /// An open hub file.
 pub struct SqliteHub {

@@ -2,7 +2,7 @@
 //! clear refusals.
 
 use super::super::{
-    Hub, ProfileQuery, Profiles as _, TaskFilter, Work as _, conformance, conformance::documents as docs,
+    Hub, ProfileQuery, Profiles as _, TaskFilter, TaskKind, Work as _, conformance, conformance::documents as docs,
 };
 use super::*;
 use crate::aggregate;
@@ -49,7 +49,7 @@ async fn answers_queries_as_a_list_does() {
 }
 
 /// Undoes what files of earlier builds lack.
-const WITHOUT_KEYS: &str = "DROP TRIGGER profile_inserted; DROP TRIGGER profile_replaced; DROP TABLE profile_keys;
+const WITHOUT_KEYS: &str = "DROP INDEX tasks_waiting; ALTER TABLE tasks DROP COLUMN kind; DROP TRIGGER profile_inserted; DROP TRIGGER profile_replaced; DROP TABLE profile_keys;
     DROP TABLE profile_labels; DROP VIEW profile_keys_of";
 
 #[tokio::test]
@@ -122,6 +122,19 @@ async fn documents_of_version_1_still_read_and_fold() {
     let hub = open(&path).unwrap();
     let profile = &hub.profiles(&ProfileQuery::default()).await.unwrap().items[0];
     assert_eq!(profile.schema_version, 1);
+    let mut waiting = hub.tasks(&TaskFilter::default()).await.unwrap().remove(0);
+    let stored = waiting.clone();
+    (waiting.state, waiting.revision) = (modelmeter_common::task::TaskState::Waiting, stored.revision + 1);
+    assert!(hub.swap_task(&stored, &waiting).await.unwrap());
+    let kind = TaskKind {
+        engine: waiting.cell.engine.clone(),
+        format: waiting.cell.artifact.as_ref().map(|artifact| artifact.format),
+        device_class: waiting.cell.device_class.clone(),
+        inspector: waiting.cell.inspector.clone(),
+    };
+    assert_eq!(hub.waiting_tasks(waiting.request_id, &[kind], 5).await.unwrap(), [waiting.clone()]);
+    let back = modelmeter_common::task::Task { revision: waiting.revision + 1, ..stored };
+    assert!(hub.swap_task(&waiting, &back).await.unwrap());
     let latency = &profile.points[0].latency_ms;
     assert!(latency.p50.unwrap().ci95.is_some() && latency.p95.is_none(), "it withheld p95: {latency:?}");
     let reference = profile.reference.as_ref().unwrap();

@@ -1,7 +1,7 @@
 //! Requests, tasks, parts and finals in SQLite.
 
 use super::{
-    super::{HubError, Inserted, TaskCounts, TaskFilter, Work},
+    super::{HubError, Inserted, TaskCounts, TaskFilter, TaskKind, Work},
     SqliteHub, Where, decode, encode, int, word,
 };
 use async_trait::async_trait;
@@ -11,7 +11,7 @@ use modelmeter_common::{
     request::RequestDoc,
     task::Task,
 };
-use rusqlite::{Row, named_params, params, params_from_iter};
+use rusqlite::{Row, named_params, params, params_from_iter, types::Value};
 
 #[async_trait]
 impl Work for SqliteHub {
@@ -73,6 +73,23 @@ impl Work for SqliteHub {
         query.equals("pool", filter.pool.clone());
         let (sql, values) = query.select("tasks", "request_id, place", filter.limit);
         self.all("task", sql, params_from_iter(values)).await
+    }
+
+    async fn waiting_tasks(&self, request: RequestId, kinds: &[TaskKind], limit: u32) -> Result<Vec<Task>, HubError> {
+        if kinds.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The first of each kind by one seek in the index, and of all these the first.
+        let first = "SELECT * FROM (SELECT place, doc FROM tasks INDEXED BY tasks_waiting
+                     WHERE request_id = ? AND state = 'waiting' AND kind = ? ORDER BY place LIMIT ?)";
+        let each = vec![first; kinds.len()].join(" UNION ALL ");
+        let mut values = Vec::with_capacity(3 * kinds.len() + 1);
+        for TaskKind { engine, format, device_class, inspector } in kinds {
+            let kind = encode(&(engine, format, device_class, inspector))?;
+            values.extend([Value::from(request.to_string()), kind.into(), i64::from(limit).into()]);
+        }
+        values.push(i64::from(limit).into());
+        self.all("task", format!("SELECT doc FROM ({each}) ORDER BY place LIMIT ?"), params_from_iter(values)).await
     }
 
     async fn count_tasks(&self, request: RequestId) -> Result<TaskCounts, HubError> {
