@@ -208,8 +208,12 @@ async fn queries_use_the_indexes(database: &Database) -> Result<()> {
             "cell.device_class": "cpu", "cell.inspector": "default",
         }
     };
-    let next =
-        doc! { "find": "tasks", "filter": { "$or": [kind("a"), kind("b")] }, "sort": { "order": 1 }, "limit": 9 };
+    let hint = doc! {
+        "state": 1, "request_id": 1, "cell.engine": 1, "cell.artifact.format": 1, "cell.device_class": 1,
+        "cell.inspector": 1, "order": 1,
+    };
+    let kinds = doc! { "$or": [kind("a"), kind("b")] };
+    let next = doc! { "find": "tasks", "filter": kinds, "sort": { "order": 1 }, "limit": 9, "hint": hint };
     let plan = database.run_command(doc! { "explain": next, "verbosity": "queryPlanner" }).await?;
     let plan = plan.get_document("queryPlanner")?.get_document("winningPlan")?.to_string();
     assert!(plan.contains("SORT_MERGE") && !plan.contains("\"SORT\""), "the next tasks are in order already: {plan}");

@@ -68,8 +68,8 @@ fn profile_indexes() -> Vec<Document> {
     users.into_iter().chain(SortBy::ALL.map(facets::index)).collect()
 }
 
-/// A request's waiting tasks by what a slot must be able to do.
-fn waiting() -> Document {
+/// Keys of the index of a request's waiting tasks by what a slot must be able to do.
+pub(super) fn waiting() -> Document {
     doc! {
         "state": 1, "request_id": 1, "cell.engine": 1, "cell.artifact.format": 1, "cell.device_class": 1,
         "cell.inspector": 1, "order": 1,

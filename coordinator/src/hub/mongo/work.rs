@@ -104,10 +104,12 @@ impl Work for MongoHub {
     }
 
     async fn waiting_tasks(&self, request: RequestId, kinds: &[TaskKind], limit: u32) -> Result<Vec<Task>, HubError> {
-        if kinds.is_empty() {
+        // To MongoDB a limit of 0 is none.
+        if kinds.is_empty() || limit == 0 {
             return Ok(Vec::new());
         }
-        // Each kind is one range of the index, in order; the server merges them.
+        // Each kind is one range of the index, in order; the server merges them. Left to itself it would rather walk all
+        // tasks of the request.
         let of_kind = |kind: &TaskKind| {
             doc! {
                 "state": TaskState::Waiting.as_str(),
@@ -119,7 +121,12 @@ impl Work for MongoHub {
             }
         };
         let filter = doc! { "$or": kinds.iter().map(of_kind).collect::<Vec<_>>() };
-        decode_all("task", self.find(&self.tasks, filter, doc! { "order": 1 }, Some(limit)).await?)
+        let (tasks, hint) = (self.tasks.clone(), Hint::Keys(connect::waiting()));
+        let find = async move {
+            let found = tasks.find(filter).sort(doc! { "order": 1 }).hint(hint).limit(i64::from(limit));
+            found.await?.try_collect().await
+        };
+        decode_all("task", self.calls.call(find).await?)
     }
 
     async fn count_tasks(&self, request: RequestId) -> Result<TaskCounts, HubError> {
