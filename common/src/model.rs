@@ -67,6 +67,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// Every format.
+    pub const ALL: [Self; 5] = [Self::Onnx, Self::Torchscript, Self::Savedmodel, Self::Triton, Self::Data];
+
     /// The name in JSON and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -3,9 +3,14 @@
 //! The only user of bincode. Nothing is decoded before magic, version, length and checksum hold, and
 //! then with a limit and to the last byte: bincode without a limit can be made to abort by ten bytes.
 //!
+//! A build writes [`VERSION`] and reads [`PREVIOUS`] beside it, so that machines can be upgraded one after the other, the
+//! coordinator first: it takes results of workers of either version, and its hints are what both read.
+//!
 //! Layout, big-endian: `MMTR` | version u16 | kind u16 | body length u32 | sha256 of the body, first 8 bytes | body.
 //!
 //! A part's metrics follow it in the body, where it has any: a part without is the same bytes as before there were metrics.
+
+mod previous;
 
 use crate::part::Metric;
 use serde::{Serialize, de::DeserializeOwned};
@@ -13,8 +18,10 @@ use sha2::{Digest, Sha256};
 
 /// The first bytes of every message.
 pub const MAGIC: [u8; 4] = *b"MMTR";
-/// The version that this build writes and reads.
+/// The version that this build writes.
 pub const VERSION: u16 = 3;
+/// The version that this build reads beside its own.
+pub const PREVIOUS: u16 = 2;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 20;
 /// The largest body: a part with all its histograms is under 200 kB.
@@ -35,6 +42,8 @@ pub enum Kind {
 pub trait Message: Serialize + DeserializeOwned {
     /// Its tag in the envelope.
     const KIND: Kind;
+    /// Its layout in [`PREVIOUS`].
+    type Previous: DeserializeOwned + Into<Self>;
 
     /// The metrics that follow the message; none for what cannot have any.
     fn metrics(&mut self) -> Option<&mut Vec<Metric>> {
@@ -56,9 +65,11 @@ pub struct Hint {
 
 impl Message for Hint {
     const KIND: Kind = Kind::Hint;
+    type Previous = Self;
 }
 impl Message for crate::part::Part {
     const KIND: Kind = Kind::Part;
+    type Previous = previous::Part;
 
     fn metrics(&mut self) -> Option<&mut Vec<Metric>> {
         Some(&mut self.point.metrics)
@@ -70,6 +81,7 @@ impl Message for crate::part::Part {
 }
 impl Message for crate::part::Final {
     const KIND: Kind = Kind::Final;
+    type Previous = Self;
 }
 
 /// Why bytes are not a message of ours. None of these is worth a retry: quarantine it.
@@ -78,7 +90,7 @@ impl Message for crate::part::Final {
 pub enum WireError {
     #[error("not a modelmeter message")]
     Magic,
-    #[error("message of wire version {0}, this build reads {VERSION}")]
+    #[error("message of wire version {0}, this build reads {PREVIOUS} and {VERSION}")]
     Version(u16),
     #[error("message of kind {got} where {wanted} was expected")]
     Kind { got: u16, wanted: u16 },
@@ -101,8 +113,22 @@ fn checksum(body: &[u8]) -> [u8; 8] {
     [digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]
 }
 
+/// Whether this build reads messages of this version.
+pub fn is_read(version: u16) -> bool {
+    version == VERSION || version == PREVIOUS
+}
+
 /// Puts a message in its envelope.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
+    enveloped(message, VERSION)
+}
+
+/// Puts a message of unchanged layout in an envelope that the previous version's builds read, too.
+pub fn encode_for_both<M: Message<Previous = M>>(message: &M) -> Result<Vec<u8>, WireError> {
+    enveloped(message, PREVIOUS)
+}
+
+fn enveloped<M: Message>(message: &M, version: u16) -> Result<Vec<u8>, WireError> {
     let wrong = |e: bincode::error::EncodeError| WireError::Body(e.to_string());
     let mut body = bincode::serde::encode_to_vec(message, config()).map_err(wrong)?;
     let metrics = message.metrics_to_write();
@@ -115,7 +141,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
         .ok_or(WireError::TooLarge(body.len()))?;
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_be_bytes());
+    bytes.extend_from_slice(&version.to_be_bytes());
     bytes.extend_from_slice(&(M::KIND as u16).to_be_bytes());
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(&checksum(&body));
@@ -125,7 +151,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
 
 /// The kind of an enveloped message, its body unchecked.
 pub fn kind(bytes: &[u8]) -> Result<Kind, WireError> {
-    match header(bytes)?.0 {
+    match header(bytes)?.kind {
         1 => Ok(Kind::Hint),
         2 => Ok(Kind::Part),
         3 => Ok(Kind::Final),
@@ -133,36 +159,55 @@ pub fn kind(bytes: &[u8]) -> Result<Kind, WireError> {
     }
 }
 
-/// Takes a message out of its envelope.
+/// Takes a message out of its envelope; one of the previous version becomes one of this.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
-    let (kind, body) = header(bytes)?;
+    let Header { version, kind, body } = header(bytes)?;
     if kind != M::KIND as u16 {
         return Err(WireError::Kind { got: kind, wanted: M::KIND as u16 });
     }
     if bytes[12..HEADER_BYTES] != checksum(body) {
         return Err(WireError::Checksum);
     }
-    let wrong = |e: bincode::error::DecodeError| WireError::Body(e.to_string());
-    let (mut message, mut used): (M, usize) = bincode::serde::decode_from_slice(body, config()).map_err(wrong)?;
+    if version == PREVIOUS {
+        return whole::<M::Previous>(body).map(Into::into);
+    }
+    let (mut message, mut used): (M, usize) = from_slice(body)?;
     if let Some(metrics) = message.metrics()
         && used < body.len()
     {
-        let (found, more) = bincode::serde::decode_from_slice(&body[used..], config()).map_err(wrong)?;
+        let (found, more) = from_slice(&body[used..])?;
         *metrics = found;
         used += more;
     }
     if used == body.len() { Ok(message) } else { Err(WireError::Length) }
 }
 
-/// Checks magic, version and length; gives the kind and the body.
-fn header(bytes: &[u8]) -> Result<(u16, &[u8]), WireError> {
+fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), WireError> {
+    bincode::serde::decode_from_slice(bytes, config()).map_err(|e| WireError::Body(e.to_string()))
+}
+
+/// Decodes a body, to its last byte.
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
+    let (message, used) = from_slice(body)?;
+    if used == body.len() { Ok(message) } else { Err(WireError::Length) }
+}
+
+struct Header<'a> {
+    version: u16,
+    kind: u16,
+    body: &'a [u8],
+}
+
+/// Checks magic, version and length.
+fn header(bytes: &[u8]) -> Result<Header<'_>, WireError> {
     let fixed = bytes.get(..HEADER_BYTES).ok_or(WireError::Length)?;
     if fixed[..4] != MAGIC {
         return Err(WireError::Magic);
     }
     let short = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
-    if short(4) != VERSION {
-        return Err(WireError::Version(short(4)));
+    let version = short(4);
+    if !is_read(version) {
+        return Err(WireError::Version(version));
     }
     let length = u32::from_be_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]) as usize;
     if length > MAX_BODY_BYTES {
@@ -171,7 +216,7 @@ fn header(bytes: &[u8]) -> Result<(u16, &[u8]), WireError> {
     if bytes.len() != HEADER_BYTES + length {
         return Err(WireError::Length);
     }
-    Ok((short(6), &bytes[HEADER_BYTES..]))
+    Ok(Header { version, kind: short(6), body: &bytes[HEADER_BYTES..] })
 }
 
 /// The sha256 (hex) of a message's wire form: how a final names its parts.
@@ -185,80 +230,4 @@ pub fn hex(hash: Sha256) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        RequestId, TaskId,
-        load::LoadPoint,
-        part::{Part, Point},
-        stats::Histogram,
-    };
-
-    fn hint() -> Hint {
-        Hint { task_id: TaskId(uuid::Uuid::from_u128(7)) }
-    }
-
-    #[test]
-    fn golden_bytes() {
-        let hex: String = encode(&hint()).unwrap().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(
-            hex,
-            "4d4d5452000300010000002c831892e82a6278fb000000000000002430303030303030302d303030302d303030302d303030302d303030303030303030303037"
-        );
-    }
-
-    #[test]
-    fn every_cut_every_flip_and_every_excess_is_refused() {
-        let good = encode(&hint()).unwrap();
-        assert_eq!(decode::<Hint>(&good).unwrap(), hint());
-        for cut in 0..good.len() {
-            assert!(decode::<Hint>(&good[..cut]).is_err(), "cut at {cut}");
-        }
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x40;
-            assert!(decode::<Hint>(&bad).is_err(), "flipped byte {at}");
-        }
-        let mut long = good.clone();
-        long.push(0);
-        assert!(decode::<Hint>(&long).is_err());
-    }
-
-    #[test]
-    fn a_part_without_metrics_is_the_bytes_that_it_was_before_there_were_any_and_one_with_them_comes_back() {
-        let mut part = Part {
-            schema_version: 2,
-            request_id: RequestId(uuid::Uuid::from_u128(1)),
-            task_id: TaskId(uuid::Uuid::from_u128(2)),
-            attempt: 1,
-            seq: 0,
-            point: Point::blank(LoadPoint::Closed { concurrency: 1 }, 1),
-        };
-        let without = encode(&part).unwrap();
-        assert_eq!(sha256_hex(&without), "6f1cc58ee0dc6638f3232f60af6e4213e9cddac6f3f7d89243ff6f7cd8814c7b");
-        assert_eq!(decode::<Part>(&without).unwrap(), part);
-        assert!(!serde_json::to_string(&part).unwrap().contains("metrics"));
-        let mut values = Histogram::default();
-        values.record(5_000_000);
-        let metric = Metric { name: "m_ms".into(), unit: "ms".into(), values, failures: 1, percentiles: Vec::new() };
-        part.point.metrics = vec![metric];
-        let with = encode(&part).unwrap();
-        assert!(with.len() > without.len());
-        assert_eq!(decode::<Part>(&with).unwrap(), part);
-        let json = serde_json::to_string(&part).unwrap();
-        assert_eq!(serde_json::from_str::<Part>(&json).unwrap(), part);
-        for cut in without.len()..with.len() {
-            assert!(decode::<Part>(&with[..cut]).is_err(), "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_body_that_claims_a_huge_string_is_refused() {
-        // A fixed-width length of u64::MAX where the id's text should be.
-        let body = [0xff; 8];
-        let mut bytes = [&MAGIC[..], &VERSION.to_be_bytes(), &1u16.to_be_bytes(), &8u32.to_be_bytes()].concat();
-        bytes.extend_from_slice(&checksum(&body));
-        bytes.extend_from_slice(&body);
-        assert!(matches!(decode::<Hint>(&bytes), Err(WireError::Body(_))));
-    }
-}
+mod tests;

@@ -146,6 +146,25 @@ async fn a_worker_of_another_wire_version_is_refused() {
     let refused = house.try_register("two", wire::VERSION + 1).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     assert!(refused.message().contains("wire version"), "{refused}");
+    assert!(house.try_register("two", wire::PREVIOUS - 1).await.is_err());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_of_the_previous_wire_version_works() {
+    let mut house = House::build(Duration::from_secs(30)).await;
+    house.try_register("two", wire::PREVIOUS).await.unwrap();
+    assert_eq!(house.hub.workers().await.unwrap()[0].wire_version, wire::PREVIOUS);
+    let id = house.submit(|request| request.batch_sizes = vec![1]).await;
+    // Bytes 4 and 5 of an envelope are its version: such a worker reads no other.
+    let mut hints = house.broker.consume(&house.queue, 1).await.unwrap();
+    let hint = tokio::time::timeout(Duration::from_secs(10), hints.next()).await.expect("a hint").unwrap();
+    assert_eq!(hint.body[4..6], wire::PREVIOUS.to_be_bytes());
+    hint.requeue().await.unwrap();
+    drop(hints);
+    let task = house.claim("two").await.unwrap();
+    house.measure(&task, 10.0).await;
+    assert_eq!(house.ended(id).await.state, RequestState::Done);
     house.close().await;
 }
 

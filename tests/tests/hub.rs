@@ -42,7 +42,6 @@ const VERSION_1: &str = include_str!("../../coordinator/tests/golden/v1.json");
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documents_of_version_1_still_read() -> Result<()> {
     let server = Server::start(Mode::Standalone).await?;
-    let hub = hub::open(&server.url(DATABASE)).await?;
     let golden: serde_json::Value = serde_json::from_str(VERSION_1)?;
     let database = server.client().await?.database(DATABASE);
     for collection in ["profiles", "requests", "tasks"] {
@@ -58,7 +57,9 @@ async fn documents_of_version_1_still_read() -> Result<()> {
             database.collection::<Document>(collection).insert_one(document).await?;
         }
     }
-    let profile = hub.profiles(&hub::ProfileFilter::default()).await?.remove(0);
+    // Opened after that: what profiles are found by is added to them then.
+    let hub = hub::open(&server.url(DATABASE)).await?;
+    let profile = hub.profiles(&hub::ProfileQuery::default()).await?.items.remove(0);
     assert_eq!(profile.schema_version, 1);
     let latency = &profile.points[0].latency_ms;
     assert!(latency.p50.is_some_and(|p50| p50.ci95.is_some()) && latency.p95.is_none(), "{latency:?}");
@@ -77,12 +78,37 @@ async fn conforms(server: &Server) -> Result<()> {
     the_clock_is_the_servers(&*hub, &database).await?;
     queries_use_the_indexes(&database).await?;
     hub::open(&server.url(DATABASE)).await.context("connecting again, with the indexes there")?;
+    answers_queries_as_a_list_does(server).await?;
     // The floor is far below what is usual, since the machine may be busy; the figures are printed.
     for (callers, n) in [(1, 50), (32, 50)] {
         let speed = speed(&hub, callers, n).await;
         eprintln!("{callers} callers: {speed:.0?}");
         assert!(speed.swaps_per_s > 10.0 && speed.parts_per_s > 10.0, "{callers} callers: {speed:.0?}");
     }
+    Ok(())
+}
+
+async fn answers_queries_as_a_list_does(server: &Server) -> Result<()> {
+    let (name, database) = ("queries", server.client().await?.database("queries"));
+    conformance::query::suite(hub::open(&server.url(name)).await?, 2000).await;
+    let profiles = database.collection::<Document>("profiles");
+    for part in [doc! { "keys.facets": "engine=onnx state=done" }, doc! { "keys.facets": "all" }] {
+        for (by, path) in [("throughput", "keys.throughput"), ("created_at", "created_at")] {
+            let filter = doc! { "$and": [part.clone(), { "model.name": "model-2" }] };
+            let mut hint = doc! { "keys.facets": 1, path: 1, "_id": 1 };
+            if by != "created_at" {
+                hint.insert("created_at", 1);
+            }
+            let find = doc! { "find": "profiles", "filter": filter, "sort": { path: -1, "_id": -1 }, "hint": hint };
+            let plan = database.run_command(doc! { "explain": find, "verbosity": "queryPlanner" }).await?;
+            let plan = plan.get_document("queryPlanner")?.get_document("winningPlan")?.to_string();
+            assert!(!plan.contains("SORT"), "{part} by {by} is in order already: {plan}");
+        }
+    }
+    // Profiles of an earlier build have no keys until a hub is opened.
+    profiles.update_many(doc! {}, doc! { "$unset": { "keys": 1 } }).await?;
+    let hub = hub::open(&server.url(name)).await?;
+    conformance::query::asks(&*hub, 200).await;
     Ok(())
 }
 
@@ -176,6 +202,21 @@ async fn queries_use_the_indexes(database: &Database) -> Result<()> {
         ("profiles", doc! { "request_id": &id }, newest.clone()),
         ("models", doc! { "name": "m" }, newest),
     ];
+    let kind = |engine: &str| {
+        doc! {
+            "state": "waiting", "request_id": &id, "cell.engine": engine, "cell.artifact.format": "onnx",
+            "cell.device_class": "cpu", "cell.inspector": "default",
+        }
+    };
+    let hint = doc! {
+        "state": 1, "request_id": 1, "cell.engine": 1, "cell.artifact.format": 1, "cell.device_class": 1,
+        "cell.inspector": 1, "order": 1,
+    };
+    let kinds = doc! { "$or": [kind("a"), kind("b")] };
+    let next = doc! { "find": "tasks", "filter": kinds, "sort": { "order": 1 }, "limit": 9, "hint": hint };
+    let plan = database.run_command(doc! { "explain": next, "verbosity": "queryPlanner" }).await?;
+    let plan = plan.get_document("queryPlanner")?.get_document("winningPlan")?.to_string();
+    assert!(plan.contains("SORT_MERGE") && !plan.contains("\"SORT\""), "the next tasks are in order already: {plan}");
     for (collection, filter, sort) in finds {
         let find = doc! { "find": collection, "filter": filter.clone(), "sort": sort };
         let plan = database.run_command(doc! { "explain": find, "verbosity": "queryPlanner" }).await?;

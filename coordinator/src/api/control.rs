@@ -10,7 +10,7 @@ use crate::{
         workers,
     },
 };
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt};
 use modelmeter_common::{RequestId, request::RequestDoc};
 use modelmeter_proto::control::{
     AddModelReply, AddModelRequest, ArtifactChunk, ArtifactIds, CancelReply, CancelRequest, Document, DocumentsReply,
@@ -109,7 +109,7 @@ impl Control for ControlApi {
             id => Some(parse::<RequestId>("request_id", id)?),
         };
         let profiles = results::profiles(&self.core, request, &model, Some(limit)).await.map_err(refused)?;
-        let sent = stream::iter(profiles).map(|profile| Ok(Document { json: to_json(&profile)? }));
+        let sent = profiles.map(|profile| Ok(Document { json: to_json(&profile.map_err(|e| refused(e.into()))?)? }));
         Ok(Response::new(Box::pin(sent)))
     }
 

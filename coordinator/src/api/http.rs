@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::TryStreamExt as _;
 use modelmeter_common::{Code, Problem};
 use serde::Deserialize;
 use serde_json::json;
@@ -73,5 +74,6 @@ async fn list_workers(State(core): State<Arc<Core>>) -> Documents<impl serde::Se
 }
 
 async fn list_profiles(State(core): State<Arc<Core>>, Query(which): Query<Which>) -> Documents<impl serde::Serialize> {
-    Ok(Json(results::profiles(&core, None, which.model.as_deref().unwrap_or_default(), which.limit).await?))
+    let profiles = results::profiles(&core, None, which.model.as_deref().unwrap_or_default(), which.limit).await?;
+    Ok(Json(profiles.try_collect::<Vec<_>>().await?))
 }

@@ -80,12 +80,14 @@ impl Work for WorkApi {
     async fn register(&self, request: Request<RegisterRequest>) -> Reply<RegisterReply> {
         let request = request.into_inner();
         // First of all: what else another version sends may not read.
-        workers::check_version(&request.worker, &request.version, request.wire_version).map_err(refused)?;
+        let checked = workers::checked_version(&request.worker, &request.version, request.wire_version);
+        let wire_version = checked.map_err(refused)?;
         let held = request.held.iter().filter_map(|held| Some((held.task_id.parse().ok()?, held.attempt))).collect();
         let announced = Registration {
             worker: request.worker,
             incarnation: request.incarnation,
             version: request.version,
+            wire_version,
             slots: request.slots.into_iter().map(slot).collect::<Result<_, _>>()?,
             held,
             labels: request.labels.into_iter().collect(),

@@ -5,7 +5,7 @@
 use crate::{
     core::{Core, MAX_REQUESTS},
     hub::{HubError, TaskFilter},
-    plan::{pool::Pool, schedule::Stride},
+    plan::{budget, pool::Pool, schedule::Stride},
     service::transition::{Step, step_from},
 };
 use modelmeter_common::{
@@ -91,7 +91,7 @@ async fn fill(
     let mut waiting: HashMap<RequestId, VecDeque<Task>> = HashMap::new();
     if room > 0 {
         for request in requests {
-            waiting.insert(request.id, fitting(core, request.id, pool, room).await?);
+            waiting.insert(request.id, fitting(core, request, pool, room).await?);
         }
     }
     while room > 0 {
@@ -109,27 +109,13 @@ async fn fill(
 }
 
 /// The first waiting tasks of a request that this pool can run.
-async fn fitting(core: &Core, request: RequestId, pool: &Pool, room: u32) -> Result<VecDeque<Task>, HubError> {
-    let mut filter = TaskFilter {
-        request: Some(request),
-        states: vec![TaskState::Waiting],
-        limit: Some(room + 8),
-        ..Default::default()
-    };
-    loop {
-        let tasks = core.hub.tasks(&filter).await?;
-        let whole = filter.limit.is_none_or(|limit| (tasks.len() as u32) < limit);
-        let fitting: VecDeque<_> = tasks.into_iter().filter(|task| pool.fits(&task.cell)).take(room as usize).collect();
-        if !fitting.is_empty() || whole {
-            return Ok(fitting);
-        }
-        // The first ones are all for other pools: look at the rest.
-        filter.limit = None;
-    }
+async fn fitting(core: &Core, request: &RequestDoc, pool: &Pool, room: u32) -> Result<VecDeque<Task>, HubError> {
+    let kinds = pool.takes(budget::kinds(request));
+    Ok(core.hub.waiting_tasks(request.id, &kinds, room).await?.into())
 }
 
 async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
-    let hint = wire::encode(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
+    let hint = wire::encode_for_both(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;
     match step_from(core, task, |task, now| task.queue(pool, now)).await? {

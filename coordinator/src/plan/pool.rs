@@ -1,6 +1,7 @@
 //! Pools, purely: slots with equal abilities share one queue. Never a queue per device × engine: prefetch is
 //! per consumer, and a slot would hoard.
 
+use crate::hub::TaskKind;
 use modelmeter_common::{
     Code, Problem,
     device::{CPU_CLASS, Selector},
@@ -69,6 +70,24 @@ impl Pool {
     /// Whether a slot of it can run the cell.
     pub fn fits(&self, cell: &Cell) -> bool {
         self.runs(&Kind::of(cell, 1))
+    }
+
+    /// Those of these kinds that a slot of it can run, as the hub is asked for their tasks. Where a request does not say what
+    /// format an engine loads, it may be any that the pool loads.
+    pub fn takes<'a>(&self, kinds: impl IntoIterator<Item = Kind<'a>>) -> Vec<TaskKind> {
+        let formats = |kind: &Kind<'_>| match kind.format {
+            Some(format) => vec![Some(format)],
+            None => Format::ALL.into_iter().map(Some).chain([None]).collect(),
+        };
+        let all =
+            kinds.into_iter().flat_map(|kind| formats(&kind).into_iter().map(move |format| Kind { format, ..kind }));
+        let owned = |kind: Kind<'_>| TaskKind {
+            engine: kind.engine.to_owned(),
+            format: kind.format,
+            device_class: kind.device_class.to_owned(),
+            inspector: kind.inspector.to_owned(),
+        };
+        all.filter(|kind| self.runs(kind)).map(owned).collect()
     }
 
     /// Whether a slot of it can run such tasks.
@@ -217,6 +236,20 @@ mod tests {
         assert!(wrong.message.contains("engine 'mine' loads onnx"), "{wrong}");
         let silent = [pool("cpu", &["mine"])];
         assert_eq!(why_not(&cell("mine", "cpu", Format::Onnx), &silent), None, "it may say so when it is tried");
+    }
+
+    #[test]
+    fn a_pool_takes_the_kinds_that_it_runs() {
+        let kind =
+            |engine: &'static str, format| Kind { engine, format, device_class: "cpu", inspector: "default", tasks: 1 };
+        let onnx = loading("mine", &[Format::Onnx]);
+        let formats = |pool: &Pool, kinds: &[Kind<'static>]| -> Vec<Option<Format>> {
+            pool.takes(kinds.iter().copied()).into_iter().map(|kind| kind.format).collect()
+        };
+        assert_eq!(formats(&onnx, &[kind("mine", Some(Format::Onnx)), kind("other", None)]), [Some(Format::Onnx)]);
+        assert_eq!(formats(&onnx, &[kind("mine", Some(Format::Triton))]), []);
+        assert_eq!(formats(&onnx, &[kind("mine", None)]), [Some(Format::Onnx), None], "it is not known which");
+        assert_eq!(formats(&pool("cpu", &["mine"]), &[kind("mine", None)]).len(), Format::ALL.len() + 1);
     }
 
     #[test]

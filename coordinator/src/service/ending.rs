@@ -4,7 +4,7 @@ use super::tell;
 use crate::{
     aggregate,
     core::{Core, SWAP_TRIES},
-    hub::{HubError, ProfileFilter, TaskFilter},
+    hub::{HubError, TaskFilter},
 };
 use modelmeter_common::{
     event::What,
@@ -13,7 +13,6 @@ use modelmeter_common::{
     request::{RequestDoc, RequestState},
     task::{Task, TaskState},
 };
-use std::collections::HashSet;
 
 /// Settles what follows from a task's terminal state: folds its cell if that was the last repeat, and closes its request
 /// if that was the last cell.
@@ -79,8 +78,7 @@ pub async fn close_request(core: &Core, request: &RequestDoc) -> Result<(), HubE
     if !request.expanded || total != request.tasks || ended != total {
         return Ok(());
     }
-    let filter = ProfileFilter { request: Some(request.id), ..Default::default() };
-    let folded: HashSet<_> = core.hub.profiles(&filter).await?.into_iter().map(|profile| profile.id).collect();
+    let folded = core.hub.profile_ids(request.id).await?;
     if (folded.len() as u64) < request.cells {
         for task in core.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await? {
             if !folded.contains(&task.profile_id) {

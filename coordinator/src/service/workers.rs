@@ -27,6 +27,8 @@ pub struct Registration {
     pub incarnation: String,
     /// Its version of modelmeter.
     pub version: String,
+    /// The wire version that it writes, as [`checked_version`] gives it.
+    pub wire_version: u16,
     /// Its slots.
     pub slots: Vec<SlotDoc>,
     /// Attempts with a final in its journal.
@@ -77,7 +79,7 @@ pub async fn live(core: &Core) -> Result<Vec<WorkerDoc>, Problem> {
 pub(super) async fn registered(core: &Core, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, HubError> {
     let workers = core.workers().await?;
     let is_it = |worker: &WorkerDoc| {
-        worker.name == name && worker.incarnation == incarnation && worker.wire_version == wire::VERSION
+        worker.name == name && worker.incarnation == incarnation && wire::is_read(worker.wire_version)
     };
     Ok(workers.into_iter().find(is_it))
 }
@@ -88,20 +90,24 @@ pub fn slot(index: u32, device: Device, engines: Vec<String>, abilities: Abiliti
     SlotDoc { index, device, engines, abilities, pool }
 }
 
-/// Refuses a worker of another wire version: its results would be quarantined one by one.
+/// A worker's wire version, if it is read here: results in another would be quarantined one by one.
 ///
 /// # Errors
-/// `invalid_argument`, naming both versions.
-pub fn check_version(worker: &str, version: &str, theirs: u32) -> Result<(), Problem> {
-    let ours = u32::from(wire::VERSION);
-    if theirs == ours {
-        return Ok(());
+/// `invalid_argument`, naming the versions.
+pub fn checked_version(worker: &str, version: &str, theirs: u32) -> Result<u16, Problem> {
+    if let Some(read) = u16::try_from(theirs).ok().filter(|version| wire::is_read(*version)) {
+        return Ok(read);
     }
+    let (previous, ours) = (wire::PREVIOUS, wire::VERSION);
     let message = format!(
-        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {ours}",
+        "worker {worker} of modelmeter {version} writes results in wire version {theirs}, this coordinator ({}) reads {previous} and {ours}",
         modelmeter_common::VERSION
     );
-    let hint = "run the same version of modelmeter as worker and as coordinator";
+    let hint = if theirs > u32::from(ours) {
+        "upgrade the coordinator first, then the workers"
+    } else {
+        "run the same version of modelmeter as worker and as coordinator"
+    };
     Err(Problem::invalid("version", message).with_hint(hint))
 }
 
@@ -125,7 +131,7 @@ pub async fn register(core: &Core, announced: Registration) -> Result<Vec<String
         schema_version: SCHEMA_VERSION,
         incarnation: announced.incarnation,
         version: announced.version,
-        wire_version: wire::VERSION,
+        wire_version: announced.wire_version,
         slots: announced.slots,
         labels: announced.labels,
         registered_at: now,

@@ -2,7 +2,10 @@
 
 use super::{super::*, race};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use modelmeter_common::{model::Format, wire::sha256_hex};
+use modelmeter_common::{
+    model::{ArtifactRef, Format},
+    wire::sha256_hex,
+};
 use std::{sync::Arc, time::Duration};
 
 fn bytes(length: usize, seed: u8) -> Vec<u8> {

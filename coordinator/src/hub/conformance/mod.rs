@@ -7,6 +7,7 @@
 mod artifacts;
 pub mod documents;
 mod leaders;
+pub mod query;
 mod registry;
 mod results;
 pub mod speed;
@@ -27,6 +28,7 @@ pub async fn suite(hub: Arc<dyn Hub>) {
     registry::one_model_of_many_wins(&hub).await;
     tasks::inserts_ignore_duplicates(&*hub).await;
     tasks::filters(&*hub).await;
+    tasks::waiting_ones_by_kind(&*hub).await;
     tasks::one_swap_of_many_wins(&hub).await;
     tasks::swaps_move_a_task_between_filters(&*hub).await;
     results::parts(&*hub).await;

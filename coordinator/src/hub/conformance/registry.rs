@@ -1,7 +1,12 @@
 //! Requests, workers and models: the documents that people name.
 
 use super::{super::*, documents as docs, race};
-use modelmeter_common::{Code, Problem, request::RequestState};
+use modelmeter_common::{
+    Code, Problem, RequestId,
+    model::{ArtifactRef, Model},
+    request::{RequestDoc, RequestState},
+    status::WorkerDoc,
+};
 use std::sync::Arc;
 
 pub async fn requests(hub: &dyn Hub) {

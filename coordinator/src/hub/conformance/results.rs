@@ -1,6 +1,7 @@
 //! Parts, finals and profiles: inserted once, in order, and equal to the bit.
 
 use super::{super::*, documents as docs, race};
+use modelmeter_common::{ProfileId, RequestId, part::Final, profile::Profile};
 use std::sync::Arc;
 
 pub async fn parts(hub: &dyn Hub) {
@@ -58,20 +59,23 @@ pub async fn profiles(hub: &dyn Hub) {
     }
     assert_eq!(hub.profile(new.id).await.unwrap(), Some(new.clone()));
     assert_eq!(hub.profile(ProfileId(mine.0)).await.unwrap(), None);
-    let list = async |filter: ProfileFilter| hub.profiles(&filter).await.unwrap();
-    let of = |request, model: Option<&str>, version: Option<&str>, limit| ProfileFilter {
-        request,
-        model: model.map(str::to_owned),
-        version: version.map(str::to_owned),
-        limit,
+    let list = async |query: ProfileQuery| hub.profiles(&query).await.unwrap().items;
+    let of = |request, model: Option<&str>, version: Option<&str>, limit| {
+        let (model, version) = (model.map(str::to_owned), version.map(str::to_owned));
+        ProfileQuery {
+            filter: ProfileFilter { request, model, version, ..Default::default() },
+            limit,
+            ..Default::default()
+        }
     };
-    let name = Some("profiled.model");
+    let (name, new_id) = (Some("profiled.model"), new.id);
     assert_eq!(list(of(Some(mine), None, None, None)).await, vec![new.clone(), old.clone()]);
     assert_eq!(list(of(None, name, None, None)).await, vec![new.clone(), middle.clone(), old.clone()]);
     assert_eq!(list(of(None, name, Some("1"), None)).await, vec![middle.clone(), old.clone()]);
     assert_eq!(list(of(Some(other), name, None, None)).await, vec![middle]);
     assert_eq!(list(of(None, name, None, Some(1))).await, vec![new]);
     assert_eq!(list(of(None, Some("none"), None, None)).await, vec![]);
+    assert_eq!(hub.profile_ids(mine).await.unwrap(), [new_id, old.id].into());
     revisions(hub, old).await;
 }
 

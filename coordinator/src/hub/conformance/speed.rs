@@ -1,6 +1,7 @@
 //! How fast the writes of a running request are, through several callers at once.
 
 use super::{super::*, documents as docs};
+use modelmeter_common::{RequestId, task::Task};
 use std::{future::Future, sync::Arc, time::Instant};
 
 /// Writes a second.

@@ -1,6 +1,11 @@
 //! Tasks: idempotent inserts, filters, counts, and the compare-and-swap that everything rests on.
 
 use super::{super::*, documents as docs, race};
+use modelmeter_common::{
+    RequestId, TaskId, Timestamp,
+    model::Format,
+    task::{Task, TaskState},
+};
 use std::sync::Arc;
 
 /// A request's id and `n` tasks of it, in the hub.
@@ -68,6 +73,73 @@ pub async fn filters(hub: &dyn Hub) {
     assert_eq!(hub.count_tasks(request).await.unwrap(), counts);
     assert_eq!(hub.count_tasks(RequestId::random()).await.unwrap(), TaskCounts::new());
     over_requests(hub, request, other).await;
+}
+
+/// The first waiting ones of some kinds, whatever else waits, as a plain filter over the list has them.
+pub async fn waiting_ones_by_kind(hub: &dyn Hub) {
+    let request = RequestId::random();
+    let engines = ["onnx", "my \"own\" größe", "endpoint"];
+    let mut tasks: Vec<Task> = (0..60_u32)
+        .map(|order| {
+            let mut task = docs::task(request, order);
+            task.cell.engine = engines[order as usize % 3].to_owned();
+            task.cell.device_class = ["cpu", "gpu"][order as usize / 3 % 2].to_owned();
+            match task.cell.artifact.as_mut() {
+                Some(_) if task.cell.engine == "endpoint" => task.cell.artifact = None,
+                Some(artifact) if order % 5 == 0 => artifact.format = Format::Triton,
+                _ => {}
+            }
+            if order % 7 == 0 {
+                task.cell.inspector = "photos".to_owned();
+            }
+            task
+        })
+        .collect();
+    // Stored in no order.
+    tasks.rotate_left(17);
+    assert_eq!(hub.insert_tasks(&tasks).await.unwrap(), 60);
+    let (other, _) = stored(hub, 3).await;
+    for task in &mut tasks {
+        let next = match task.order % 11 {
+            0 => task.queue("p", docs::at(1)).unwrap(),
+            1 => task.cancel("stopped", docs::at(1)).unwrap(),
+            _ => continue,
+        };
+        assert!(hub.swap_task(task, &next).await.unwrap());
+        *task = next;
+    }
+    tasks.sort_by_key(|task| task.order);
+    let kind = |engine: &str, format, class: &str, inspector: &str| TaskKind {
+        engine: engine.to_owned(),
+        format,
+        device_class: class.to_owned(),
+        inspector: inspector.to_owned(),
+    };
+    let kinds = [
+        kind("onnx", Some(Format::Onnx), "cpu", "default"),
+        kind("onnx", Some(Format::Triton), "cpu", "default"),
+        kind(engines[1], Some(Format::Onnx), "gpu", "default"),
+        kind(engines[1], Some(Format::Onnx), "gpu", "photos"),
+        kind("endpoint", None, "gpu", "default"),
+        kind("onnx", None, "cpu", "default"),
+        kind("none", Some(Format::Onnx), "cpu", "default"),
+    ];
+    let is = |task: &Task, kind: &TaskKind| {
+        let cell = &task.cell;
+        let format = cell.artifact.as_ref().map(|artifact| artifact.format);
+        (&cell.engine, &cell.device_class, &cell.inspector) == (&kind.engine, &kind.device_class, &kind.inspector)
+            && format == kind.format
+    };
+    for (of, limit) in
+        [(&kinds[..], 100), (&kinds[..], 7), (&kinds[..1], 2), (&kinds[4..5], 100), (&kinds[5..], 9), (&[], 9)]
+    {
+        let waits = |task: &&Task| task.state == TaskState::Waiting && of.iter().any(|kind| is(task, kind));
+        let wanted: Vec<Task> = tasks.iter().filter(waits).take(limit as usize).cloned().collect();
+        assert_eq!(hub.waiting_tasks(request, of, limit).await.unwrap(), wanted, "{limit} of {of:?}");
+    }
+    assert_eq!(hub.waiting_tasks(request, &kinds, 0).await.unwrap(), vec![]);
+    let theirs = hub.waiting_tasks(other, &[kind("rten", Some(Format::Onnx), "cpu", "default")], 2).await.unwrap();
+    assert_eq!(theirs.iter().map(|task| (task.request_id, task.order)).collect::<Vec<_>>(), [(other, 0), (other, 1)]);
 }
 
 async fn over_requests(hub: &dyn Hub, request: RequestId, other: RequestId) {

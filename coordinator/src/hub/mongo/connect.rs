@@ -1,6 +1,11 @@
 //! The connection: what an address may say, what we insist on, and the indexes.
 
-use super::{super::HubError, Calls, MongoHub, calls::WRITE_TIMEOUT};
+use super::{
+    super::{HubError, SortBy},
+    Calls, MongoHub,
+    calls::WRITE_TIMEOUT,
+    facets,
+};
 use modelmeter_common::redact::redact;
 use mongodb::{
     Client, Database, IndexModel,
@@ -35,7 +40,9 @@ pub async fn connect(url: &str) -> Result<MongoHub, HubError> {
     let client = Client::with_options(options).map_err(|error| bad(error.kind.to_string()))?;
     let database = client.database(&name);
     make_indexes(&database, &calls).await?;
-    Ok(MongoHub::new(database, calls))
+    let hub = MongoHub::new(database, calls);
+    hub.add_missing_keys().await?;
+    Ok(hub)
 }
 
 /// Promises that no address may weaken: majority, journal, reads from the primary.
@@ -54,6 +61,21 @@ pub(super) fn by_state() -> Document {
     doc! { "state": 1, "request_id": 1, "order": 1 }
 }
 
+/// For users' own queries the first three; for ours one for each order.
+fn profile_indexes() -> Vec<Document> {
+    let newest = doc! { "created_at": -1, "_id": -1 };
+    let users = [newest, doc! { "request_id": 1 }, doc! { "model.name": 1, "created_at": -1, "_id": -1 }];
+    users.into_iter().chain(SortBy::ALL.map(facets::index)).collect()
+}
+
+/// Keys of the index of a request's waiting tasks by what a slot must be able to do.
+pub(super) fn waiting() -> Document {
+    doc! {
+        "state": 1, "request_id": 1, "cell.engine": 1, "cell.artifact.format": 1, "cell.device_class": 1,
+        "cell.inspector": 1, "order": 1,
+    }
+}
+
 async fn make_indexes(database: &Database, calls: &Calls) -> Result<(), HubError> {
     let newest = || doc! { "created_at": -1, "_id": -1 };
     let plain: [(&str, Vec<Document>); 6] = [
@@ -65,11 +87,12 @@ async fn make_indexes(database: &Database, calls: &Calls) -> Result<(), HubError
                 by_state(),
                 doc! { "deployment_key": 1, "state": 1 },
                 doc! { "pool": 1, "state": 1 },
+                waiting(),
             ],
         ),
         ("parts", vec![doc! { "task_id": 1, "attempt": 1, "seq": 1 }]),
         ("finals", vec![doc! { "task_id": 1, "attempt": 1 }]),
-        ("profiles", vec![newest(), doc! { "request_id": 1 }, doc! { "model.name": 1, "created_at": -1, "_id": -1 }]),
+        ("profiles", profile_indexes()),
         ("models", vec![doc! { "name": 1, "created_at": -1, "_id": -1 }]),
     ];
     for (collection, keys) in plain {

@@ -34,7 +34,8 @@ fn to_document(fields: Map<String, Value>) -> Document {
     fields.into_iter().map(|(key, value)| (key.clone(), to_bson(&key, value))).collect()
 }
 
-fn to_bson(key: &str, value: Value) -> Bson {
+/// A value under this key as BSON has it.
+pub(super) fn to_bson(key: &str, value: Value) -> Bson {
     match value {
         Value::Null => Bson::Null,
         Value::Bool(value) => Bson::Boolean(value),

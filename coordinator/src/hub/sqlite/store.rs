@@ -19,6 +19,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// Answers a job's caller, once it is known whether the transaction was committed.
 type Answer = Box<dyn FnOnce(Option<&rusqlite::Error>) + Send>;
 
+/// Scripts that a file which lacks them is given, whatever its version: each with the name of something that it makes.
+pub(super) type Additions = [(&'static str, &'static str)];
+
 struct Job {
     writes: bool,
     run: Box<dyn FnOnce(&Connection) -> Answer + Send>,
@@ -29,8 +32,8 @@ struct Job {
 pub(super) struct Store(mpsc::Sender<Job>);
 
 impl Store {
-    pub(super) fn open(path: &Path, schema: &str, version: u32) -> Result<Self, HubError> {
-        let connection = prepare(path, schema, version)?;
+    pub(super) fn open(path: &Path, schema: &str, version: u32, additions: &Additions) -> Result<Self, HubError> {
+        let connection = prepare(path, schema, version, additions)?;
         let (sender, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let serve = move || {
             while let Some(first) = jobs.blocking_recv() {
@@ -106,14 +109,14 @@ fn refuse(connection: &Connection, batch: Vec<Job>, error: &rusqlite::Error) {
     let _ = connection.execute_batch("PRAGMA query_only = OFF");
 }
 
-fn prepare(path: &Path, schema: &str, version: u32) -> Result<Connection, HubError> {
+fn prepare(path: &Path, schema: &str, version: u32, additions: &Additions) -> Result<Connection, HubError> {
     let here = |error: &rusqlite::Error| match in_our_words(error) {
         HubError::Storage(reason) => HubError::Storage(format!("{}: {reason}", path.display())),
         HubError::Failed(reason) => HubError::Failed(format!("{}: {reason}", path.display())),
         other => other,
     };
     let connection = Connection::open(path).map_err(|error| here(&error))?;
-    let found = configure(&connection, schema, version).map_err(|error| here(&error))?;
+    let found = configure(&connection, schema, version, additions).map_err(|error| here(&error))?;
     if found > version {
         let reason = format!("{} was written by a newer modelmeter (schema {found}, here {version})", path.display());
         return Err(HubError::Storage(reason));
@@ -122,7 +125,7 @@ fn prepare(path: &Path, schema: &str, version: u32) -> Result<Connection, HubErr
 }
 
 /// Makes the tables where they are missing; gives the schema's version that was found or made.
-fn configure(connection: &Connection, schema: &str, version: u32) -> rusqlite::Result<u32> {
+fn configure(connection: &Connection, schema: &str, version: u32, additions: &Additions) -> rusqlite::Result<u32> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -139,7 +142,25 @@ fn configure(connection: &Connection, schema: &str, version: u32) -> rusqlite::R
         }
         connection.execute_batch("COMMIT")?;
     }
-    schema_version(connection)
+    let found = schema_version(connection)?;
+    if found <= version {
+        for (name, addition) in additions {
+            add(connection, name, addition)?;
+        }
+    }
+    Ok(found)
+}
+
+/// Runs a script, unless what it makes last, `name`, is there.
+fn add(connection: &Connection, name: &str, script: &str) -> rusqlite::Result<()> {
+    let is_there = || connection.prepare("SELECT 1 FROM sqlite_master WHERE name = ?")?.exists([name]);
+    if is_there()? {
+        return Ok(());
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let added = is_there().and_then(|there| if there { Ok(()) } else { connection.execute_batch(script) });
+    connection.execute_batch(if added.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
+    added
 }
 
 fn schema_version(connection: &Connection) -> rusqlite::Result<u32> {

@@ -1,7 +1,9 @@
 //! What the SQLite adapter adds to the conformance suite: a file that stays, that two processes share, and
 //! clear refusals.
 
-use super::super::{conformance, conformance::documents as docs};
+use super::super::{
+    Hub, ProfileQuery, Profiles as _, TaskFilter, TaskKind, Work as _, conformance, conformance::documents as docs,
+};
 use super::*;
 use crate::aggregate;
 use modelmeter_common::request::RequestState;
@@ -33,6 +35,22 @@ async fn passes_the_conformance_suite() {
     let left: Vec<_> = incoming.map(|entry| entry.unwrap().file_name()).filter(|name| name.len() != 64).collect();
     assert_eq!(left, Vec::<std::ffi::OsString>::new(), "no upload leaves a file behind");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_queries_as_a_list_does() {
+    let (_folder, path, hub) = hub();
+    conformance::query::suite(Arc::new(hub), 3000).await;
+    // A file of an earlier build, which had no keys, is given them when it is opened.
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch(WITHOUT_KEYS).unwrap();
+    drop(other);
+    let hub = open(&path).unwrap();
+    conformance::query::asks(&hub, 200).await;
+}
+
+/// Undoes what files of earlier builds lack.
+const WITHOUT_KEYS: &str = "DROP INDEX tasks_waiting; ALTER TABLE tasks DROP COLUMN kind; DROP TRIGGER profile_inserted; DROP TRIGGER profile_replaced; DROP TABLE profile_keys;
+    DROP TABLE profile_labels; DROP VIEW profile_keys_of";
 
 #[tokio::test]
 async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
@@ -102,8 +120,21 @@ async fn documents_of_version_1_still_read_and_fold() {
     other.pragma_update(None, "user_version", 1).unwrap();
     drop((other, hub));
     let hub = open(&path).unwrap();
-    let profile = &hub.profiles(&ProfileFilter::default()).await.unwrap()[0];
+    let profile = &hub.profiles(&ProfileQuery::default()).await.unwrap().items[0];
     assert_eq!(profile.schema_version, 1);
+    let mut waiting = hub.tasks(&TaskFilter::default()).await.unwrap().remove(0);
+    let stored = waiting.clone();
+    (waiting.state, waiting.revision) = (modelmeter_common::task::TaskState::Waiting, stored.revision + 1);
+    assert!(hub.swap_task(&stored, &waiting).await.unwrap());
+    let kind = TaskKind {
+        engine: waiting.cell.engine.clone(),
+        format: waiting.cell.artifact.as_ref().map(|artifact| artifact.format),
+        device_class: waiting.cell.device_class.clone(),
+        inspector: waiting.cell.inspector.clone(),
+    };
+    assert_eq!(hub.waiting_tasks(waiting.request_id, &[kind], 5).await.unwrap(), [waiting.clone()]);
+    let back = modelmeter_common::task::Task { revision: waiting.revision + 1, ..stored };
+    assert!(hub.swap_task(&waiting, &back).await.unwrap());
     let latency = &profile.points[0].latency_ms;
     assert!(latency.p50.unwrap().ci95.is_some() && latency.p95.is_none(), "it withheld p95: {latency:?}");
     let reference = profile.reference.as_ref().unwrap();
