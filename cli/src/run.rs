@@ -78,7 +78,7 @@ pub async fn profile(
     let finished = match finished {
         Err(failure) if failure.problem.code == Code::Cancelled && stop.is_cancelled() => {
             progress.finish();
-            progress.say("interrupted, stopping engines (press Ctrl-C again to quit now)");
+            progress.say("interrupted, stopping (press Ctrl-C again to quit now)");
             let profiles = give_up(&mut client, id, embedded.as_ref()).await;
             Ok(Finished { request_id: id, state: RequestState::Cancelled, interrupted: true, profiles })
         }

@@ -50,6 +50,9 @@ pub enum WarningCode {
     NotConverged,
     MemoryPreallocated,
     Resent,
+    OutputDiffers,
+    OutputNotFinite,
+    RandomInputs,
     /// One that this version does not know.
     #[serde(other)]
     Unknown,
@@ -93,7 +96,11 @@ impl WarningCode {
             | Self::SlaOpen
             | Self::CutShort
             | Self::NotConverged => Severity::Imprecise,
-            Self::MemoryPreallocated | Self::Resent => Severity::Note,
+            Self::MemoryPreallocated
+            | Self::Resent
+            | Self::OutputDiffers
+            | Self::OutputNotFinite
+            | Self::RandomInputs => Severity::Note,
         }
     }
 }

@@ -109,7 +109,7 @@ async fn a_server_that_is_still_starting_is_waited_for_and_told() -> Result<()> 
     // A log that fills as it goes shows when it waits.
     let words = ["profile", "--endpoint", &endpoint, "--model", MODEL, "--batch-sizes", "1"];
     let mut waiting = modelmeter::spawn("profile", home, &[&words[..], &load].concat())?;
-    let said = || std::future::ready(waiting.log().contains("waiting for a server at").then_some(()));
+    let said = || std::future::ready(waiting.log().contains("waiting for a gRPC server at").then_some(()));
     eventually("the profile says that it waits", LIMIT, said).await?;
     let _server = serve(home, port).await?;
     let ended = eventually("the profile ends", LIMIT, || std::future::ready(waiting.ended())).await?;

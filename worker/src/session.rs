@@ -255,6 +255,9 @@ async fn test_data(context: &Context, plan: &Plan) -> Result<Option<Arc<DataSet>
     DataSet::decode(bytes.into()).map(|data| Some(Arc::new(data)))
 }
 
+/// The code of the warning that says which inputs random values may be wrong for.
+const RANDOM_INPUTS: &str = "random_inputs";
+
 /// One checked call. Its time is the engine's first inference only where nothing was asked of the engine before.
 async fn first_inference(
     context: &Context,
@@ -275,7 +278,11 @@ async fn first_inference(
     });
     let first = alive(deployment, called).await?;
     let is_first = !std::mem::replace(&mut deployment.served, true);
-    Ok((is_first.then_some(first.latency_ms), first.remarks))
+    let mut remarks = first.remarks;
+    if let Some(message) = inspector.doubts() {
+        remarks.push(Remark { code: RANDOM_INPUTS, output: String::new(), message });
+    }
+    Ok((is_first.then_some(first.latency_ms), remarks))
 }
 
 /// What the first answer showed holds for each point, whose checks are a sample.

@@ -5,7 +5,7 @@ use modelmeter_common::part::Point;
 use std::time::{Duration, Instant};
 
 /// A point with less time than this is not worth starting.
-const LEAST: Duration = Duration::from_millis(300);
+const LEAST: Duration = Duration::from_secs(1);
 /// The reference's share of a sweep; it may take all of it, and the grace, until p95 and p99 are seen.
 const REFERENCE_SHARE: f64 = 0.4;
 /// Calls that carry a median.
@@ -25,11 +25,11 @@ impl Budget {
         Self { end: Some(Instant::now() + time), grace }
     }
 
-    /// The next point's slice: this share of what is left, and at most `most` of it.
+    /// The next point's slice: this share of what is left, and at most `most` of it, but enough to be worth starting.
     pub(super) fn slice(&self, share: f64, most: f64) -> Option<Slice> {
         let now = Instant::now();
         let left = self.end?.saturating_duration_since(now);
-        let part = |share: f64| now + left.mul_f64(share.clamp(0.0, 1.0));
+        let part = |share: f64| now + left.mul_f64(share.clamp(0.0, 1.0)).max(LEAST).min(left);
         Some(Slice { share: part(share), end: part(most.max(share)) })
     }
 

@@ -226,7 +226,7 @@ fn cautions(seen: &Observed, rules: &Rules, samples: &Samples, open: bool, warni
     if seen.client_starved_cores > MAX_STARVED && quota.is_none() {
         let message = format!(
             "the client waited for a core {:.0} % of the time, which is in the latencies; give it cores of its own \
-             (--client-cpus, --engine-cpus) or the engine fewer threads",
+             (--client-cpus), give an engine here fewer threads, or stop what else runs here",
             seen.client_starved_cores * 100.0
         );
         warn(warnings, "client_starved", message);

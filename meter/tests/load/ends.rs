@@ -125,7 +125,9 @@ async fn a_server_that_stands_still_at_the_end_is_waited_for() {
         let at = now - *first.get_or_init(|| now);
         Reply::After(if at > ms(500) { ms(1400).saturating_sub(at) } else { ms(2) })
     });
-    let point = run(&mock, closed(8), &rules(600)).await.unwrap();
+    let mut patient = rules(600);
+    patient.stop.timeout_ms = 10_000;
+    let point = run(&mock, closed(8), &patient).await.unwrap();
     assert!(point.errors == 0 && !warned(&point, "errors") && !warned(&point, "unanswered"), "{:?}", point.warnings);
     assert!(point.latency.max_ns() > 500_000_000, "the silence is in the latencies");
     all_counted(&point);

@@ -49,21 +49,29 @@ impl Subject {
         self.inputs.iter().enumerate().map(of).collect()
     }
 
-    /// What the user may have to say of inputs for which random values are likely wrong, integers that nobody gave; none
-    /// where there is no such input.
+    /// A sentence on the inputs for which random values may be wrong, those but floats that nobody gave, with the flags that
+    /// set them; none where there is no such input.
     pub fn doubts(&self) -> Option<String> {
         let is_given = |input: &&TensorShape| self.data.as_ref().is_some_and(|data| data.has(&input.name));
         let integers =
             [Datatype::Int16, Datatype::Int32, Datatype::Int64, Datatype::Uint16, Datatype::Uint32, Datatype::Uint64];
-        let doubtful = self.inputs.iter().filter(|input| integers.contains(&input.dtype) && !is_given(input));
+        let wide = [Datatype::Int8, Datatype::Uint8, Datatype::Bytes];
+        let missing = |dtypes: &[Datatype]| -> Vec<&TensorShape> {
+            self.inputs.iter().filter(|input| dtypes.contains(&input.dtype) && !is_given(input)).collect()
+        };
         let flag = |input: &TensorShape| match input.elements() {
             0 | 1 => format!("--data {}=16000", input.name),
             _ => format!("--data {}=0..30000", input.name),
         };
-        let flags: Vec<String> = doubtful.map(flag).collect();
-        (!flags.is_empty()).then(|| {
-            format!("random integers are 0 and 1, which may be wrong here; say what they are, as {}", flags.join(" "))
-        })
+        let small: Vec<String> = missing(&integers).into_iter().map(flag).collect();
+        let others: Vec<String> = missing(&wide).into_iter().map(|input| format!("--data {}=FILE", input.name)).collect();
+        let sentences = [
+            (small, "random integers are 0 and 1, which may be wrong here; say what they are, as"),
+            (others, "random bytes fill some inputs, which may be wrong here; give real ones, as"),
+        ];
+        let told = sentences.into_iter().filter(|(flags, _)| !flags.is_empty());
+        let told: Vec<String> = told.map(|(flags, words)| format!("{words} {}", flags.join(" "))).collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 }
 
