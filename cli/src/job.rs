@@ -231,8 +231,9 @@ fn attach(request: &mut Request, args: &ProfileArgs, device_class: &str, embedde
             .with_hint("leave --engines out: the server at --endpoint is the engine"));
     }
     if args.engine_cpus.is_some() {
-        return Err(Problem::invalid("engine_cpus", "--engine-cpus and --endpoint cannot be used together")
-            .with_hint("leave --engine-cpus out: a server that already runs keeps its cores; --client-cpus moves the client"));
+        return Err(Problem::invalid("engine_cpus", "--engine-cpus and --endpoint cannot be used together").with_hint(
+            "leave --engine-cpus out: a server that already runs keeps its cores; --client-cpus moves the client",
+        ));
     }
     if let Some(word) = args.devices.first() {
         return Err(Problem::invalid("devices", format!("--devices {word} and --endpoint cannot be used together"))

@@ -54,7 +54,9 @@ pub mod threads;
 mod transports;
 
 pub use check::{Check, Remark};
-pub use drive::{Answer, Connection, Orders, Protocol, Seen, Started, Transport, Unanswered, call_once, reach, start};
+pub use drive::{
+    Answer, Called, Connection, Orders, Protocol, Seen, Started, Transport, Unanswered, call_once, reach, start,
+};
 pub use first::{FirstInference, first_inference};
 pub use plan::{Bench, Budget, Measure, run_plan};
 pub use point::measure;

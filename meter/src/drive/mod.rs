@@ -34,6 +34,9 @@ use modelmeter_common::Problem;
 use std::{io, time::Duration};
 use tokio_util::sync::CancellationToken;
 
+/// A call made by itself: its time, and its answer's message where there is one to check.
+pub type Called = (Duration, Option<Vec<u8>>);
+
 /// Makes the calls of load points, all of one kind.
 pub trait Transport: Send + Sync {
     /// Items in a call.
@@ -50,7 +53,7 @@ pub trait Transport: Send + Sync {
     /// The system has no thread or descriptor left, or the transport cannot make calls at this pace.
     fn start(&self, orders: Orders) -> io::Result<Started>;
 
-    /// Makes one call by itself, as [`call_once`] does: its time, and its answer's message where there is one to check.
+    /// Makes one call by itself, as [`call_once`] does.
     ///
     /// # Errors
     /// What kept the call from being answered, with what to do.
@@ -59,7 +62,7 @@ pub trait Transport: Send + Sync {
         endpoint: &'a Endpoint,
         timeout: Duration,
         cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<(Duration, Option<Vec<u8>>), Problem>>;
+    ) -> BoxFuture<'a, Result<Called, Problem>>;
 }
 
 /// How calls are put on connections.

@@ -42,7 +42,9 @@ pub(crate) fn failed(endpoint: &Endpoint, failure: Failure, words: Option<&str>)
         Failure::Http(413) => {
             "a proxy refuses requests of this size: raise its limit (nginx: client_max_body_size), or use smaller batches"
         }
-        Failure::Http(502..=504) => "a proxy answers there, and does not reach the server behind it: is that one running?",
+        Failure::Http(502..=504) => {
+            "a proxy answers there, and does not reach the server behind it: is that one running?"
+        }
         Failure::NotGrpc | Failure::Http(_) => {
             "a proxy or a web server answers there: name the server's own gRPC port, or have the proxy pass gRPC on"
         }

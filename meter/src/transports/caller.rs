@@ -2,7 +2,7 @@
 //! calls are.
 
 use crate::{
-    drive::{Control, Orders, Report, STOP, Shared, Started, Transport, blocking},
+    drive::{Called, Control, Orders, Report, STOP, Shared, Started, Transport, blocking},
     endpoint::Endpoint,
     record::{CallRecord, Failure, Times, recorder::Recorder},
     schedule::Pacer,
@@ -74,7 +74,7 @@ impl<F: Fn() -> Option<Box<dyn Caller>> + Send + Sync> Transport for Callers<F> 
         _: &'a Endpoint,
         timeout: Duration,
         _: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<(Duration, Option<Vec<u8>>), Problem>> {
+    ) -> BoxFuture<'a, Result<Called, Problem>> {
         Box::pin(async move {
             let caller = (self.make)().ok_or_else(|| Problem::new(Code::Internal, no_caller().to_string()))?;
             let latency = blocking(move || once(caller, timeout)).await?;

@@ -73,7 +73,9 @@ async fn until_up<T, F: Future<Output = Result<T, Unanswered>>>(
         let words = unanswered.words();
         if words != last {
             let most = patience.ready.as_secs_f64();
-            (patience.say)(format!("waiting for a gRPC server at {endpoint}, at most {most} s: {words} (Ctrl-C ends the wait; with --no-wait there is none)"));
+            (patience.say)(format!(
+                "waiting for a gRPC server at {endpoint}, at most {most} s: {words} (Ctrl-C ends the wait; with --no-wait there is none)"
+            ));
             last = words;
         }
         tokio::time::sleep(PAUSE).await;

@@ -64,7 +64,8 @@ impl Subject {
             _ => format!("--data {}=0..30000", input.name),
         };
         let small: Vec<String> = missing(&integers).into_iter().map(flag).collect();
-        let others: Vec<String> = missing(&wide).into_iter().map(|input| format!("--data {}=FILE", input.name)).collect();
+        let others: Vec<String> =
+            missing(&wide).into_iter().map(|input| format!("--data {}=FILE", input.name)).collect();
         let sentences = [
             (small, "random integers are 0 and 1, which may be wrong here; say what they are, as"),
             (others, "random bytes fill some inputs, which may be wrong here; give real ones, as"),

@@ -57,7 +57,7 @@ pub fn profile(random: &mut Random, n: u64, models: u64) -> Profile {
     let model = random.below(models);
     // A request measures some cells of one model; a version has a colon here and there.
     let request = RequestId(Uuid::from_u128(u128::from(model * 1000 + random.below(10)) << 64 | 7));
-    let version = if model % 3 == 0 { "1:2".to_owned() } else { random.below(3).to_string() };
+    let version = if model.is_multiple_of(3) { "1:2".to_owned() } else { random.below(3).to_string() };
     let name = if model % 5 == 1 { format!("team:{model}") } else { format!("model-{model}") };
     let mut profile = docs::profile(request, docs::model_ref(&name, &version), random.of(&BATCHES), 0);
     profile.id = ProfileId(Uuid::from_u128(u128::from(random.next()) << 64 | u128::from(n)));

@@ -16,7 +16,7 @@ pub use ask::ask;
 pub use message::{frame_around, grpc_frame};
 
 use crate::{
-    drive::{self, Orders, Protocol, Started, Transport},
+    drive::{self, Called, Orders, Protocol, Started, Transport},
     endpoint::{Endpoint, Socket},
 };
 use bytes::Bytes;
@@ -68,7 +68,7 @@ impl Transport for Unary {
         endpoint: &'a Endpoint,
         timeout: Duration,
         cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<(Duration, Option<Vec<u8>>), Problem>> {
+    ) -> BoxFuture<'a, Result<Called, Problem>> {
         Box::pin(async move {
             let answer = drive::call_once(endpoint, self, timeout, cancel).await?;
             Ok((answer.latency, Some(answer.message)))

@@ -32,6 +32,9 @@ use std::{
 /// The engines behind which a server lies that comes with modelmeter.
 const OWN_SERVERS: [&str; 4] = ["onnx", "rten", "null", "torchscript"];
 
+/// A library's path and version.
+pub type Library = (PathBuf, String);
+
 /// The model servers that come with modelmeter, as the crate that links them describes them: a worker does not.
 #[derive(Clone, Copy, Debug)]
 pub struct Servers {
@@ -40,7 +43,7 @@ pub struct Servers {
     /// The version of rten in that program.
     pub rten_version: &'static str,
     /// Looks for ONNX Runtime's library, at the configured place if there is one; gives its path and version.
-    pub onnxruntime: fn(Option<&Path>) -> Result<(PathBuf, String), Problem>,
+    pub onnxruntime: fn(Option<&Path>) -> Result<Library, Problem>,
     /// Writes the TorchScript server below this folder; gives the file for a Python to run.
     pub torchscript: fn(&Path) -> Result<PathBuf, Problem>,
     /// Checks settings of one of these engines, by name.
