@@ -27,9 +27,11 @@ CREATE INDEX keys_by_throughput ON profile_keys
     (throughput, id, engine, device_class, batch_size, state, sla, model, version, request_id, created_at);
 CREATE INDEX keys_by_p95_latency ON profile_keys
     (p95_latency, id, engine, device_class, batch_size, state, sla, model, version, request_id, created_at);
--- Where few profiles fit, they are found by these and sorted.
-CREATE INDEX keys_by_request ON profile_keys (request_id);
-CREATE INDEX keys_by_model ON profile_keys (model, version);
+-- Where few profiles fit, they are found by these and sorted, without a look at the table itself.
+CREATE INDEX keys_by_request ON profile_keys
+    (request_id, engine, device_class, batch_size, state, sla, model, version, created_at, throughput, p95_latency);
+CREATE INDEX keys_by_model ON profile_keys
+    (model, version, engine, device_class, batch_size, state, sla, request_id, created_at, throughput, p95_latency);
 CREATE INDEX keys_by_cell ON profile_keys (batch_size, engine, device_class, state, sla);
 CREATE INDEX keys_by_outcome ON profile_keys (state, sla, engine, device_class);
 

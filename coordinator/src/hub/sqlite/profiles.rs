@@ -79,6 +79,8 @@ impl Condition {
 /// A part of a filter that may fit few profiles: where they are found, and by what.
 struct Driver {
     from: &'static str,
+    /// Where they are counted.
+    count_from: &'static str,
     condition: Condition,
 }
 
@@ -123,7 +125,7 @@ impl Search {
         let mut few: Option<(u32, &Driver)> = None;
         for driver in &self.drivers {
             let Condition { sql, values } = &driver.condition;
-            let count = format!("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {sql} LIMIT {FEW})", driver.from);
+            let count = format!("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {sql} LIMIT {FEW})", driver.count_from);
             let count = connection.prepare_cached(&count)?.query_row(params_from_iter(values), |row| row.get(0))?;
             if count < few.map_or(FEW, |(least, _)| least) {
                 few = Some((count, driver));
@@ -178,36 +180,44 @@ fn conditions(filter: &ProfileFilter) -> Result<Vec<Condition>, HubError> {
 /// The parts of a filter by which profiles can be found.
 fn drivers(filter: &ProfileFilter, by: SortBy) -> Result<Vec<Driver>, HubError> {
     let mut drivers = Vec::new();
-    let mut drive = |from, sql, values: Vec<Value>| drivers.push(Driver { from, condition: Condition { sql, values } });
+    let mut drive = |from, count_from: Option<_>, sql, values: Vec<Value>| {
+        let (count_from, condition) = (count_from.unwrap_or(from), Condition { sql, values });
+        drivers.push(Driver { from, count_from, condition });
+    };
     if let Some(request) = filter.request {
-        drive("profile_keys k INDEXED BY keys_by_request", "k.request_id = ?", vec![request.to_string().into()]);
+        drive("profile_keys k INDEXED BY keys_by_request", None, "k.request_id = ?", vec![request.to_string().into()]);
     }
     let model = "profile_keys k INDEXED BY keys_by_model";
     match (&filter.model, &filter.version) {
-        (Some(name), None) => drive(model, "k.model = ?", vec![name.clone().into()]),
+        (Some(name), None) => drive(model, None, "k.model = ?", vec![name.clone().into()]),
         (Some(name), Some(version)) => {
-            drive(model, "k.model = ? AND k.version = ?", vec![name.clone().into(), version.clone().into()]);
+            drive(model, None, "k.model = ? AND k.version = ?", vec![name.clone().into(), version.clone().into()]);
         }
         (None, _) => {}
     }
     for (name, value) in &filter.labels {
         let from = "profile_labels d CROSS JOIN profile_keys k ON k.id = d.id";
-        drive(from, "d.name = ? AND d.value = ?", vec![name.clone().into(), value.clone().into()]);
+        drive(
+            from,
+            Some("profile_labels d"),
+            "d.name = ? AND d.value = ?",
+            vec![name.clone().into(), value.clone().into()],
+        );
     }
     if by != SortBy::CreatedAt && (filter.since.is_some() || filter.before.is_some()) {
         let (since, before) = (filter.since.map_or(i64::MIN, |at| at.0), filter.before.map_or(i64::MAX, |at| at.0));
         let from = "profile_keys k INDEXED BY keys_by_created_at";
-        drive(from, "k.created_at >= ? AND k.created_at < ?", vec![since.into(), before.into()]);
+        drive(from, None, "k.created_at >= ? AND k.created_at < ?", vec![since.into(), before.into()]);
     }
     let cell = "profile_keys k INDEXED BY keys_by_cell";
     let outcome = "profile_keys k INDEXED BY keys_by_outcome";
     if let (Some(batch), Some(engine)) = (filter.batch_size, &filter.engine) {
         let values = vec![i64::from(batch).into(), engine.clone().into()];
-        drive(cell, "k.batch_size = ? AND k.engine = ?", values);
+        drive(cell, None, "k.batch_size = ? AND k.engine = ?", values);
     }
     if let (Some(state), Some(sla)) = (filter.state, filter.sla) {
         let values = vec![word(&state)?.into(), sla.as_str().to_owned().into()];
-        drive(outcome, "k.state = ? AND k.sla = ?", values);
+        drive(outcome, None, "k.state = ? AND k.sla = ?", values);
     }
     Ok(drivers)
 }
