@@ -90,7 +90,7 @@ async fn conforms(server: &Server) -> Result<()> {
 
 async fn answers_queries_as_a_list_does(server: &Server) -> Result<()> {
     let (name, database) = ("queries", server.client().await?.database("queries"));
-    conformance::query::suite(hub::open(&server.url(name)).await?, 2000).await;
+    conformance::query::suite(hub::open(&server.url(name)).await?, 500).await;
     let profiles = database.collection::<Document>("profiles");
     for part in [doc! { "keys.facets": "engine=onnx state=done" }, doc! { "keys.facets": "all" }] {
         for (by, path) in [("throughput", "keys.throughput"), ("created_at", "created_at")] {

@@ -39,7 +39,7 @@ async fn passes_the_conformance_suite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_queries_as_a_list_does() {
     let (_folder, path, hub) = hub();
-    conformance::query::suite(Arc::new(hub), 3000).await;
+    conformance::query::suite(Arc::new(hub), 1500).await;
     // A file of an earlier build, which had no keys, is given them when it is opened.
     let other = rusqlite::Connection::open(&path).unwrap();
     other.execute_batch(WITHOUT_KEYS).unwrap();
