@@ -63,7 +63,7 @@ fn foreign(bytes: &[u8]) -> Foreign {
     let status = in_a_line(response.lines().next().unwrap_or_default().trim());
     let body = response.split_once("\r\n\r\n").map(|(_, body)| text(body.as_bytes())).filter(|body| !body.is_empty());
     let said = body.map(|body| format!(", '{body}'")).unwrap_or_default();
-    Foreign::Other(format!("it answers in HTTP/1, as a REST port does, not in HTTP/2 as gRPC does: {status}{said}"))
+    Foreign::Other(format!("it answers in HTTP/1, not HTTP/2, as a REST port does: {status}{said}"))
 }
 
 /// The first words of a page, without its markup; its title only where there are no others.
@@ -125,7 +125,7 @@ mod tests {
         let plain = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\n\r\n<h1>Nothing here</h1>";
         assert_eq!(
             said(plain),
-            "it answers in HTTP/1, as a REST port does, not in HTTP/2 as gRPC does: 404 Not Found, 'Nothing here'"
+            "it answers in HTTP/1, not HTTP/2, as a REST port does: 404 Not Found, 'Nothing here'"
         );
         assert_eq!(said(b"<html><title>Error response</title>"), "what it says is not HTTP/2: 'Error response'");
         assert_eq!(said(b"220 hi"), "what it says is not HTTP/2");
