@@ -161,12 +161,12 @@ async fn a_search_ends_within_three_percent_of_the_highest_rate_and_not_above() 
 #[tokio::test]
 async fn a_rate_that_just_misses_is_claimed_to_meet_once_in_a_hundred_times_at_most() {
     let sla = sla(10.0);
-    const RUNS: u64 = 400;
+    const RUNS: u64 = 200;
     for (name, varies, rate) in [("M/M/1", true, best_of_mm1(&sla)), ("M/D/1", false, best_of_md1(&sla))] {
         let claims = |seed| meets(&sla, &Queue::new(varies, 30.0, &sla, seed).open(rate, Arrivals::Poisson));
         let wrong = (0..RUNS).filter(|&seed| claims(seed)).count();
         println!("{name}: {wrong} of {RUNS} claims are wrong");
         // One in a hundred, and what chance adds to that once in a hundred times.
-        assert!(wrong <= 9, "{name}: {wrong} of {RUNS}");
+        assert!(wrong <= 6, "{name}: {wrong} of {RUNS}");
     }
 }

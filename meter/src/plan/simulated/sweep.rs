@@ -103,7 +103,7 @@ async fn a_sweep_ends_within_three_percent_of_the_peak() {
         let first = (peak / (2.0 + shape)).floor().max(1.0);
         c.min(first) + (c - 2.0 * first).clamp(0.0, peak)
     };
-    const RUNS: u64 = 40;
+    const RUNS: u64 = 20;
     for (name, law) in
         [("saturating", saturating), ("softly saturating", softly), ("thrashing", thrashing), ("two-step", two_step)]
     {
