@@ -123,10 +123,7 @@ mod tests {
             b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n<html>The plain HTTP request was sent to HTTPS port";
         assert_eq!(said(nginx), "TLS");
         let plain = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\n\r\n<h1>Nothing here</h1>";
-        assert_eq!(
-            said(plain),
-            "it answers in HTTP/1, not HTTP/2, as a REST port does: 404 Not Found, 'Nothing here'"
-        );
+        assert_eq!(said(plain), "it answers in HTTP/1, not HTTP/2, as a REST port does: 404 Not Found, 'Nothing here'");
         assert_eq!(said(b"<html><title>Error response</title>"), "what it says is not HTTP/2: 'Error response'");
         assert_eq!(said(b"220 hi"), "what it says is not HTTP/2");
     }
