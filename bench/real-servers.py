@@ -74,7 +74,7 @@ class TritonPythonModel:
     def answer(self, x):
         return triton.InferenceResponse([triton.Tensor("y", x @ self.weights)])
 """
-# What is not said here is as nginx has it: 1,000 calls a connection among it.
+# All other settings are nginx's defaults, such as 1,000 calls a connection.
 NGINX_CONFIG = """
 {user}
 worker_processes 1;

@@ -267,10 +267,10 @@ impl Watch {
     }
 }
 
-/// What is left of a request whose coordinator is gone.
+/// Hint for a lost coordinator: the request goes on without this client.
 const KEPT: &str = "finished results are in the hub; `modelmeter watch ID` follows the request again";
 
-/// What went wrong with a call, and what is left of a request that it was about.
+/// A call's status as a problem; a lost coordinator comes with the hint [`KEPT`].
 fn problem(status: tonic::Status) -> Problem {
     match grpc::problem_of(&status) {
         gone @ Problem { code: Code::Unreachable, hint: None, .. } => gone.with_hint(KEPT),

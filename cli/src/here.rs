@@ -107,7 +107,7 @@ impl Sketch {
     }
 }
 
-/// What a job measures, with the hub at home asked without a word to whoever measures on it.
+/// The model and data of a job; the local hub is opened read-only, so that a running job is not disturbed.
 async fn material(
     config: &Config,
     target: &Target,
@@ -150,7 +150,7 @@ pub(crate) fn pools(slots: &[SlotOptions], offer: &Offer, inspectors: &BTreeMap<
     pool::gathered(slots.iter().map(of_slot))
 }
 
-/// Waits for whoever measures on the same devices or in the same home, unless it is to be refused.
+/// Patience with other processes that hold the same devices or home: wait for them, or with `--no-wait` refuse.
 fn patience(no_wait: bool, progress: &Progress) -> Patience {
     if no_wait {
         return Patience::Refuse;

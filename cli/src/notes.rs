@@ -42,7 +42,7 @@ pub fn opening(request: &Request, tasks: u64) -> String {
 
 /// What is taken for the batch, where that may not be what was meant.
 pub fn of_batch(request: &Request, model: &Model) -> Vec<String> {
-    // What is wrong with it is said by whoever measures it.
+    // An invalid batch is an error of the plan, which reports it.
     let Ok((batch, sizes)) = request.batch(model) else { return Vec::new() };
     let mut notes = batch.notes(&request.shapes, &sizes);
     if let ([], [only]) = (&request.batch_sizes[..], &sizes[..]) {

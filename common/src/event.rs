@@ -1,4 +1,4 @@
-//! What happens to a request, as a sequence: a hint to whoever follows it. The hub stays the truth, so that an event may be
+//! The events of a request, in sequence: hints to its watchers. The hub stays the truth, so that an event may be
 //! missed; who missed one reads the status again.
 
 use crate::{

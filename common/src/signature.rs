@@ -36,7 +36,7 @@ pub fn filled(
     let contradicts = || {
         let message = format!("{} is stated, but the model takes {}", signature(stated), signature(told));
         Problem::invalid("input", message).with_hint(
-            "--input fills what is not told: leave it out for the others; --shape gives open axes their lengths",
+            "--input adds inputs that the server or file leaves out: drop it for the others; --shape gives open axes their lengths",
         )
     };
     let is_told = |input: &TensorSpec| told.iter().any(|known| known.name == input.name);

@@ -57,7 +57,7 @@ impl Nginx {
     }
 }
 
-/// What is not said here is as nginx has it: 1,000 calls a connection among it.
+/// All other settings are nginx's defaults, such as 1,000 calls a connection.
 fn configuration(dir: &Path, plain: u16, tls: u16, upstream: u16) -> String {
     let (dir, certificates) = (dir.display(), certificates());
     let certificates = certificates.display();

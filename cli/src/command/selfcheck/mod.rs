@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The model whose requests are sent.
+/// The built-in model that the null engine serves.
 const MODEL: &str = "mlp";
 
 /// A self-check as JSON has it.
