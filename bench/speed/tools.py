@@ -135,9 +135,8 @@ def perf_analyzer(responder, *options, model="null", **kwargs):
     return run
 
 
-def modelmeter(responder, *options, model="null", **kwargs):
+def modelmeter(responder, *options, model="null", binary=setup.ROOT / "target" / "release" / "modelmeter", **kwargs):
     """Its run, with `points`, the load points of the profile that it prints."""
-    binary = setup.ROOT / "target" / "release" / "modelmeter"
     with tempfile.TemporaryDirectory(prefix="modelmeter-bench-") as home:
         command = [binary, "--home", home, "profile", "--endpoint", responder.address, "--protocol", "kserve-v2"]
         command += ["--model", model, "--batch-sizes", "1", "--json", *map(str, options)]
