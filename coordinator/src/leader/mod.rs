@@ -56,12 +56,14 @@ pub async fn run(core: Arc<Core>, candidate: Candidate, sweep_every: Duration, s
             Err(problem) => tracing::warn!(%problem, "cannot tell who leads"),
         }
         is_first = false;
-        let (pause, sure_until) = (core.lease / LOOKS_PER_LEASE, term.as_ref().map(|term| term.sure_until));
+        // From the beginning of this look: one that took long delays no other.
+        let next = asked + core.lease / LOOKS_PER_LEASE;
+        let sure_until = term.as_ref().map(|term| term.sure_until);
         tokio::select! {
             () = stop.cancelled() => break,
             () = ended(&mut term) => break,
             () = until(&core, sure_until) => down(&core, &mut term).await,
-            () = core.clock.sleep(pause) => {}
+            () = until(&core, Some(next)) => {}
         }
     }
     if let Some(term) = term {
