@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Of all cores' time, for others; what the kernel does for us on its own account is below.
 const TOLERATED: f64 = 0.04;
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 2;
 
 /// The first result that nobody disturbed; where others never rest, the least disturbed.
 pub async fn quietly<T>(run: impl AsyncFn() -> T) -> T {
