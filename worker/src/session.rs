@@ -96,7 +96,7 @@ pub(crate) async fn measure(
             first_inference(context, deployment, &target, &*inspector, &assignment.plan.stop, attempt).await?;
         let model_bytes = cell.artifact.as_ref().map(|artifact| artifact.bytes);
         let probes = probes(deployment, place).with_model_bytes(model_bytes);
-        let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
+        let statistics = statistics(deployment).await;
         let deployed = part::Deployment {
             engine_version: deployment.engine_version.clone(),
             launch: deployment.launch.to_owned(),
@@ -243,6 +243,15 @@ pub(crate) async fn target(
     let made = made.unwrap_or_else(|e| Err(Problem::new(Code::Internal, format!("{stopped}: {e}"))));
     inspector.health().await?;
     Ok((made?, inspector))
+}
+
+/// The statistics that the server keeps; it is asked once.
+async fn statistics(deployment: &mut Deployment) -> Option<Statistics> {
+    if deployment.statistics.is_none() {
+        let statistics = Statistics::of(deployment.protocol, &deployment.endpoint, &deployment.model).await;
+        deployment.statistics = Some(statistics);
+    }
+    deployment.statistics.clone().flatten()
 }
 
 /// The user's own test data, fetched if it is not here yet.

@@ -32,6 +32,7 @@ pub(crate) use watched::Census;
 use launch::ended_with;
 use ready::Asked;
 use running::{Running, Setup};
+use triton::statistics::Statistics;
 
 use crate::{inspector::Metadata, lock::DeviceLock, sample::Idle};
 use modelmeter_common::{
@@ -128,6 +129,8 @@ pub(crate) struct Deployment {
     pub protocol: Protocol,
     /// What the server says of the model, once asked; empty where it does not say.
     pub metadata: Option<Metadata>,
+    /// The server's statistics, once asked for; none of a server that keeps none.
+    pub statistics: Option<Option<Statistics>>,
     /// The slot's GPU as it was before this was deployed.
     pub gpu_idle: Option<Idle>,
     /// The image that it was started from.
@@ -167,6 +170,7 @@ impl Deployment {
             served: running.is_none(),
             protocol: spec.protocol,
             metadata: None,
+            statistics: None,
             gpu_idle: None,
             image_digest: running.as_ref().and_then(|running| running.image_digest.clone()),
             running,

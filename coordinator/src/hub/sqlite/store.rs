@@ -129,6 +129,8 @@ fn configure(connection: &Connection, schema: &str, version: u32, additions: &Ad
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
+    // Statement journals and sorts are small; a file for each costs more than the statement.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
     let found = schema_version(connection)?;
     if (1..version).contains(&found) {
         // Its documents still read; those that are written from now on are not for older programs.
