@@ -198,9 +198,8 @@ impl Metric {
     }
 }
 
-#[cfg(any(test, feature = "conformance"))]
 impl Point {
-    /// A sound point in which nothing was measured: what tests build theirs on.
+    /// A valid point without a call: the base on which simulations and tests fill in what they measure.
     pub fn blank(load: LoadPoint, batch_size: u32) -> Self {
         Self {
             load,

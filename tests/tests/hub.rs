@@ -4,12 +4,10 @@
 use anyhow::{Context, Result};
 use futures::TryStreamExt as _;
 use modelmeter_common::{Code, Problem, RequestId, SCHEMA_VERSION, request::RequestState};
-use modelmeter_coordinator::hub::{
-    self, Hub, HubError, Inserted,
-    conformance::{self, documents as docs, speed::speed},
-};
+use modelmeter_coordinator::hub::{self, Hub, HubError, Inserted};
 use modelmeter_tests::{
-    eventually,
+    conformance::hub::{self as conformance, speed::speed},
+    documents as docs, eventually,
     mongod::{Mode, Server},
     ports,
 };

@@ -3,8 +3,6 @@
 //! least once is enough; an adapter may deliver twice, and must redeliver what was not acknowledged.
 
 pub mod amqp;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 pub mod memory;
 
 use crate::{Code, Problem};

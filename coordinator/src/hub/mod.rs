@@ -5,8 +5,6 @@
 //! One trait for each aggregate, in a file of its own here and in each adapter: [`Work`], [`Profiles`], [`Workers`],
 //! [`Library`]. [`Hub`] is all of them.
 
-#[cfg(any(test, feature = "conformance"))]
-pub mod conformance;
 mod leaders;
 mod library;
 pub mod mongo;

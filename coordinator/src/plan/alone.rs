@@ -92,11 +92,11 @@ pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
     use modelmeter_common::{
         model::{Datatype, Format},
         status::Abilities,
     };
+    use modelmeter_tests::documents;
 
     fn model() -> Model {
         let mut model = documents::model("m", "1", 0);

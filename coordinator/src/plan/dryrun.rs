@@ -76,11 +76,11 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, rounds: u64, pools: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
     use modelmeter_common::{
         model::{Datatype, Format},
         status::Abilities,
     };
+    use modelmeter_tests::documents;
 
     #[test]
     fn an_estimate_is_of_the_slots_with_the_most_to_do() {

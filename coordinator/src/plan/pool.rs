@@ -201,7 +201,7 @@ pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
+    use modelmeter_tests::documents;
 
     fn pool(class: &str, engines: &[&str]) -> Pool {
         Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())

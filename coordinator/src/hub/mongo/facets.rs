@@ -171,7 +171,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents as docs;
+    use modelmeter_tests::documents as docs;
 
     #[test]
     fn what_a_filter_asks_for_is_among_the_facets_of_what_fits() {

@@ -1,5 +1,6 @@
 //! Documents with every field filled, and with what storage gets wrong: unsigned integers beyond the signed
-//! ones, whole floats, dots and dollars in keys, times inside user data, text of many scripts.
+//! ones, whole floats, dots and dollars in keys, times inside user data, text of many scripts. Tests of every crate build theirs on these.
+#![allow(clippy::unwrap_used, missing_docs)] // these are tests, and a failure is meant to panic
 
 use modelmeter_common::{
     Code, Problem, ProfileId, RequestId, SCHEMA_VERSION, Timestamp, VERSION,

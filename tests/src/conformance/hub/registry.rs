@@ -1,12 +1,14 @@
 //! Requests, workers and models: the documents that people name.
 
-use super::{super::*, documents as docs, race};
+use super::race;
+use crate::documents as docs;
 use modelmeter_common::{
     Code, Problem, RequestId,
     model::{ArtifactRef, Model},
     request::{RequestDoc, RequestState},
     status::WorkerDoc,
 };
+use modelmeter_coordinator::hub::{Hub, Inserted};
 use std::sync::Arc;
 
 pub async fn requests(hub: &dyn Hub) {

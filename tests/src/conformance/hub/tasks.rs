@@ -1,11 +1,13 @@
 //! Tasks: idempotent inserts, filters, counts, and the compare-and-swap that everything rests on.
 
-use super::{super::*, documents as docs, race};
+use super::race;
+use crate::documents as docs;
 use modelmeter_common::{
     RequestId, TaskId, Timestamp,
     model::Format,
     task::{Task, TaskState},
 };
+use modelmeter_coordinator::hub::{Hub, TaskCounts, TaskFilter, TaskKind};
 use std::sync::Arc;
 
 /// A request's id and `n` tasks of it, in the hub.
