@@ -104,66 +104,102 @@ pub struct Deployment {
     pub engine_cpus: Option<Vec<u32>>,
 }
 
-/// The measurement of one load point.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Point {
-    /// The load.
-    pub load: LoadPoint,
-    /// Items in a call.
-    pub batch_size: u32,
-    /// Warm-up before it, not part of it.
-    pub warmup_s: f64,
-    /// The measured time.
-    pub duration_s: f64,
-    /// Calls that ended in the measured time, failures included.
-    pub requests: u64,
-    /// Calls that failed.
-    pub errors: u64,
-    /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of their
-    /// own.
-    #[serde(default)]
-    pub resent: u64,
-    /// The failures, by kind.
-    pub error_kinds: BTreeMap<String, u64>,
-    /// What was found in the answers that were checked.
-    pub answers: Answers,
-    /// Successful calls a second; none where no call succeeded.
-    pub requests_per_s: Option<Figure>,
-    /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
-    pub latency: Histogram,
-    /// The latency's percentiles, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
-    pub percentiles: Vec<Percentile>,
-    /// Open loop: latency from the actual send.
-    pub service: Option<Histogram>,
-    /// Open loop: actual minus scheduled send.
-    pub send_lateness: Option<Histogram>,
-    /// The GPU while this ran.
-    pub gpu: Option<GpuUse>,
-    /// The engine's process tree; none for a remote server.
-    pub engine_cpu: Option<EngineCpu>,
-    /// What the server itself says of its time; none where it does not.
-    pub server: Option<ServerTimes>,
-    /// Cores that the client itself used.
-    pub client_cpu_cores: f64,
-    /// The machine around it; none where it does not tell.
-    pub host: Option<HostUse>,
-    /// Whether the stop rule was met before the maximum duration.
-    pub converged: bool,
-    /// Whether it may be compared; if not, a warning says why.
-    pub valid: bool,
-    /// What a reader must know, with what to do.
-    pub warnings: Vec<Warning>,
-    /// Why a field is null: path in the profile's point, code and message.
-    pub unavailable: BTreeMap<String, Reason>,
-    /// What calls have besides their latency; absent from documents where there is none. On the wire the metrics follow the
-    /// part ([`crate::wire`]).
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        serialize_with = "not_on_the_wire",
-        deserialize_with = "none_on_the_wire"
-    )]
-    pub metrics: Vec<Metric>,
+/// Defines a load point's document: a part's, which has distributions, or a profile's, which shows them as figures. The
+/// fields that both have stand here once; a document names their groups where they stand among its own fields, since JSON,
+/// and the wire even more, go by the order.
+macro_rules! point_document {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident {
+            { $($before:tt)* } counts { $($figures:tt)* } gpu { $($energy:tt)* } engine_cpu { $($server:tt)* } soundness
+            { $($metrics:tt)* }
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+        pub struct $name {
+            $($before)*
+            /// The measured time, of all repeats together.
+            pub duration_s: f64,
+            /// Calls that ended in the measured time, failures included.
+            pub requests: u64,
+            /// Calls that failed.
+            pub errors: u64,
+            /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of
+            /// their own.
+            #[serde(default)]
+            pub resent: u64,
+            /// The failures, by kind.
+            pub error_kinds: BTreeMap<String, u64>,
+            /// What was found in the answers that were checked.
+            #[serde(default)]
+            pub answers: Answers,
+            $($figures)*
+            /// The GPU while this ran.
+            pub gpu: Option<GpuUse>,
+            $($energy)*
+            /// The engine's process tree; none for a remote server.
+            pub engine_cpu: Option<EngineCpu>,
+            $($server)*
+            /// Cores that the client itself used.
+            pub client_cpu_cores: f64,
+            /// The machine around it; none where it does not tell.
+            pub host: Option<HostUse>,
+            /// Whether the stop rule was met before the maximum duration.
+            pub converged: bool,
+            /// Whether it may be compared; if not, a warning says why.
+            pub valid: bool,
+            /// What a reader must know, with what to do.
+            pub warnings: Vec<Warning>,
+            /// Why a field of the profile's point is null, by its path within that point.
+            pub unavailable: BTreeMap<String, Reason>,
+            $($metrics)*
+        }
+    };
+}
+
+pub(crate) use point_document;
+
+point_document! {
+    /// The measurement of one load point.
+    pub struct Point {
+        {
+            /// The load.
+            pub load: LoadPoint,
+            /// Items in a call.
+            pub batch_size: u32,
+            /// Warm-up before it, not part of it.
+            pub warmup_s: f64,
+        }
+        counts {
+            /// Successful calls a second; none where no call succeeded.
+            pub requests_per_s: Option<Figure>,
+            /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
+            pub latency: Histogram,
+            /// The latency's percentiles, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
+            pub percentiles: Vec<Percentile>,
+            /// Open loop: latency from the actual send.
+            pub service: Option<Histogram>,
+            /// Open loop: actual minus scheduled send.
+            pub send_lateness: Option<Histogram>,
+        }
+        gpu {}
+        engine_cpu {
+            /// What the server itself says of its time; none where it does not.
+            pub server: Option<ServerTimes>,
+        }
+        soundness {
+            /// What calls have besides their latency; absent from documents where there is none. On the wire the metrics
+            /// follow the part ([`crate::wire`]).
+            #[serde(
+                default,
+                skip_serializing_if = "Vec::is_empty",
+                serialize_with = "not_on_the_wire",
+                deserialize_with = "none_on_the_wire"
+            )]
+            pub metrics: Vec<Metric>,
+        }
+    }
 }
 
 /// Metrics where a format is for people, and nothing, not even a length, on the wire.
