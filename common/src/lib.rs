@@ -14,6 +14,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fold;
 pub mod grpc;
 pub mod ids;
 pub mod load;
@@ -30,6 +31,7 @@ pub mod status;
 pub mod task;
 pub mod testdata;
 pub mod time;
+pub mod unsupported;
 pub mod warning;
 pub mod wire;
 

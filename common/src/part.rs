@@ -7,7 +7,7 @@ use crate::{
     device::Device,
     ids,
     load::LoadPoint,
-    stats::{Figure, Histogram, Interval, unsupported},
+    stats::{Figure, Histogram, percentile::Percentile},
     warning::{Severity, WarningCode},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -226,14 +226,6 @@ pub struct Metric {
     pub percentiles: Vec<Percentile>,
 }
 
-impl Metric {
-    /// Why percentiles or their intervals are null, by their paths in a profile's point.
-    pub fn lacking(&self) -> impl Iterator<Item = (String, Reason)> {
-        let (prefix, calls) = (unsupported::of_metric(&self.name), self.values.len() + self.failures);
-        self.percentiles.iter().filter_map(move |p| unsupported::percentile(&prefix, p, calls))
-    }
-}
-
 impl Point {
     /// A valid point without a call: the base on which simulations and tests fill in what they measure.
     pub fn blank(load: LoadPoint, batch_size: u32) -> Self {
@@ -273,56 +265,6 @@ pub struct Answers {
     pub checked: u64,
     /// Those of them that were wrong, by what was wrong: `shape`, `values`, `dtype` and the like.
     pub wrong: BTreeMap<String, u64>,
-}
-
-/// A percentile of a point's latency.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Percentile {
-    /// 50, 90, 95, 99 or 99.9.
-    pub q: f64,
-    /// The order statistic in ms, failures ranking last; none where too few calls were made for one to lie beyond it, or
-    /// where it falls among the failures.
-    pub ms: Option<Figure>,
-    /// What the interval stands on.
-    #[serde(default)]
-    pub basis: Basis,
-    /// Calls that took longer, failures included.
-    #[serde(default)]
-    pub beyond: u64,
-    /// Effective samples that an interval by ranks needs.
-    pub needs: u64,
-    /// Effective samples that there were, by the variance of batches that are joined until they are uncorrelated.
-    pub had: u64,
-    /// Effective samples that the uncertainty of that variance leaves: the width of an interval by ranks comes from these.
-    pub sure: u64,
-    /// The same before batches were joined: joining depends on chance, so the stop rule goes by this number.
-    #[serde(default)]
-    pub sure_unjoined: u64,
-}
-
-/// How the interval of a percentile was found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Basis {
-    /// There is no interval.
-    None,
-    /// Order statistics of the effective samples: the only basis in documents of version 1.
-    #[default]
-    Ranks,
-    /// Percentiles of a few long stretches of the run: wide, since latency changed slowly or few calls lie beyond.
-    Stretches,
-}
-
-impl Percentile {
-    /// Value and interval; none where the percentile is only observed.
-    pub fn interval(&self) -> Option<Interval> {
-        self.ms?.interval()
-    }
-
-    /// Whether there is an interval whose ends so many samples bound that precision can be asked of it.
-    pub fn is_bounded(&self) -> bool {
-        self.interval().is_some() && self.sure_unjoined >= self.needs
-    }
 }
 
 /// A GPU while a point ran. Ratios are 0 to 1.

@@ -5,8 +5,9 @@ use modelmeter_common::{
     SCHEMA_VERSION, Timestamp, VERSION,
     device::{CPU_CLASS, DeviceKind},
     engine::ENDPOINT,
+    fold::fold_points,
     load::{Load, LoadPoint, Sla},
-    part::{Deployment, Final, Metric, Outcome, Part, Percentile, Point, Reason, ServerTimes},
+    part::{Deployment, Final, Metric, Outcome, Part, Point, Reason, ServerTimes},
     profile::{
         Distribution, Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine,
         ProfilePoint, ProfileState, Repeat, ServerLatency, SlaResult, Summary,
@@ -14,8 +15,8 @@ use modelmeter_common::{
     request::RequestDoc,
     stats::{
         Figure, Histogram,
-        fold::fold_points,
-        percentile::Sample,
+        percentile::Percentile,
+        sample::Sample,
         sla::{holds, is_met},
     },
     task::Task,

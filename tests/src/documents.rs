@@ -10,7 +10,10 @@ use modelmeter_common::{
     part::*,
     profile::*,
     request::{Request, RequestDoc, RequestState},
-    stats::{Figure, Histogram},
+    stats::{
+        Figure, Histogram,
+        percentile::{Basis, Percentile},
+    },
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, Lease, Task},
 };

@@ -10,11 +10,15 @@ pub mod conformance;
 pub mod docker;
 pub mod documents;
 pub mod engines;
+pub mod logs;
 pub mod modelmeter;
 pub mod mongod;
 pub mod nginx;
 pub mod ports;
 pub mod rabbitmq;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod rooms;
 pub mod wait;
 
 pub use child::Child;

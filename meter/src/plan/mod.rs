@@ -201,7 +201,8 @@ mod tests {
         load::Arrivals,
         stats::{
             Figure, Histogram,
-            percentile::{Effective, Sample, percentile_of},
+            percentile::{Effective, percentile_of},
+            sample::Sample,
         },
     };
     use std::time::{Duration, Instant};

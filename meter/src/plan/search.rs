@@ -8,7 +8,7 @@
 use modelmeter_common::{
     load::{Arrivals, LoadPoint, Sla},
     part::Point,
-    stats::{percentile::Sample, sla},
+    stats::{sample::Sample, sla},
 };
 
 /// The ratio of the lowest rate that misses to the highest that meets at which it ends.

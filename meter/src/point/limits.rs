@@ -3,8 +3,7 @@
 use crate::rules::{Aim, Rules};
 use modelmeter_common::{
     load::Sla,
-    part::Percentile,
-    stats::{percentile::Sample, series::Series, sla, stop::StopRule},
+    stats::{percentile::Percentile, sample::Sample, series::Series, sla, stop::StopRule},
 };
 use std::time::{Duration, Instant};
 

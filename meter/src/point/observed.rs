@@ -8,8 +8,8 @@ use crate::{
 use modelmeter_common::{
     Problem,
     load::LoadPoint,
-    part::{self, Percentile},
-    stats::{Figure, series::Series},
+    part,
+    stats::{Figure, percentile::Percentile, series::Series},
 };
 use std::{collections::BTreeMap, time::Duration};
 

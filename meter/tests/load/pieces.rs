@@ -5,8 +5,9 @@ use super::{closed, rules, run_target, turn};
 use futures::future::BoxFuture;
 use modelmeter_common::{
     Problem,
+    fold::fold_points,
     load::{Arrivals, LoadPoint},
-    stats::{fold::fold_points, series::Batch},
+    stats::series::Batch,
 };
 use modelmeter_meter::{
     CallRecord, Connection, Done, Failure, Lost, Metric, Orders, Protocol, Seen, Started, Target, Transport, call_once,
