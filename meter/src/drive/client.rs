@@ -197,7 +197,8 @@ impl<P: Protocol> Client<P> {
         }
     }
 
-    /// Whether a call in flight has been waited for far longer than any took.
+    /// Whether a call in flight has been waited for far longer than any took. A closed loop that is to end lingers for its
+    /// answer; what stays unanswered the meter takes as silence (`Meter::take_silence`).
     fn is_standing_still(&self, now: u64) -> bool {
         let longest_ns = self.recorder.longest_ns();
         longest_ns > 0 && self.flights.ages(now).into_iter().any(|ns| ns > LOST * longest_ns)

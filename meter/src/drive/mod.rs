@@ -29,7 +29,7 @@ use crate::{
     endpoint::{Endpoint, Socket},
     record::{Done, Failure, Lost, Metric},
 };
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use modelmeter_common::Problem;
 use std::{io, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub type Called = (Duration, Option<Vec<u8>>);
 
 /// Makes the calls of load points, all of one kind.
+#[async_trait]
 pub trait Transport: Send + Sync {
     /// Items in a call.
     fn batch_size(&self) -> u32;
@@ -57,12 +58,8 @@ pub trait Transport: Send + Sync {
     ///
     /// # Errors
     /// What kept the call from being answered, with what to do.
-    fn once<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        timeout: Duration,
-        cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<Called, Problem>>;
+    async fn once(&self, endpoint: &Endpoint, timeout: Duration, cancel: &CancellationToken)
+    -> Result<Called, Problem>;
 }
 
 /// How calls are put on connections.

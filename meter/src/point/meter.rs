@@ -354,8 +354,9 @@ impl<'a> Meter<'a> {
         })
     }
 
-    /// Where nothing that was in flight at the end of a closed loop was answered for [`LOST`] times as long as any call took,
-    /// the server stood still: that time is part of the run.
+    /// Adds the time for which a server stood still at the end of a closed loop to the run: every call in flight had been
+    /// waited for [`LOST`] times as long as any call took. The client has lingered before, so that a call which is answered
+    /// within a second counts with its latency; only a longer silence comes here, where there is no call to count.
     fn take_silence(&mut self) {
         let is_closed = matches!(self.load, LoadPoint::Closed { .. });
         let longest_ns = self.series.total().latency.max_ns();
