@@ -36,7 +36,7 @@ pub mod warning;
 pub mod wire;
 
 pub use error::{Code, Problem};
-pub use ids::{ProfileId, RequestId, TaskId};
+pub use ids::{Incarnation, PoolId, ProfileId, RequestId, TaskId};
 pub use time::Timestamp;
 
 /// Version of every document in the hub; raised when a field changes its meaning.

@@ -106,7 +106,7 @@ pub fn task(request: RequestId, order: u32) -> Task {
 pub fn lease(slot: u32) -> Lease {
     Lease {
         worker: format!("w{slot}"),
-        incarnation: "i".to_owned(),
+        incarnation: "i".into(),
         slot,
         claim_id: "c".to_owned(),
         expires_at: at(30_000),
@@ -354,7 +354,7 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
 }
 
 pub fn worker(name: &str) -> WorkerDoc {
-    let pool = "cpu-0123456789abcdef".to_owned();
+    let pool = "cpu-0123456789abcdef".into();
     let abilities = Abilities {
         formats: [("rten".to_owned(), vec![Format::Onnx])].into(),
         inspectors: ["photos".to_owned()].into(),
@@ -364,7 +364,7 @@ pub fn worker(name: &str) -> WorkerDoc {
     WorkerDoc {
         name: name.to_owned(),
         schema_version: SCHEMA_VERSION,
-        incarnation: "i1".to_owned(),
+        incarnation: "i1".into(),
         version: VERSION.to_owned(),
         wire_version: modelmeter_common::wire::VERSION,
         slots: vec![SlotDoc { index: 0, device: device(), engines: vec!["rten".to_owned()], abilities, pool }],

@@ -5,7 +5,7 @@
 pub mod amqp;
 pub mod memory;
 
-use crate::{Code, Problem};
+use crate::{Code, PoolId, Problem};
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub const QUARANTINE: &str = "modelmeter.quarantine";
 pub const RESULTS: &str = "modelmeter.results";
 
 /// The task queue of a pool.
-pub fn task_queue(pool: &str) -> String {
+pub fn task_queue(pool: &PoolId) -> String {
     format!("modelmeter.tasks.{pool}")
 }
 

@@ -45,7 +45,7 @@ fn task(repeat: u32, winner: Option<u32>) -> Task {
         .find(|task| task.repeat == repeat)
         .unwrap();
     let lease = modelmeter_tests::documents::lease(0);
-    let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
+    let claimed = waiting.claim(&"pool".into(), lease, Timestamp(1)).unwrap();
     match winner {
         Some(attempt) => claimed.complete(attempt, true, Timestamp(2)).unwrap(),
         None => claimed.fail(1, Problem::new(Code::BadResponse, "not finite"), Timestamp(2)).unwrap(),

@@ -3,7 +3,7 @@
 use super::{HubError, Inserted};
 use async_trait::async_trait;
 use modelmeter_common::{
-    RequestId, TaskId, Timestamp,
+    PoolId, RequestId, TaskId, Timestamp,
     model::Format,
     part::{Final, Part},
     request::RequestDoc,
@@ -20,7 +20,7 @@ pub struct TaskFilter {
     /// Of this deployment.
     pub deployment_key: Option<String>,
     /// Queued to or claimed from this pool.
-    pub pool: Option<String>,
+    pub pool: Option<PoolId>,
     /// At most this many.
     pub limit: Option<u32>,
 }

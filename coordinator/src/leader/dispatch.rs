@@ -9,7 +9,7 @@ use crate::{
     service::transition::{Step, step_from},
 };
 use modelmeter_common::{
-    RequestId,
+    PoolId, RequestId,
     broker::{BrokerError, task_queue},
     request::RequestDoc,
     task::{Task, TaskState},
@@ -114,7 +114,7 @@ async fn fitting(core: &Core, request: &RequestDoc, pool: &Pool, room: u32) -> R
     Ok(core.hub.waiting_tasks(request.id, &kinds, room).await?.into())
 }
 
-async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
+async fn publish(core: &Core, task: Task, pool: &PoolId, queue: &str) -> Result<(), DispatchError> {
     let hint = wire::encode_for_both(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;

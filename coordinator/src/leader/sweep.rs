@@ -11,6 +11,7 @@ use crate::{
     service::{ending, expansion, transition::step},
 };
 use modelmeter_common::{
+    PoolId,
     broker::task_queue,
     request::RequestDoc,
     task::{Refusal, Task, TaskState},
@@ -104,7 +105,7 @@ async fn queued(
     core: &Core,
     task: &Task,
     pools: &[Pool],
-    depths: &mut HashMap<String, Option<u64>>,
+    depths: &mut HashMap<PoolId, Option<u64>>,
 ) -> Result<(), HubError> {
     let (Some(pool), age) = (&task.pool, core.now().since(task.since_at)) else { return Ok(()) };
     if core.has_listened() && !pool::is_there(pool, pools) {

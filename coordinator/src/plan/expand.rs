@@ -1,7 +1,7 @@
 //! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
 //! machine and at every repetition.
 
-use super::pool::{self, Pool};
+use super::pool::{self, Offer, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     batch::Batch,
@@ -51,10 +51,11 @@ fn matrix(request: &Request, model: &Model, pools: &[Pool], on_offer: bool) -> R
     let engines = engines(request, model, &devices, pools)?;
     let inspector = inspector(request, pools)?;
     let mut cells = Vec::new();
-    for (engine, artifact) in &engines {
+    for chosen in &engines {
+        let (engine, artifact) = chosen;
         for settings in settings(request, engine)? {
             for device_class in &devices {
-                if on_offer && !pool::is_offered(engine, artifact.as_ref(), device_class, pools) {
+                if on_offer && !pool::is_offered(offer(chosen, device_class), pools) {
                     continue;
                 }
                 for shapes in shapes(request)? {
@@ -217,6 +218,11 @@ fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
 /// An engine and the artifact that it loads; none for a server that already runs.
 type Chosen = (String, Option<ArtifactRef>);
 
+/// What a slot with devices of this class has to offer for it.
+fn offer<'a>((engine, artifact): &'a Chosen, device_class: &'a str) -> Offer<'a> {
+    Offer { engine, format: artifact.as_ref().map(|artifact| artifact.format), device_class }
+}
+
 fn artifact(engine: &str, model: &Model, pools: &[Pool]) -> Result<Option<ArtifactRef>, Problem> {
     let formats = formats(engine, pools);
     if formats.is_empty() {
@@ -255,15 +261,15 @@ fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>
         (attached || artifact.is_some()).then(|| (name.to_owned(), artifact))
     });
     let on_offer =
-        |(name, artifact): &Chosen| devices.iter().any(|class| pool::is_offered(name, artifact.as_ref(), class, pools));
+        |chosen: &Chosen| devices.iter().any(|device_class| pool::is_offered(offer(chosen, device_class), pools));
     let (chosen, missing): (Vec<_>, Vec<_>) = loading.partition(on_offer);
     if chosen.is_empty() { Err(nothing_to_choose(model, devices, &missing, pools)) } else { Ok(chosen) }
 }
 
 fn nothing_to_choose(model: &Model, devices: &[String], missing: &[Chosen], pools: &[Pool]) -> Problem {
-    let mut pairs = missing.iter().flat_map(|(name, _)| devices.iter().map(move |class| (name, class)));
-    if let Some((name, class)) = pairs.find(|(name, class)| pool::reason(name, class, pools).is_some()) {
-        return pool::missing(name, class, pools).with_field("engines");
+    let mut offers = missing.iter().flat_map(|chosen| devices.iter().map(move |class| offer(chosen, class)));
+    if let Some(offer) = offers.find(|offer| pool::reason(*offer, pools).is_some()) {
+        return pool::missing(offer, pools).with_field("engines");
     }
     let loading = ENGINES.iter().filter(|info| info.name != "null" && fitting(model, info.formats).is_some());
     if let Some(problem) = loading.filter_map(|info| check_types(info.name, model).err()).next_back() {

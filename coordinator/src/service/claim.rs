@@ -12,7 +12,7 @@ use crate::{
     plan::{budget, pool::Pool},
 };
 use modelmeter_common::{
-    Problem, TaskId,
+    Incarnation, Problem, TaskId,
     request::RequestDoc,
     task::{Assignment, Lease, Plan, Refusal, Task, TaskState},
 };
@@ -26,7 +26,7 @@ pub struct Claimant<'a> {
     /// The worker's name.
     pub worker: &'a str,
     /// Its incarnation.
-    pub incarnation: &'a str,
+    pub incarnation: &'a Incarnation,
     /// The slot.
     pub slot: u32,
     /// The claim: repeated because its answer was lost, it is granted the same attempt again. Empty: never.
@@ -116,7 +116,7 @@ async fn grant(core: &Core, task: Task, by: &Claimant<'_>, pool: &Pool) -> Resul
         }
         let lease = Lease {
             worker: by.worker.to_owned(),
-            incarnation: by.incarnation.to_owned(),
+            incarnation: by.incarnation.clone(),
             slot: by.slot,
             claim_id: by.claim_id.to_owned(),
             expires_at: now.plus(core.lease),

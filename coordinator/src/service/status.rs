@@ -51,7 +51,7 @@ fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&st
                 None => waits,
             })
         }
-        TaskState::Queued => Some(match task.pool.as_deref() {
+        TaskState::Queued => Some(match &task.pool {
             Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
             _ => format!("its pool is gone; {}", waits_for(blocked, stuck)),
         }),

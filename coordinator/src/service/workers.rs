@@ -7,7 +7,7 @@ use crate::{
     plan::pool::Pool,
 };
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION, TaskId,
+    Incarnation, Problem, SCHEMA_VERSION, TaskId,
     broker::task_queue,
     device::Device,
     status::{Abilities, SlotDoc, WorkerDoc},
@@ -24,7 +24,7 @@ pub struct Registration {
     /// Its name.
     pub worker: String,
     /// Its incarnation: another at each start.
-    pub incarnation: String,
+    pub incarnation: Incarnation,
     /// Its version of modelmeter.
     pub version: String,
     /// The wire version that it writes, as [`checked_version`] gives it.
@@ -76,10 +76,14 @@ pub async fn live(core: &Core) -> Result<Vec<WorkerDoc>, Problem> {
 }
 
 /// The registered worker of this incarnation; none too if a coordinator of another build registered it.
-pub(super) async fn registered(core: &Core, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, HubError> {
+pub(super) async fn registered(
+    core: &Core,
+    name: &str,
+    incarnation: &Incarnation,
+) -> Result<Option<WorkerDoc>, HubError> {
     let workers = core.workers().await?;
     let is_it = |worker: &WorkerDoc| {
-        worker.name == name && worker.incarnation == incarnation && wire::is_read(worker.wire_version)
+        worker.name == name && worker.incarnation == *incarnation && wire::is_read(worker.wire_version)
     };
     Ok(workers.into_iter().find(is_it))
 }
@@ -166,11 +170,16 @@ async fn end_old_leases(core: &Core, announced: &Registration) -> Result<(), Hub
 }
 
 /// Renews the leases of a worker's attempts, and tells what became of each.
-pub async fn renew(core: &Core, worker: &str, incarnation: &str, attempts: &[Progress]) -> Result<Renewal, Problem> {
+pub async fn renew(
+    core: &Core,
+    worker: &str,
+    incarnation: &Incarnation,
+    attempts: &[Progress],
+) -> Result<Renewal, Problem> {
     let Some(doc) = registered(core, worker, incarnation).await? else {
         // Two that registered in turn would end each other's leases for ever: the later one stays.
         let live = core.live_workers().await?;
-        let replaced = live.iter().any(|other| other.name == worker && other.incarnation != incarnation);
+        let replaced = live.iter().any(|other| other.name == worker && other.incarnation != *incarnation);
         return Ok(if replaced { Renewal::Replaced } else { Renewal::RegisterAgain });
     };
     core.put_worker(&WorkerDoc { seen_at: core.now(), ..doc }).await?;
@@ -181,7 +190,7 @@ pub async fn renew(core: &Core, worker: &str, incarnation: &str, attempts: &[Pro
     Ok(Renewal::Fates(fates))
 }
 
-async fn fate(core: &Core, incarnation: &str, of: &Progress) -> Result<Fate, HubError> {
+async fn fate(core: &Core, incarnation: &Incarnation, of: &Progress) -> Result<Fate, HubError> {
     let renewed =
         step(core, of.task, |task, now| task.renew(of.attempt, incarnation, now, core.lease, &of.progress)).await?;
     Ok(match renewed {

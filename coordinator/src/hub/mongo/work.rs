@@ -37,7 +37,7 @@ fn task_filter(filter: &TaskFilter) -> Document {
         query.insert("deployment_key", key);
     }
     if let Some(pool) = &filter.pool {
-        query.insert("pool", pool);
+        query.insert("pool", pool.as_str());
     }
     query
 }

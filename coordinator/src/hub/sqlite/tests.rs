@@ -35,7 +35,7 @@ async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
     assert_eq!(b.insert_request(&request).await.unwrap(), Inserted::Existed);
     let task = docs::task(request.id, 0);
     b.insert_tasks(std::slice::from_ref(&task)).await.unwrap();
-    let next = task.queue("p", docs::at(1)).unwrap();
+    let next = task.queue(&"p".into(), docs::at(1)).unwrap();
     let (one, other) = tokio::join!(a.swap_task(&task, &next), b.swap_task(&task, &next));
     assert!(one.unwrap() != other.unwrap(), "exactly one wins");
     drop((a, b));

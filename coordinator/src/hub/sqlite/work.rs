@@ -70,7 +70,7 @@ impl Work for SqliteHub {
         query.equals("request_id", filter.request.map(|id| id.to_string()));
         query.any_of("state", &filter.states);
         query.equals("deployment_key", filter.deployment_key.clone());
-        query.equals("pool", filter.pool.clone());
+        query.equals("pool", filter.pool.as_ref().map(|pool| pool.as_str().to_owned()));
         let (sql, values) = query.select("tasks", "request_id, place", filter.limit);
         self.all("task", sql, params_from_iter(values)).await
     }
@@ -159,7 +159,7 @@ impl TaskRow {
             place: task.order,
             state: task.state.as_str(),
             deployment_key: task.deployment_key.clone(),
-            pool: task.pool.clone(),
+            pool: task.pool.as_ref().map(|pool| pool.as_str().to_owned()),
             revision: int(task.revision),
             doc: encode(task)?,
         })

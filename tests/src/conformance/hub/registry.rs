@@ -56,7 +56,7 @@ pub async fn workers(hub: &dyn Hub) {
     hub.put_worker(&b).await.unwrap();
     hub.put_worker(&a).await.unwrap();
     assert_eq!(hub.workers().await.unwrap(), vec![a.clone(), b.clone()], "by name");
-    let later = WorkerDoc { incarnation: "i2".to_owned(), slots: vec![], seen_at: docs::at(5), ..a };
+    let later = WorkerDoc { incarnation: "i2".into(), slots: vec![], seen_at: docs::at(5), ..a };
     hub.put_worker(&later).await.unwrap();
     assert_eq!(hub.workers().await.unwrap(), vec![later, b]);
 }
