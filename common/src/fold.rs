@@ -91,7 +91,7 @@ fn merged<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Histogram {
     })
 }
 
-/// None unless some repeat has it.
+/// The sum of the histograms that repeats have; none where no repeat has one.
 fn merged_some(points: &[&Point], of: impl Fn(&Point) -> Option<&Histogram>) -> Option<Histogram> {
     let mut some = points.iter().filter_map(|p| of(p)).peekable();
     some.peek()?;

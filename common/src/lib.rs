@@ -1,4 +1,4 @@
-//! The language of the house: the words that coordinator, worker, serving and command line share.
+//! The vocabulary that coordinator, worker, serving and command line share.
 //!
 //! What belongs here: documents (request, task, part, profile), the pure rules on them (ids, state
 //! transitions, statistics), the wire envelope, the `Broker` seam, and channels between processes. What does not: anything that

@@ -37,7 +37,7 @@ impl Part {
     }
 }
 
-/// The end of an attempt: what it was, and what it must consist of to count.
+/// The end of an attempt: its outcome, and the parts that it must have to count.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Final {
     /// Version of this document.
@@ -52,11 +52,11 @@ pub struct Final {
     pub worker: String,
     /// The device that it ran on.
     pub device: Device,
-    /// By the worker's own clock.
+    /// The start, by the worker's own clock.
     pub started_at: Timestamp,
-    /// By the worker's own clock.
+    /// The end, by the worker's own clock.
     pub ended_at: Timestamp,
-    /// What was measured, or why nothing was.
+    /// The outcome: the measured parts, or the reason of the failure.
     pub outcome: Outcome,
 }
 
@@ -78,7 +78,7 @@ pub enum Outcome {
         /// The engine that served.
         deployment: Deployment,
     },
-    /// Not measured. Whether it is tried again is the coordinator's rule.
+    /// Not measured. The coordinator decides whether the task is tried again.
     Failed {
         /// Why.
         error: Problem,
@@ -261,9 +261,9 @@ impl Point {
 /// Answers of successful calls that were checked wholly: a sample.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Answers {
-    /// How many were.
+    /// Number of answers that were checked.
     pub checked: u64,
-    /// Those of them that were wrong, by what was wrong: `shape`, `values`, `dtype` and the like.
+    /// Number of wrong answers, by what was wrong: `shape`, `values`, `dtype` and the like.
     pub wrong: BTreeMap<String, u64>,
 }
 
@@ -311,13 +311,13 @@ pub struct ServerTimes {
 }
 
 impl ServerTimes {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         self.with(other, u64::saturating_add)
     }
 
-    /// What came since `earlier`.
+    /// The difference to `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         self.with(earlier, u64::saturating_sub)
@@ -350,22 +350,22 @@ pub struct HostUse {
     pub speed_range: Option<[f64; 2]>,
 }
 
-/// Something that makes a point less sound, with what to do about it.
+/// A condition that makes a point less reliable, with what to do about it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Warning {
     /// For programs.
     pub code: String,
-    /// For people: what it is and what to do.
+    /// For people: the condition, and what to do.
     pub message: String,
 }
 
 impl Warning {
-    /// What kind of warning it is.
+    /// The kind of the warning.
     pub fn kind(&self) -> WarningCode {
         WarningCode::of(&self.code)
     }
 
-    /// Whether a point that carries it is invalid.
+    /// Whether a point with this warning is invalid.
     pub fn spoils(&self) -> bool {
         self.kind().severity() == Severity::Invalid
     }

@@ -10,9 +10,9 @@ use crate::{
     },
 };
 
-/// What the paths of percentiles in a profile's point begin with.
+/// Prefix of the paths of percentiles in a profile's point.
 pub const LATENCY: &str = "latency_ms.";
-/// What the paths of all metrics begin with.
+/// Prefix of the paths of all metrics.
 pub const METRICS: &str = "metrics.";
 /// The path of a point's throughput.
 pub const THROUGHPUT: &str = "throughput_inferences_per_s";
@@ -72,7 +72,7 @@ pub fn metric(metric: &Metric) -> impl Iterator<Item = (String, Reason)> {
     metric.percentiles.iter().filter_map(move |p| percentile(&prefix, p, calls))
 }
 
-/// What a throughput lacks.
+/// The part that a throughput lacks: its path, and why.
 pub fn throughput(rate: Option<Figure>) -> Option<(String, Reason)> {
     let (path, code, message) = match rate {
         None => (THROUGHPUT.to_owned(), "no_success", "no call succeeded in the measured time"),

@@ -60,7 +60,7 @@ pub struct Percentile {
     /// The order statistic in ms, failures ranking last; none where too few calls were made for one to lie beyond it, or
     /// where it falls among the failures.
     pub ms: Option<Figure>,
-    /// What the interval stands on.
+    /// How the interval was found.
     #[serde(default)]
     pub basis: Basis,
     /// Calls that took longer, failures included.
@@ -91,7 +91,7 @@ pub enum Basis {
 }
 
 impl Percentile {
-    /// Value and interval; none where the percentile is only observed.
+    /// The value with its interval; none where the percentile is only observed.
     pub fn interval(&self) -> Option<Interval> {
         self.ms?.interval()
     }
@@ -101,7 +101,7 @@ impl Percentile {
         self.interval().is_some() && self.sure_unjoined >= self.needs
     }
 
-    /// Gives it an interval, which makes the lower bound superfluous; none leaves it as it is.
+    /// Sets the interval, which makes the lower bound superfluous; none leaves the percentile as it is.
     pub(crate) fn set(&mut self, ends: Option<[f64; 2]>, basis: Basis) {
         let (Some(ms), Some([low, high])) = (&mut self.ms, ends) else { return };
         *ms = Interval { value: ms.value, ci95: [low.min(ms.value), high.max(ms.value)] }.into();
@@ -109,17 +109,17 @@ impl Percentile {
     }
 }
 
-/// How many independent samples a run's are worth.
+/// Effective samples of a run: the number of independent ones that would be as precise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effective {
-    /// By the variance that its batches show.
+    /// Number by the variance that the batches show.
     pub had: u64,
-    /// By the variance that they leave possible; at most as many.
+    /// Number by the variance that the batches leave possible; at most as many.
     pub sure: u64,
 }
 
 impl Effective {
-    /// So many independent samples.
+    /// A known number of independent samples.
     pub fn known(n: u64) -> Self {
         Self { had: n, sure: n }
     }
@@ -129,7 +129,7 @@ impl Effective {
     }
 }
 
-/// How many samples a batch has, and how many of them are at most some value.
+/// Number of samples of a batch, and of those that are at most some value.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     all: u64,
@@ -212,7 +212,7 @@ fn percentile(
     found
 }
 
-/// The percentile of samples that are worth so much, by ranks alone: what repeats are folded to.
+/// The percentile of so many effective samples, by ranks alone, to which repeats are folded.
 pub fn percentile_of(q: f64, total: Sample, worth: Effective) -> Percentile {
     let mut found = observed(q, total, worth);
     if worth.had >= found.needs {
@@ -230,7 +230,7 @@ fn observed(q: f64, total: Sample, Effective { had, sure }: Effective) -> Percen
     Percentile { q, ms, basis: Basis::None, beyond, needs: needed(q), had, sure, sure_unjoined: sure }
 }
 
-/// What the true percentile exceeds with 97.5 %, in ms: the inner edge of the lower rank's stretch.
+/// The value that the true percentile exceeds with 97.5 %, in ms: the inner edge of the lower rank's stretch.
 fn lower_bound(q: f64, total: Sample, sure: u64) -> Option<f64> {
     let n = total.len();
     if sure == 0 || n == 0 {
@@ -253,12 +253,12 @@ fn ranked(q: f64, total: Sample, sure: u64) -> Option<[f64; 2]> {
     Some([low, value + outward(q, sure) * (high - value)])
 }
 
-/// By how much the upper end is moved away from the value.
+/// The factor by which the upper end is moved away from the value.
 fn outward(q: f64, sure: u64) -> f64 {
     if q > MEDIAN && !is_well_seen(q, sure) { 1.0 + OUTWARD } else { 1.0 }
 }
 
-/// The interval before its upper end was moved outward: what precision can be asked of.
+/// The interval before its upper end was moved outward, which precision is asked of.
 pub fn as_seen(percentile: &Percentile) -> Option<Interval> {
     let Interval { value, ci95: [low, high] } = percentile.interval()?;
     let outward = if percentile.basis == Basis::Ranks { outward(percentile.q, percentile.sure) } else { 1.0 };

@@ -1,4 +1,4 @@
-//! What a worker calls.
+//! The calls of workers.
 
 use super::{artifacts, from_json, parse, refused, to_json};
 use crate::{
@@ -79,7 +79,7 @@ impl Work for WorkApi {
 
     async fn register(&self, request: Request<RegisterRequest>) -> Reply<RegisterReply> {
         let request = request.into_inner();
-        // First of all: what else another version sends may not read.
+        // The version is checked first: the other fields of another version may not decode.
         let checked = workers::checked_version(&request.worker, &request.version, request.wire_version);
         let wire_version = checked.map_err(refused)?;
         let held = request.held.iter().filter_map(|held| Some((held.task_id.parse().ok()?, held.attempt))).collect();

@@ -51,7 +51,7 @@ async fn sweep(core: &Core) -> Result<(), HubError> {
     Ok(())
 }
 
-/// A hub that failed the sweep failed the renewals too.
+/// When the hub fails a sweep, it fails the workers' renewals too.
 fn cut_short(core: &Core, error: &HubError) {
     if error.is_outage() {
         core.listen_anew();
@@ -59,7 +59,7 @@ fn cut_short(core: &Core, error: &HubError) {
 }
 
 async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
-    // One that does not expand has been ended.
+    // A request that does not expand has been ended.
     if !request.expanded && expansion::expand(core, request).await?.is_err() {
         return Ok(());
     }

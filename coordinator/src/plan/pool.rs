@@ -12,7 +12,7 @@ use modelmeter_common::{
 };
 use std::collections::BTreeMap;
 
-/// What to do where a slot is missing and nobody said why.
+/// Hint where a slot is missing and no worker gave a reason.
 const HINT: &str =
     "`modelmeter engines` says what a machine can run; `modelmeter workers` lists a coordinator's workers";
 
@@ -25,9 +25,9 @@ pub struct Pool {
     pub class: String,
     /// The engines that each of its slots can run, sorted.
     pub engines: Vec<String>,
-    /// What else is known of them. Of what is lacking, one slot speaks for all.
+    /// Other abilities of the slots. The reasons for missing engines are those of one slot.
     pub abilities: Abilities,
-    /// How many slots it has.
+    /// Number of slots.
     pub slots: u32,
 }
 
@@ -49,7 +49,7 @@ impl<'a> Offer<'a> {
         Self { engine: &cell.engine, format, device_class: &cell.device_class }
     }
 
-    /// The same of whatever format.
+    /// The same offer of any format.
     fn of_any_format(self) -> Self {
         Self { format: None, ..self }
     }
@@ -140,7 +140,7 @@ impl From<&SlotDoc> for Pool {
     }
 }
 
-/// What slots of one pool have in common: `onnx=onnx,rten=onnx,inspector photos`.
+/// Abilities that slots of one pool have in common: `onnx=onnx,rten=onnx,inspector photos`.
 fn what_counts(engines: &[String], abilities: &Abilities) -> String {
     let one = |engine: &String| match abilities.formats.get(engine) {
         Some(formats) => {
@@ -177,7 +177,7 @@ pub fn is_there(id: &PoolId, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.id == *id)
 }
 
-/// Why no pool can run this cell, and what to do; none if one can.
+/// The reason why no pool can run this cell, with what to do; none if a pool can.
 pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
     if pools.iter().any(|pool| pool.fits(cell)) {
         return None;
@@ -196,7 +196,7 @@ pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
     Some(Problem::new(Code::NoWorker, message).with_hint(HINT))
 }
 
-/// What is missing where no pool offers this engine on this device class, whatever it loads.
+/// The error where no pool offers this engine on this device class, in any format.
 pub fn missing(offer: Offer<'_>, pools: &[Pool]) -> Problem {
     let Offer { engine, device_class, .. } = offer;
     let what = if pools.is_empty() {
@@ -212,7 +212,7 @@ pub fn missing(offer: Offer<'_>, pools: &[Pool]) -> Problem {
     Problem::new(Code::NoWorker, message).with_hint(hint)
 }
 
-/// Why it is missing, where a machine said so: of the engine one with such a device, of GPUs one where no machine has any.
+/// The reason that a machine gave: one with such a device for a missing engine, any machine for GPUs that none has.
 pub fn reason<'a>(Offer { engine, device_class, .. }: Offer<'_>, pools: &'a [Pool]) -> Option<&'a Problem> {
     let mut on_device = pools.iter().filter(|pool| Selector::from(device_class).takes(&pool.class)).peekable();
     if on_device.peek().is_some() {

@@ -25,7 +25,7 @@ const CLAIM_NEXT_TRIES: u32 = 8;
 pub struct Claimant<'a> {
     /// The worker's name.
     pub worker: &'a str,
-    /// Its incarnation.
+    /// The worker's incarnation.
     pub incarnation: &'a Incarnation,
     /// The slot.
     pub slot: u32,
@@ -33,15 +33,15 @@ pub struct Claimant<'a> {
     pub claim_id: &'a str,
 }
 
-/// What a claim is answered.
+/// The answer to a claim.
 pub enum Answer {
-    /// The slot runs this.
+    /// The slot runs this attempt.
     Granted(Box<Assignment>),
-    /// It does not run the task.
+    /// The slot does not run the task.
     Refused(Why),
 }
 
-/// Why a claim is refused.
+/// The reason why a claim is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
     /// Another attempt holds the task.
@@ -50,7 +50,7 @@ pub enum Why {
     Terminal,
     /// There is no such task.
     Unknown,
-    /// This slot cannot run it.
+    /// This slot cannot run the task.
     WrongSlot,
     /// Nothing is left of this deployment.
     NothingLeft,
@@ -151,7 +151,7 @@ async fn assignment(core: &Core, task: &Task) -> Result<Assignment, Problem> {
     })
 }
 
-/// What the tasks of a stored request measure.
+/// The plan of a stored request's tasks.
 async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
     let rounds = match doc.request.budget_ms {
         Some(_) => budget::rounds(budget::kinds(doc), &core.pools().await?),

@@ -1,4 +1,4 @@
-//! Models: several may add formats of one model at once, and none is lost.
+//! Models: several users may add formats of one model at once, and none is lost.
 
 use crate::core::{Core, SWAP_TRIES};
 use modelmeter_common::{Code, Problem, model::Model};

@@ -43,7 +43,7 @@ pub trait Transport: Send + Sync {
     /// Items in a call.
     fn batch_size(&self) -> u32;
 
-    /// What each call's record says besides its latency.
+    /// Metrics of each call besides its latency.
     fn metrics(&self) -> &'static [Metric] {
         &[]
     }
@@ -57,14 +57,14 @@ pub trait Transport: Send + Sync {
     /// Makes one call by itself, as [`call_once`] does.
     ///
     /// # Errors
-    /// What kept the call from being answered, with what to do.
+    /// The reason why the call was not answered, with what to do.
     async fn once(&self, endpoint: &Endpoint, timeout: Duration, cancel: &CancellationToken)
     -> Result<Called, Problem>;
 }
 
 /// How calls are put on connections.
 pub trait Protocol: Send + 'static {
-    /// What the calls go over.
+    /// The connection that calls go over.
     type Connection: Connection;
 
     /// Takes over a connected socket.

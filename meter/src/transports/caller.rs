@@ -31,13 +31,13 @@ pub trait Caller: Send {
     /// Begins a call; gives its number, higher than any before.
     ///
     /// # Errors
-    /// In words: there will be no more calls.
+    /// A description, after which the caller makes no more calls.
     fn begin(&mut self) -> Result<u64, String>;
 
     /// The next call that ended, and how; none if none does until then. Calls that were given up may be among them.
     ///
     /// # Errors
-    /// In words: there will be no more calls.
+    /// A description, after which the caller makes no more calls.
     fn next(&mut self, until: Instant) -> Result<Option<Ended>, String>;
 }
 

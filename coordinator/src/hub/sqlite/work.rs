@@ -15,7 +15,7 @@ use rusqlite::{Row, named_params, params, params_from_iter, types::Value};
 
 #[async_trait]
 impl Work for SqliteHub {
-    /// This machine's: everyone who uses the file is on it.
+    /// The clock of this machine, on which every user of the file runs.
     async fn now(&self) -> Result<Timestamp, HubError> {
         Ok(Timestamp::now())
     }
@@ -79,7 +79,7 @@ impl Work for SqliteHub {
         if kinds.is_empty() {
             return Ok(Vec::new());
         }
-        // The first of each kind by one seek in the index, and of all these the first.
+        // One seek in the index finds the first tasks of each kind; the first of all kinds are returned.
         let first = "SELECT * FROM (SELECT place, doc FROM tasks INDEXED BY tasks_waiting
                      WHERE request_id = ? AND state = 'waiting' AND kind = ? ORDER BY place LIMIT ?)";
         let each = vec![first; kinds.len()].join(" UNION ALL ");
