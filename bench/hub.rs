@@ -18,16 +18,14 @@ use modelmeter_common::{
 };
 use modelmeter_coordinator::{
     Options,
-    hub::{
-        self, Hub, ProfileFilter, ProfileQuery, TaskKind,
-        conformance::{
-            documents as docs,
-            query::{Part, Random, profile, question, sorts},
-        },
-    },
+    hub::{self, Hub, ProfileFilter, ProfileQuery, TaskKind},
 };
 use modelmeter_proto::control::{ClaimRequest, RegisterRequest, Slot, claim_reply::Outcome, work_client::WorkClient};
-use modelmeter_tests::mongod::{Mode, Server};
+use modelmeter_tests::{
+    conformance::hub::query::{Part, Random, profile, question, sorts},
+    documents as docs,
+    mongod::{Mode, Server},
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},

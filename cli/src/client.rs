@@ -313,7 +313,7 @@ mod tests {
     fn the_start_of_an_id_is_enough_where_it_is_the_only_one() {
         let of = |id: &str| RequestDoc {
             id: id.parse().unwrap(),
-            ..modelmeter_coordinator::hub::conformance::documents::request(id, RequestState::Done, 0)
+            ..modelmeter_tests::documents::request(id, RequestState::Done, 0)
         };
         let ids = ["4b1f2c6e-0d3f-4a8e-9a57-2f1f6f0f6f11", "4b9f2c6e-0d3f-4a8e-9a57-2f1f6f0f6f11"];
         let requests = ids.map(of);

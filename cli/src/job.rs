@@ -2,7 +2,10 @@
 
 mod flags;
 
-use crate::args::{Budget, Format, ProfileArgs};
+use crate::{
+    args::{Budget, ProfileArgs},
+    report::Format,
+};
 use modelmeter_common::{
     Problem, artifact,
     device::{REMOTE_CLASS, class_of},

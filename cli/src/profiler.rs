@@ -1,10 +1,9 @@
 //! The library: profile a model from a Rust program, in the shape that users of MLModelCI know.
 
 use crate::{
-    args::Format,
     job::{self, Job},
     progress::Progress,
-    report::{self, View},
+    report::{self, Format, View},
     run,
 };
 use modelmeter_common::{

@@ -49,6 +49,46 @@ uuid_newtype!(
     ProfileId
 );
 
+macro_rules! text_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text, as documents have it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl From<String> for $name {
+            fn from(text: String) -> Self {
+                Self(text)
+            }
+        }
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.to_owned())
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+text_newtype!(
+    /// A pool of slots: its device class, a dot, and the start of the hash of its engines.
+    PoolId
+);
+text_newtype!(
+    /// A start of a worker: each start under the worker's name has another.
+    Incarnation
+);
+
 impl RequestId {
     /// A fresh idempotency key.
     pub fn random() -> Self {

@@ -1,4 +1,4 @@
-//! The language of the house: the words that coordinator, worker, serving and command line share.
+//! The vocabulary that coordinator, worker, serving and command line share.
 //!
 //! What belongs here: documents (request, task, part, profile), the pure rules on them (ids, state
 //! transitions, statistics), the wire envelope, the `Broker` seam, and channels between processes. What does not: anything that
@@ -14,6 +14,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fold;
 pub mod grpc;
 pub mod ids;
 pub mod load;
@@ -30,11 +31,12 @@ pub mod status;
 pub mod task;
 pub mod testdata;
 pub mod time;
+pub mod unsupported;
 pub mod warning;
 pub mod wire;
 
 pub use error::{Code, Problem};
-pub use ids::{ProfileId, RequestId, TaskId};
+pub use ids::{Incarnation, PoolId, ProfileId, RequestId, TaskId};
 pub use time::Timestamp;
 
 /// Version of every document in the hub; raised when a field changes its meaning.

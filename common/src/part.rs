@@ -7,7 +7,7 @@ use crate::{
     device::Device,
     ids,
     load::LoadPoint,
-    stats::{Figure, Histogram, Interval, unsupported},
+    stats::{Figure, Histogram, percentile::Percentile},
     warning::{Severity, WarningCode},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -37,7 +37,7 @@ impl Part {
     }
 }
 
-/// The end of an attempt: what it was, and what it must consist of to count.
+/// The end of an attempt: its outcome, and the parts that it must have to count.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Final {
     /// Version of this document.
@@ -52,11 +52,11 @@ pub struct Final {
     pub worker: String,
     /// The device that it ran on.
     pub device: Device,
-    /// By the worker's own clock.
+    /// The start, by the worker's own clock.
     pub started_at: Timestamp,
-    /// By the worker's own clock.
+    /// The end, by the worker's own clock.
     pub ended_at: Timestamp,
-    /// What was measured, or why nothing was.
+    /// The outcome: the measured parts, or the reason of the failure.
     pub outcome: Outcome,
 }
 
@@ -78,7 +78,7 @@ pub enum Outcome {
         /// The engine that served.
         deployment: Deployment,
     },
-    /// Not measured. Whether it is tried again is the coordinator's rule.
+    /// Not measured. The coordinator decides whether the task is tried again.
     Failed {
         /// Why.
         error: Problem,
@@ -104,66 +104,102 @@ pub struct Deployment {
     pub engine_cpus: Option<Vec<u32>>,
 }
 
-/// The measurement of one load point.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Point {
-    /// The load.
-    pub load: LoadPoint,
-    /// Items in a call.
-    pub batch_size: u32,
-    /// Warm-up before it, not part of it.
-    pub warmup_s: f64,
-    /// The measured time.
-    pub duration_s: f64,
-    /// Calls that ended in the measured time, failures included.
-    pub requests: u64,
-    /// Calls that failed.
-    pub errors: u64,
-    /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of their
-    /// own.
-    #[serde(default)]
-    pub resent: u64,
-    /// The failures, by kind.
-    pub error_kinds: BTreeMap<String, u64>,
-    /// What was found in the answers that were checked.
-    pub answers: Answers,
-    /// Successful calls a second; none where no call succeeded.
-    pub requests_per_s: Option<Figure>,
-    /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
-    pub latency: Histogram,
-    /// The latency's percentiles, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
-    pub percentiles: Vec<Percentile>,
-    /// Open loop: latency from the actual send.
-    pub service: Option<Histogram>,
-    /// Open loop: actual minus scheduled send.
-    pub send_lateness: Option<Histogram>,
-    /// The GPU while this ran.
-    pub gpu: Option<GpuUse>,
-    /// The engine's process tree; none for a remote server.
-    pub engine_cpu: Option<EngineCpu>,
-    /// What the server itself says of its time; none where it does not.
-    pub server: Option<ServerTimes>,
-    /// Cores that the client itself used.
-    pub client_cpu_cores: f64,
-    /// The machine around it; none where it does not tell.
-    pub host: Option<HostUse>,
-    /// Whether the stop rule was met before the maximum duration.
-    pub converged: bool,
-    /// Whether it may be compared; if not, a warning says why.
-    pub valid: bool,
-    /// What a reader must know, with what to do.
-    pub warnings: Vec<Warning>,
-    /// Why a field is null: path in the profile's point, code and message.
-    pub unavailable: BTreeMap<String, Reason>,
-    /// What calls have besides their latency; absent from documents where there is none. On the wire the metrics follow the
-    /// part ([`crate::wire`]).
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        serialize_with = "not_on_the_wire",
-        deserialize_with = "none_on_the_wire"
-    )]
-    pub metrics: Vec<Metric>,
+/// Defines a load point's document: a part's, which has distributions, or a profile's, which shows them as figures. The
+/// fields that both have stand here once; a document names their groups where they stand among its own fields, since JSON,
+/// and the wire even more, go by the order.
+macro_rules! point_document {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident {
+            { $($before:tt)* } counts { $($figures:tt)* } gpu { $($energy:tt)* } engine_cpu { $($server:tt)* } soundness
+            { $($metrics:tt)* }
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+        pub struct $name {
+            $($before)*
+            /// The measured time, of all repeats together.
+            pub duration_s: f64,
+            /// Calls that ended in the measured time, failures included.
+            pub requests: u64,
+            /// Calls that failed.
+            pub errors: u64,
+            /// Calls that were sent again, because the server said that it had not begun them: neither failures nor calls of
+            /// their own.
+            #[serde(default)]
+            pub resent: u64,
+            /// The failures, by kind.
+            pub error_kinds: BTreeMap<String, u64>,
+            /// What was found in the answers that were checked.
+            #[serde(default)]
+            pub answers: Answers,
+            $($figures)*
+            /// The GPU while this ran.
+            pub gpu: Option<GpuUse>,
+            $($energy)*
+            /// The engine's process tree; none for a remote server.
+            pub engine_cpu: Option<EngineCpu>,
+            $($server)*
+            /// Cores that the client itself used.
+            pub client_cpu_cores: f64,
+            /// The machine around it; none where it does not tell.
+            pub host: Option<HostUse>,
+            /// Whether the stop rule was met before the maximum duration.
+            pub converged: bool,
+            /// Whether it may be compared; if not, a warning says why.
+            pub valid: bool,
+            /// What a reader must know, with what to do.
+            pub warnings: Vec<Warning>,
+            /// Why a field of the profile's point is null, by its path within that point.
+            pub unavailable: BTreeMap<String, Reason>,
+            $($metrics)*
+        }
+    };
+}
+
+pub(crate) use point_document;
+
+point_document! {
+    /// The measurement of one load point.
+    pub struct Point {
+        {
+            /// The load.
+            pub load: LoadPoint,
+            /// Items in a call.
+            pub batch_size: u32,
+            /// Warm-up before it, not part of it.
+            pub warmup_s: f64,
+        }
+        counts {
+            /// Successful calls a second; none where no call succeeded.
+            pub requests_per_s: Option<Figure>,
+            /// Latency of the successes: closed loop from the send, open loop from the scheduled time.
+            pub latency: Histogram,
+            /// The latency's percentiles, in the order of [`PERCENTILES`](crate::stats::percentile::PERCENTILES).
+            pub percentiles: Vec<Percentile>,
+            /// Open loop: latency from the actual send.
+            pub service: Option<Histogram>,
+            /// Open loop: actual minus scheduled send.
+            pub send_lateness: Option<Histogram>,
+        }
+        gpu {}
+        engine_cpu {
+            /// What the server itself says of its time; none where it does not.
+            pub server: Option<ServerTimes>,
+        }
+        soundness {
+            /// What calls have besides their latency; absent from documents where there is none. On the wire the metrics
+            /// follow the part ([`crate::wire`]).
+            #[serde(
+                default,
+                skip_serializing_if = "Vec::is_empty",
+                serialize_with = "not_on_the_wire",
+                deserialize_with = "none_on_the_wire"
+            )]
+            pub metrics: Vec<Metric>,
+        }
+    }
 }
 
 /// Metrics where a format is for people, and nothing, not even a length, on the wire.
@@ -190,17 +226,8 @@ pub struct Metric {
     pub percentiles: Vec<Percentile>,
 }
 
-impl Metric {
-    /// Why percentiles or their intervals are null, by their paths in a profile's point.
-    pub fn lacking(&self) -> impl Iterator<Item = (String, Reason)> {
-        let (prefix, calls) = (unsupported::of_metric(&self.name), self.values.len() + self.failures);
-        self.percentiles.iter().filter_map(move |p| unsupported::percentile(&prefix, p, calls))
-    }
-}
-
-#[cfg(any(test, feature = "conformance"))]
 impl Point {
-    /// A sound point in which nothing was measured: what tests build theirs on.
+    /// A valid point without a call: the base on which simulations and tests fill in what they measure.
     pub fn blank(load: LoadPoint, batch_size: u32) -> Self {
         Self {
             load,
@@ -234,60 +261,10 @@ impl Point {
 /// Answers of successful calls that were checked wholly: a sample.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Answers {
-    /// How many were.
+    /// Number of answers that were checked.
     pub checked: u64,
-    /// Those of them that were wrong, by what was wrong: `shape`, `values`, `dtype` and the like.
+    /// Number of wrong answers, by what was wrong: `shape`, `values`, `dtype` and the like.
     pub wrong: BTreeMap<String, u64>,
-}
-
-/// A percentile of a point's latency.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Percentile {
-    /// 50, 90, 95, 99 or 99.9.
-    pub q: f64,
-    /// The order statistic in ms, failures ranking last; none where too few calls were made for one to lie beyond it, or
-    /// where it falls among the failures.
-    pub ms: Option<Figure>,
-    /// What the interval stands on.
-    #[serde(default)]
-    pub basis: Basis,
-    /// Calls that took longer, failures included.
-    #[serde(default)]
-    pub beyond: u64,
-    /// Effective samples that an interval by ranks needs.
-    pub needs: u64,
-    /// Effective samples that there were, by the variance of batches that are joined until they are uncorrelated.
-    pub had: u64,
-    /// Effective samples that the uncertainty of that variance leaves: the width of an interval by ranks comes from these.
-    pub sure: u64,
-    /// The same before batches were joined: joining depends on chance, so the stop rule goes by this number.
-    #[serde(default)]
-    pub sure_unjoined: u64,
-}
-
-/// How the interval of a percentile was found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Basis {
-    /// There is no interval.
-    None,
-    /// Order statistics of the effective samples: the only basis in documents of version 1.
-    #[default]
-    Ranks,
-    /// Percentiles of a few long stretches of the run: wide, since latency changed slowly or few calls lie beyond.
-    Stretches,
-}
-
-impl Percentile {
-    /// Value and interval; none where the percentile is only observed.
-    pub fn interval(&self) -> Option<Interval> {
-        self.ms?.interval()
-    }
-
-    /// Whether there is an interval whose ends so many samples bound that precision can be asked of it.
-    pub fn is_bounded(&self) -> bool {
-        self.interval().is_some() && self.sure_unjoined >= self.needs
-    }
 }
 
 /// A GPU while a point ran. Ratios are 0 to 1.
@@ -334,13 +311,13 @@ pub struct ServerTimes {
 }
 
 impl ServerTimes {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         self.with(other, u64::saturating_add)
     }
 
-    /// What came since `earlier`.
+    /// The difference to `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         self.with(earlier, u64::saturating_sub)
@@ -373,22 +350,22 @@ pub struct HostUse {
     pub speed_range: Option<[f64; 2]>,
 }
 
-/// Something that makes a point less sound, with what to do about it.
+/// A condition that makes a point less reliable, with what to do about it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Warning {
     /// For programs.
     pub code: String,
-    /// For people: what it is and what to do.
+    /// For people: the condition, and what to do.
     pub message: String,
 }
 
 impl Warning {
-    /// What kind of warning it is.
+    /// The kind of the warning.
     pub fn kind(&self) -> WarningCode {
         WarningCode::of(&self.code)
     }
 
-    /// Whether a point that carries it is invalid.
+    /// Whether a point with this warning is invalid.
     pub fn spoils(&self) -> bool {
         self.kind().severity() == Severity::Invalid
     }

@@ -5,7 +5,7 @@ use crate::{
     device::DeviceKind,
     load::{Arrivals, LoadPoint},
     model::{Format, ModelRef, TensorShape},
-    part::{Answers, EngineCpu, GpuUse, HostUse, Reason, Warning},
+    part::{Answers, EngineCpu, GpuUse, HostUse, Reason, Warning, point_document},
     stats::Figure,
 };
 use serde::{Deserialize, Serialize};
@@ -167,45 +167,38 @@ pub struct SlaResult {
     pub best: Option<PeakSummary>,
 }
 
-/// One load point, folded over the repeats.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct ProfilePoint {
-    pub load: ProfileLoad,
-    /// Repeats that measured this load; 0 in documents that do not say.
-    #[serde(default)]
-    pub repeats: u32,
-    pub duration_s: f64,
-    pub requests: u64,
-    pub errors: u64,
-    /// Calls that were sent again, because the server had not begun them.
-    #[serde(default)]
-    pub resent: u64,
-    pub error_kinds: BTreeMap<String, u64>,
-    #[serde(default)]
-    pub answers: Answers,
-    pub inferences: u64,
-    pub requests_per_s: Option<f64>,
-    pub throughput_inferences_per_s: Option<Figure>,
-    pub latency_ms: Latency,
-    pub service_ms: Option<Latency>,
-    pub send_lateness_ms: Option<Lateness>,
-    pub gpu: Option<GpuUse>,
-    /// Joules of the GPU an inference.
-    pub energy_per_inference_j: Option<f64>,
-    pub engine_cpu: Option<EngineCpu>,
-    /// The server's own account, beside `latency_ms`, which is the client's; none where it gives none.
-    pub server: Option<ServerLatency>,
-    pub client_cpu_cores: f64,
-    pub host: Option<HostUse>,
-    pub converged: bool,
-    pub valid: bool,
-    pub warnings: Vec<Warning>,
-    /// Why a field of this point is null, by its path within the point.
-    pub unavailable: BTreeMap<String, Reason>,
-    /// What calls have besides their latency, by name; absent where there is none.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub metrics: BTreeMap<String, Distribution>,
+point_document! {
+    /// One load point, folded over the repeats.
+    #[allow(missing_docs)]
+    pub struct ProfilePoint {
+        {
+            pub load: ProfileLoad,
+            /// Repeats that measured this load; 0 in documents that do not say.
+            #[serde(default)]
+            pub repeats: u32,
+        }
+        counts {
+            pub inferences: u64,
+            pub requests_per_s: Option<f64>,
+            pub throughput_inferences_per_s: Option<Figure>,
+            pub latency_ms: Latency,
+            pub service_ms: Option<Latency>,
+            pub send_lateness_ms: Option<Lateness>,
+        }
+        gpu {
+            /// Joules of the GPU an inference.
+            pub energy_per_inference_j: Option<f64>,
+        }
+        engine_cpu {
+            /// The server's own account, beside `latency_ms`, which is the client's; none where it gives none.
+            pub server: Option<ServerLatency>,
+        }
+        soundness {
+            /// What calls have besides their latency, by name; absent where there is none.
+            #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+            pub metrics: BTreeMap<String, Distribution>,
+        }
+    }
 }
 
 /// The distribution of a metric over a load point, in the unit that it names.

@@ -1,7 +1,7 @@
 //! What `status`, `watch`, `--dry-run` and `workers` show.
 
 use crate::{
-    Problem, RequestId, Timestamp,
+    Incarnation, PoolId, Problem, RequestId, Timestamp,
     device::Device,
     model::{Format, ModelRef, TensorShape},
     request::RequestState,
@@ -87,7 +87,7 @@ pub struct WorkerDoc {
     #[serde(rename = "_id")]
     pub name: String,
     pub schema_version: u32,
-    pub incarnation: String,
+    pub incarnation: Incarnation,
     pub version: String,
     /// Of the envelope of its results ([`crate::wire::VERSION`]).
     #[serde(default)]
@@ -109,7 +109,7 @@ pub struct SlotDoc {
     #[serde(default)]
     pub abilities: Abilities,
     /// The pool whose queue it consumes.
-    pub pool: String,
+    pub pool: PoolId,
 }
 
 /// What a slot says of its engines besides their names, and why it lacks others.

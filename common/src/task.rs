@@ -5,7 +5,7 @@
 //! fault is argued in ARCHITECTURE.md.
 
 use crate::{
-    Code, Problem, ProfileId, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
+    Code, Incarnation, PoolId, Problem, ProfileId, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
     engine::ENDPOINT,
     load::{Load, Sla, Stop},
     model::{ArtifactRef, ModelRef, TensorShape},
@@ -150,7 +150,7 @@ pub struct Lease {
     /// The worker's name.
     pub worker: String,
     /// Its incarnation: a restarted worker is another.
-    pub incarnation: String,
+    pub incarnation: Incarnation,
     /// The slot.
     pub slot: u32,
     /// The claim that it was granted to: asked again, since its answer was lost, it is granted again.
@@ -190,7 +190,7 @@ pub struct Task {
     /// Raised by each transition: what compare-and-swap compares.
     pub revision: u64,
     /// The pool whose queue holds its hint, while queued; whose slot runs it, while claimed.
-    pub pool: Option<String>,
+    pub pool: Option<PoolId>,
     /// Number of attempts granted.
     pub attempt: u32,
     /// Attempts that the engine failed.
@@ -258,9 +258,9 @@ impl Task {
     }
 
     /// waiting → queued: its hint is about to be published to this pool.
-    pub fn queue(&self, pool: &str, now: Timestamp) -> Result<Self, Refusal> {
+    pub fn queue(&self, pool: &PoolId, now: Timestamp) -> Result<Self, Refusal> {
         match self.state {
-            TaskState::Waiting => Ok(Self { pool: Some(pool.to_owned()), ..self.stepped(TaskState::Queued, now) }),
+            TaskState::Waiting => Ok(Self { pool: Some(pool.clone()), ..self.stepped(TaskState::Queued, now) }),
             state => Err(refusal(state)),
         }
     }
@@ -275,11 +275,11 @@ impl Task {
 
     /// waiting or queued → claimed, with a new attempt. A hint may be doubled or stale, so both are fine.
     /// The same claim once more is granted the same attempt.
-    pub fn claim(&self, pool: &str, lease: Lease, now: Timestamp) -> Result<Self, Refusal> {
+    pub fn claim(&self, pool: &PoolId, lease: Lease, now: Timestamp) -> Result<Self, Refusal> {
         match self.state {
             TaskState::Waiting | TaskState::Queued => Ok(Self {
                 attempt: self.attempt + 1,
-                pool: Some(pool.to_owned()),
+                pool: Some(pool.clone()),
                 lease: Some(lease),
                 ..self.stepped(TaskState::Claimed, now)
             }),
@@ -291,9 +291,15 @@ impl Task {
     }
 
     /// The holder's worker came back as another incarnation, with the attempt's result in its journal.
-    pub fn adopt(&self, attempt: u32, incarnation: &str, now: Timestamp, lease: Duration) -> Result<Self, Refusal> {
+    pub fn adopt(
+        &self,
+        attempt: u32,
+        incarnation: &Incarnation,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<Self, Refusal> {
         let held = self.holder(attempt)?;
-        let lease = Lease { incarnation: incarnation.to_owned(), expires_at: now.plus(lease), ..held.clone() };
+        let lease = Lease { incarnation: incarnation.clone(), expires_at: now.plus(lease), ..held.clone() };
         Ok(Self { lease: Some(lease), revision: self.revision + 1, ..self.clone() })
     }
 
@@ -301,13 +307,13 @@ impl Task {
     pub fn renew(
         &self,
         attempt: u32,
-        incarnation: &str,
+        incarnation: &Incarnation,
         now: Timestamp,
         lease: Duration,
         progress: &str,
     ) -> Result<Self, Refusal> {
         let held = self.holder(attempt)?;
-        if held.incarnation != incarnation {
+        if held.incarnation != *incarnation {
             return Err(Refusal::NotHolder);
         }
         let lease = Lease { expires_at: now.plus(lease), ..held.clone() };

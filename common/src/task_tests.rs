@@ -85,7 +85,7 @@ fn task(engine: &str) -> Task {
 fn lease(dice: &mut Dice, now: Timestamp) -> Lease {
     Lease {
         worker: dice.one_of(&["v", "w"]).to_owned(),
-        incarnation: dice.one_of(&["one", "two"]).to_owned(),
+        incarnation: dice.one_of(&["one", "two"]).into(),
         slot: dice.one_of(&[0, 1]),
         claim_id: dice.one_of(&["", "a", "b"]).to_owned(),
         expires_at: now.plus(LEASE),
@@ -99,9 +99,9 @@ fn happens(event: Event, task: &Task, dice: &mut Dice, now: Timestamp) -> Result
     let problem = Problem::new(dice.one_of(&codes), "it failed");
     let claim = lease(dice, now);
     match event {
-        Event::Queue => task.queue("pool", now),
+        Event::Queue => task.queue(&"pool".into(), now),
         Event::Unqueue => task.unqueue("its hint was lost", now),
-        Event::Claim => task.claim("pool", claim, now),
+        Event::Claim => task.claim(&"pool".into(), claim, now),
         Event::Adopt => task.adopt(attempt, &claim.incarnation, now, LEASE),
         Event::Renew => task.renew(attempt, &claim.incarnation, now, LEASE, "warming up"),
         Event::HandBack => task.hand_back(attempt, "it stops", now),

@@ -5,8 +5,9 @@ use modelmeter_common::{
     SCHEMA_VERSION, Timestamp, VERSION,
     device::{CPU_CLASS, DeviceKind},
     engine::ENDPOINT,
+    fold::fold_points,
     load::{Load, LoadPoint, Sla},
-    part::{Deployment, Final, Metric, Outcome, Part, Percentile, Point, Reason, ServerTimes},
+    part::{Deployment, Final, Metric, Outcome, Part, Point, Reason, ServerTimes},
     profile::{
         Distribution, Latency, Lateness, PeakSummary, Profile, ProfileArtifact, ProfileDevice, ProfileEngine,
         ProfilePoint, ProfileState, Repeat, ServerLatency, SlaResult, Summary,
@@ -14,8 +15,8 @@ use modelmeter_common::{
     request::RequestDoc,
     stats::{
         Figure, Histogram,
-        fold::fold_points,
-        percentile::Sample,
+        percentile::Percentile,
+        sample::Sample,
         sla::{holds, is_met},
     },
     task::Task,
@@ -26,9 +27,9 @@ const NS_PER_MS: f64 = 1e6;
 
 /// The winning attempt of one repeat.
 pub struct Measured {
-    /// Which repeat.
+    /// Number of the repeat.
     pub repeat: u32,
-    /// Its final, `Done`.
+    /// Final of the attempt, `Done`.
     pub last: Final,
     /// Its parts.
     pub parts: Vec<Part>,
@@ -142,7 +143,7 @@ fn fold(measured: &[&Measured]) -> Vec<Point> {
     by_load.into_iter().filter_map(|(_, points)| fold_points(&points)).collect()
 }
 
-/// What loads are ordered by: the reference, one in flight or the lowest rate, comes first.
+/// Sort key of loads: the reference, one in flight or the lowest rate, comes first.
 fn size(load: &LoadPoint) -> f64 {
     match load {
         LoadPoint::Closed { concurrency } => f64::from(*concurrency),
@@ -157,12 +158,12 @@ fn best<'a>(points: impl Iterator<Item = &'a Point>) -> Option<&'a Point> {
     points.filter(|p| p.requests_per_s.is_some()).max_by(by_support)
 }
 
-/// How many repeats measured this load.
+/// Number of repeats that measured this load.
 fn repeats_of(load: LoadPoint, measured: &[&Measured]) -> u32 {
     measured.iter().filter(|m| m.parts.iter().any(|part| part.point.load == load)).count() as u32
 }
 
-/// How many repeats a certified headline must rest on: all that were asked for. Others may rest on one.
+/// Number of repeats that a certified headline needs: all that were asked for. Other headlines need one.
 fn needed(request: &RequestDoc, repeats: usize) -> u32 {
     if request.request.stop.certified { repeats as u32 } else { 1 }
 }
@@ -196,7 +197,7 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point], needed: u32) -> Sl
             && repeats(point.load).all(|repeat| holds(sla, sample(repeat)))
     };
     let best = headline(folded.iter().filter(|point| meets(point)), measured, needed);
-    // What is neither shown to be met nor missed at each valid point is open.
+    // The SLA is missed only where every valid point misses it; otherwise the question stays open.
     let mut valid = folded.iter().filter(|point| point.valid).peekable();
     let misses = |point: &Point| !holds(sla, sample(point));
     let is_missed = valid.peek().is_some() && valid.all(|point| misses(point) || repeats(point.load).any(misses));
@@ -204,7 +205,7 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point], needed: u32) -> Sl
     SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met, best: best.map(peak) }
 }
 
-/// Each repeat of a search has rates of its own: what they all found is the lowest that one of them did.
+/// Each repeat of a search has rates of its own: the rate that all of them support is the lowest that one found.
 fn judge_searches(sla: &Sla, measured: &[&Measured]) -> SlaResult {
     let found = measured.iter().map(|m| judge(sla, &[*m], &fold(&[*m]), 1));
     let rate = |found: &SlaResult| found.best.as_ref().and_then(|best| best.summary.throughput_inferences_per_s);
@@ -220,7 +221,7 @@ fn deployment(last: &Final) -> Option<&Deployment> {
     }
 }
 
-/// The device that it ran on; for a cell that never ran, what is known from its class.
+/// The device that a cell ran on; for a cell that never ran, the fields that its class tells.
 fn device(class: &str, is_elsewhere: bool, last: Option<&Final>) -> ProfileDevice {
     match last.map(|last| &last.device).filter(|_| !is_elsewhere) {
         Some(device) => ProfileDevice {
@@ -346,7 +347,7 @@ fn distribution(metric: &Metric) -> Distribution {
     Distribution { unit: metric.unit.clone(), values: latency(&metric.values, &metric.percentiles) }
 }
 
-/// Means over the calls; none where there were none.
+/// Means over the calls; none without calls.
 fn server(times: ServerTimes) -> Option<ServerLatency> {
     let mean_ms = |ns: u64| ns as f64 / times.requests as f64 / NS_PER_MS;
     (times.requests > 0).then(|| ServerLatency {

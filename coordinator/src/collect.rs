@@ -22,12 +22,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Results in hand at once.
+/// Most results that are processed at once.
 pub const PREFETCH: u16 = 64;
-/// Between tries while the hub does not answer.
+/// Pause between tries while the hub does not answer.
 const HUB_PAUSE: Duration = Duration::from_secs(1);
 
-/// Collects until `stop`, then lets what is in hand end.
+/// Collects until `stop`, then finishes the results in process.
 pub async fn run(core: Arc<Core>, mut results: Box<dyn Consumer>, stop: CancellationToken) {
     let mut hands = JoinSet::new();
     loop {
@@ -47,7 +47,7 @@ pub async fn run(core: Arc<Core>, mut results: Box<dyn Consumer>, stop: Cancella
     while hands.join_next().await.is_some() {}
 }
 
-/// Why a result cannot be taken in.
+/// The reason why a result cannot be stored.
 #[derive(Debug, thiserror::Error)]
 enum CollectError {
     #[error(transparent)]
@@ -95,7 +95,8 @@ async fn take_in(core: &Core, body: &[u8]) -> Result<(), CollectError> {
         }
         Kind::Final => {
             let last: Final = wire::decode(body)?;
-            // Before the write, so that whichever of part and final comes second sees the other.
+            // The final is remembered before the write, so that whichever of part and final comes second sees the
+            // other.
             core.expect_parts(last.task_id, last.attempt);
             core.hub.insert_final(&last).await?;
             Ok(settle(core, &last).await?)
@@ -142,7 +143,7 @@ async fn settle(core: &Core, last: &Final) -> Result<(), HubError> {
         && task.state == TaskState::Cancelled
         && let Some(request) = core.stored_request(task.request_id).await?
     {
-        // The load points that were finished when it was cancelled came after that.
+        // The load points that a cancelled task had finished came after its cancellation.
         fold_cell(core, &request, task).await?;
     }
     Ok(())

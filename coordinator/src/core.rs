@@ -23,54 +23,54 @@ use tokio::sync::{Notify, watch};
 pub const MAX_REQUESTS: u32 = 1000;
 /// Tries of one compare-and-swap before it is left to the sweep, or to the caller.
 pub const SWAP_TRIES: u32 = 16;
-/// Each claim asks for the registered workers: another coordinator's news may be this late.
+/// Age at which the list of workers, which each claim needs, is read again from the hub.
 const WORKERS_AGE: Duration = Duration::from_millis(500);
-/// A worker that was silent for this many leases is not counted on.
+/// A worker that was silent for this many leases does not count as live.
 const SILENT_LEASES: u32 = 2;
-/// Stored requests that are remembered; another coordinator may end them unheard.
+/// Most stored requests that are remembered; another coordinator may end them without notice.
 const REMEMBERED_REQUESTS: usize = 2 * MAX_REQUESTS as usize;
 
 /// Whether this coordinator leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Leadership {
-    /// It answers users and workers; another leads, or nobody yet.
+    /// This coordinator answers users and workers; another one leads, or none yet.
     Follower,
-    /// It dispatches, collects and sweeps as well.
+    /// This coordinator dispatches, collects and sweeps as well.
     Leader {
         /// Raised with each new leader of the hub.
         epoch: u64,
     },
 }
 
-/// Shared by everything in the coordinator.
+/// The state that all parts of the coordinator share.
 pub struct Core {
-    /// Where hints and results travel.
+    /// The broker, for hints and results.
     pub broker: Arc<dyn Broker>,
-    /// The truth.
+    /// The hub, which is the truth.
     pub hub: Arc<dyn Hub>,
-    /// The time by which rules go.
+    /// The clock of all rules with time.
     pub clock: Arc<dyn Clock>,
     /// How long a claim holds without being renewed.
     pub lease: Duration,
-    /// Wakes the dispatcher: something may be queued.
+    /// Wakes the dispatcher when a task may be queued.
     pub work: Notify,
-    /// Turns of slots that ask for their next task.
+    /// Counter of the slots' requests for a next task.
     pub turn: AtomicUsize,
-    /// What is told to those who follow requests.
+    /// Feeds of events for followers of requests.
     pub feeds: Feeds,
-    /// No other coordinator changes anything in this hub.
+    /// Whether no other coordinator changes anything in this hub.
     pub is_alone: bool,
     /// Whether this coordinator leads.
     pub leadership: watch::Sender<Leadership>,
     stuck: Mutex<Option<String>>,
-    /// The hub's clock when it was read last, and this clock then.
+    /// The last reading of the hub's clock, and this process's clock at that moment.
     read: Mutex<(Timestamp, Duration)>,
     listens_since: Mutex<Timestamp>,
     workers: Mutex<Option<(Duration, Vec<WorkerDoc>)>>,
     /// Attempts with a final that came before all of their parts.
     pending: Mutex<HashSet<(TaskId, u32)>>,
-    /// Tasks of a request that are not known to have ended: at zero the hub is asked.
+    /// Number of tasks of a request that are not known to have ended; at zero the hub is asked.
     open: Mutex<HashMap<RequestId, u64>>,
     requests: Mutex<HashMap<RequestId, Arc<RequestDoc>>>,
 }
@@ -116,27 +116,27 @@ impl Core {
         Ok(())
     }
 
-    /// Since when, without a break, workers could say that they live.
+    /// The time since which workers could renew without a break.
     pub fn listens_since(&self) -> Timestamp {
         *locked(&self.listens_since)
     }
 
-    /// Whether a silence says something: every worker that lives has had a lease's time to be heard.
+    /// Whether silence proves a worker's absence: every live worker has had a lease's time to renew.
     pub fn has_listened(&self) -> bool {
         self.now().since(self.listens_since()) >= self.lease
     }
 
-    /// Begins to listen anew: nobody could be heard until now.
+    /// Restarts the time for workers to renew, after a time in which none could.
     pub fn listen_anew(&self) {
         *locked(&self.listens_since) = self.now();
     }
 
-    /// Why the dispatcher cannot queue anything now.
+    /// The reason why the dispatcher cannot queue anything now.
     pub fn stuck(&self) -> Option<String> {
         locked(&self.stuck).clone()
     }
 
-    /// Says why the dispatcher cannot queue anything, or that it can.
+    /// Sets the reason why the dispatcher cannot queue anything; none when it can.
     pub fn set_stuck(&self, why: Option<String>) {
         *locked(&self.stuck) = why;
     }
@@ -172,7 +172,7 @@ impl Core {
         Ok(pool::pools(&self.live_workers().await?))
     }
 
-    /// A request as it was stored: everything but how far it is, which changes.
+    /// A request as it was stored: all fields but its progress, which changes.
     pub async fn stored_request(&self, id: RequestId) -> Result<Option<Arc<RequestDoc>>, HubError> {
         let known = locked(&self.requests).get(&id).cloned();
         if known.is_some() {

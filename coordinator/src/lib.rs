@@ -30,26 +30,26 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// What a coordinator is started with.
+/// Options of a coordinator.
 pub struct Options {
-    /// Where hints and results travel.
+    /// The broker, for hints and results.
     pub broker: Arc<dyn Broker>,
-    /// The truth.
+    /// The hub, which is the truth.
     pub hub: Arc<dyn Hub>,
     /// How long a claim holds without being renewed.
     pub lease: Duration,
     /// How often the sweep looks for what was lost.
     pub sweep_every: Duration,
-    /// Only answers questions: never leads, since another process may do so on the same hub.
+    /// Whether the coordinator only answers questions and never leads, since another process may lead on the same hub.
     pub read_only: bool,
-    /// Holds a lock by which no other process leads on this hub: leads at once, whatever a killed process left.
+    /// Whether the process holds a lock by which no other process leads on this hub: it then leads at once.
     pub is_alone: bool,
-    /// The time by which rules go.
+    /// The clock of all rules with time.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Options {
-    /// The usual ones: a lease of 30 s, a sweep each second.
+    /// The defaults: a lease of 30 s, a sweep each second.
     pub fn new(broker: Arc<dyn Broker>, hub: Arc<dyn Hub>) -> Self {
         Self {
             broker,
@@ -73,22 +73,22 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Where it answers gRPC.
+    /// The address of the gRPC port.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
     }
 
-    /// Where it answers HTTP, if it does.
+    /// The address of the HTTP port, if there is one.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http_addr
     }
 
-    /// Whether it leads now.
+    /// Whether the coordinator leads now.
     pub fn leadership(&self) -> Leadership {
         *self.core.leadership.borrow()
     }
 
-    /// Waits until one of its parts ended by itself, which none should: the coordinator is of no use then.
+    /// Waits until a part of the coordinator ends by itself, which is a fault that stops it from working.
     pub async fn wait(&mut self) {
         self.tasks.join_next().await;
     }

@@ -10,17 +10,13 @@ use modelmeter_common::{
     request::RequestState,
     task::{Assignment, MAX_DEATHS, TaskState},
 };
-use modelmeter_coordinator::{
-    Handle,
-    clock::{Clock, Simulated},
-    core::Leadership,
-};
+use modelmeter_coordinator::{Handle, clock::Clock, core::Leadership};
 use modelmeter_proto::control::{StatusRequest, attempt_fate::Fate};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use support::House;
+use support::{House, clock::Simulated};
 
 const LEASE: Duration = Duration::from_secs(30);
 /// A leader renews its lease as often.

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 /// The first inference: engines compile and allocate in it, so it is not part of any point.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FirstInference {
-    /// From just before the send to the whole response, in ms.
+    /// Time from just before the send to the whole response, in ms.
     pub latency_ms: f64,
-    /// How the answer differs from what was declared.
+    /// Differences between the answer and what the server declared.
     pub remarks: Vec<Remark>,
 }
 

@@ -2,24 +2,8 @@
 //! throughput with their 95 % intervals. It is a library of its own, which knows no engine, queue or hub.
 //!
 //! ```no_run
-//! use modelmeter_common::load::{LoadPoint, Stop};
-//! use modelmeter_meter::{Rules, Target, measure, unary::{Call, Unary, frame_around}};
-//! use std::sync::Arc;
-//!
-//! # async fn alone() -> Result<(), modelmeter_common::Problem> {
-//! // What to call: a server, a gRPC method, and encoded messages that are sent in turn.
-//! let call = Call { path: "/package.Service/Method".into(), frames: vec![frame_around(b"message")?], batch_size: 1 };
-//! let target = Target::new("127.0.0.1:8001".parse()?, Arc::new(Unary::new(call)), Arc::new(()));
-//! // When to stop, and the load: four calls in flight.
-//! let rules =
-//!     Rules { stop: Stop::default(), batches: None, seed: 0, slice: None, sla: None, aim: Default::default() };
-//! let point = measure(&target, LoadPoint::Closed { concurrency: 4 }, &rules, &(), &Default::default()).await?;
-//! println!("{} calls, {:?} a second", point.requests, point.requests_per_s);
-//! # Ok(())
-//! # }
+#![doc = include_str!("../examples/alone.rs")]
 //! ```
-//!
-//! `examples/alone.rs` is the same as a program.
 //!
 //! | to find | read |
 //! |---|---|

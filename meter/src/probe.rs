@@ -6,19 +6,19 @@
 use modelmeter_common::part::{EngineCpu, GpuUse, HostUse, Reason, Warning};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Looks at device, engine and host from the first to the last call of a point.
+/// Samples device, engine and host from the first to the last call of a point.
 pub trait Probe: Send + Sync {
-    /// Starts to look.
+    /// Starts sampling.
     fn begin(&self) -> Box<dyn Sampling>;
 }
 
-/// A look that goes on. Dropped without [`Sampling::end`], it stops.
+/// A running sampling. Dropped without [`Sampling::end`], it stops.
 pub trait Sampling: Send {
-    /// Ends it. May block for a while.
+    /// Ends the sampling. May block for a while.
     fn end(self: Box<Self>) -> Samples;
 }
 
-/// Looks at nothing: for users who only want the figures of the calls.
+/// Samples nothing: for users who only want the figures of the calls.
 impl Probe for () {
     fn begin(&self) -> Box<dyn Sampling> {
         Box::new(())

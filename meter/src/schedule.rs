@@ -6,12 +6,12 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 /// The pace of a load point. Times are nanoseconds of the event loop's clock.
 #[derive(Debug)]
 pub enum Pacer {
-    /// As soon as one ends the next is due.
+    /// The next call is due as soon as one ends.
     Closed {
         /// Calls in flight.
         concurrency: usize,
     },
-    /// Due at times that are fixed beforehand.
+    /// Calls are due at times that are fixed beforehand.
     Open(Schedule),
 }
 
@@ -24,7 +24,7 @@ impl Pacer {
         }
     }
 
-    /// Sending begins now.
+    /// Begins the schedule now.
     pub fn start(&mut self, now: u64) {
         if let Self::Open(schedule) = self {
             schedule.next_ns += now as f64;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Monotonic nanoseconds since it was made.
+/// A monotonic clock that counts nanoseconds from when it was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -23,7 +23,7 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// Now.
+    /// The time since the clock was made.
     pub fn now_ns(self) -> u64 {
         self.0.elapsed().as_nanos() as u64
     }
@@ -44,12 +44,12 @@ impl Watch {
         self.0.fd == fd.as_raw_fd()
     }
 
-    /// Whether there is something to read, the end or an error included.
+    /// Whether the descriptor has something to read, the end or an error included.
     pub fn readable(&self) -> bool {
         self.0.revents & !libc::POLLOUT != 0
     }
 
-    /// Whether it takes bytes.
+    /// Whether the descriptor takes bytes.
     pub fn writable(&self) -> bool {
         self.0.revents & libc::POLLOUT != 0
     }

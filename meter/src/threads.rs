@@ -19,7 +19,7 @@ pub fn pin_this_thread(cores: &[u32]) {
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
 }
 
-/// Cores as the kernel takes them.
+/// A set of cores in the kernel's form.
 pub fn set_of(cores: &[u32]) -> libc::cpu_set_t {
     // SAFETY: an all-zero set is the empty set; CPU_SET checks its bound.
     unsafe {

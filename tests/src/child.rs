@@ -1,20 +1,14 @@
 //! A process that a test started, in a process group of its own that never outlives the test.
 
-use crate::eventually;
+use crate::{eventually, logs};
 use anyhow::{Context, Result};
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, Command, ExitStatus, Stdio},
-    sync::Mutex,
     time::Duration,
 };
-
-/// Logs of the children that live, by name.
-static LOGS: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
-/// Lines of each log that are shown.
-const SHOWN_LINES: usize = 60;
 
 /// A running process with its group and its log.
 pub struct Child {
@@ -32,7 +26,7 @@ impl Child {
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
         let process = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let guard = guard(process.id())?;
-        logs(|logs| logs.push((name.to_owned(), log.to_owned())));
+        logs::add(name, log);
         Ok(Self { name: name.to_owned(), process, guard, log: log.to_owned() })
     }
 
@@ -85,7 +79,7 @@ impl Drop for Child {
         let _ = self.process.wait();
         let _ = self.guard.kill();
         let _ = self.guard.wait();
-        logs(|logs| logs.retain(|(_, path)| path != &self.log));
+        logs::remove(&self.log);
     }
 }
 
@@ -101,22 +95,6 @@ fn send(pid: i32, signal: i32) -> Result<()> {
     match unsafe { libc::kill(pid, signal) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()).with_context(|| format!("signal {signal} to {pid}")),
-    }
-}
-
-fn logs<T>(f: impl FnOnce(&mut Vec<(String, PathBuf)>) -> T) -> T {
-    f(&mut LOGS.lock().expect("no code panics while it holds the logs"))
-}
-
-/// Prints the end of every living child's log to standard error.
-pub fn print_logs() {
-    for (name, path) in logs(|logs| logs.clone()) {
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        eprintln!("--- {name} ({} lines) ---", lines.len());
-        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
-            eprintln!("{line}");
-        }
     }
 }
 

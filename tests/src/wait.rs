@@ -1,6 +1,6 @@
 //! Waiting on a predicate with a deadline: no test sleeps for a fixed time.
 
-use crate::child;
+use crate::logs;
 use std::{future::Future, time::Duration};
 use tokio::time::{Instant, sleep};
 
@@ -21,7 +21,7 @@ where
             return Ok(value);
         }
         if Instant::now() >= end {
-            child::print_logs();
+            logs::print();
             anyhow::bail!("{what}: not within {deadline:?}");
         }
         sleep(pause).await;

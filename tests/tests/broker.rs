@@ -4,9 +4,12 @@ use anyhow::{Context, Result};
 use modelmeter_common::broker::{
     Broker, BrokerError, Consumer, Delivery,
     amqp::{self, AmqpBroker},
-    conformance::{self, fresh},
 };
-use modelmeter_tests::{eventually, rabbitmq::Node};
+use modelmeter_tests::{
+    conformance::broker::{self as conformance, fresh},
+    eventually,
+    rabbitmq::Node,
+};
 use std::{
     collections::BTreeSet,
     sync::{

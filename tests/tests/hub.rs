@@ -4,12 +4,10 @@
 use anyhow::{Context, Result};
 use futures::TryStreamExt as _;
 use modelmeter_common::{Code, Problem, RequestId, SCHEMA_VERSION, request::RequestState};
-use modelmeter_coordinator::hub::{
-    self, Hub, HubError, Inserted,
-    conformance::{self, documents as docs, speed::speed},
-};
+use modelmeter_coordinator::hub::{self, Hub, HubError, Inserted};
 use modelmeter_tests::{
-    eventually,
+    conformance::hub::{self as conformance, speed::speed},
+    documents as docs, eventually,
     mongod::{Mode, Server},
     ports,
 };
@@ -135,7 +133,7 @@ async fn distinct(database: &Database, collection: &str, field: &str) -> Result<
 async fn documents_are_the_public_contract(hub: &dyn Hub, database: &Database) -> Result<()> {
     let request = docs::request("contract", RequestState::Running, 0);
     let task = docs::task(request.id, 0);
-    let task = task.claim("pool", docs::lease(0), docs::at(5))?;
+    let task = task.claim(&"pool".into(), docs::lease(0), docs::at(5))?;
     let profile = docs::profile(request.id, docs::model_ref("contract", "1"), 8, 0);
     hub.insert_request(&request).await?;
     hub.insert_tasks(std::slice::from_ref(&task)).await?;
@@ -275,7 +273,7 @@ async fn a_frozen_mongod_is_no_early_acknowledgement_and_no_hang() -> Result<()>
     let hub = hub::open(&server.url(DATABASE)).await?;
     let (task, other) = (docs::task(RequestId::random(), 0), docs::task(RequestId::random(), 0));
     hub.insert_tasks(std::slice::from_ref(&task)).await?;
-    let next = task.queue("p", docs::at(1))?;
+    let next = task.queue(&"p".into(), docs::at(1))?;
     server.signal(libc::SIGSTOP)?;
     let started = Instant::now();
     let part = docs::part(&task, 1, 0);

@@ -4,8 +4,8 @@
 mod parse;
 mod profile;
 
-pub use parse::{RequestWord, Steps};
-pub use profile::{Budget, Format, LoadMode, ProfileArgs, ReportArgs, TlsArgs};
+pub use parse::{Budget, RequestWord, Steps};
+pub use profile::{LoadMode, ProfileArgs, ReportArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use modelmeter_common::{

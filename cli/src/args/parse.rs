@@ -1,6 +1,5 @@
 //! The small languages of flag values: durations, shapes, settings, agreements. Pure; each error says what is allowed.
 
-use super::Budget;
 use modelmeter_common::{
     Problem,
     batch::Stated,
@@ -19,6 +18,15 @@ fn wrong(text: &str, what: &str, example: &str) -> Problem {
 pub fn millis(text: &str) -> Result<u64, Problem> {
     let duration = config::duration(text).map_err(|_| wrong(text, "a duration", "2s, 500ms or 2m"))?;
     u64::try_from(duration.as_millis()).map_err(|_| wrong(text, "a duration that ends", "2m"))
+}
+
+/// How long a request may take in all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Budget {
+    /// As long as its stop rules take.
+    None,
+    /// So many milliseconds.
+    Time(u64),
 }
 
 /// A duration, or `none`.

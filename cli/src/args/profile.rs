@@ -2,9 +2,9 @@
 
 use super::{
     ArtifactArgs,
-    parse::{self, Steps},
+    parse::{self, Budget, Steps},
 };
-use crate::report::View;
+use crate::report::{Format, View};
 use clap::{Args, ValueEnum};
 use modelmeter_common::{
     batch::Stated,
@@ -14,26 +14,6 @@ use modelmeter_common::{
 use modelmeter_meter::endpoint::TlsFiles;
 use serde_json::Value;
 use std::path::PathBuf;
-
-/// How results are printed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Format {
-    /// A table with a row for each cell
-    Table,
-    /// The classic block of six indicators for each cell
-    Classic,
-    /// The hub's documents, as one array
-    Json,
-}
-
-/// How long a request may take in all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Budget {
-    /// As long as its stop rules take.
-    None,
-    /// So many milliseconds.
-    Time(u64),
-}
 
 /// How results are shown.
 #[derive(Args, Clone, Debug, Default)]

@@ -2,10 +2,10 @@
 
 use super::{Context, print};
 use crate::{
-    args::{Format, RequestWord, ResultsArgs},
+    args::{RequestWord, ResultsArgs},
     client::Client,
     embedded::Embedded,
-    report,
+    report::{self, Format},
 };
 use modelmeter_common::{Code, Problem, Timestamp, profile::Profile};
 

@@ -2,12 +2,13 @@
 
 use super::{Context, print};
 use crate::{
-    args::{Format, ProfileArgs, WatchArgs},
+    args::{ProfileArgs, WatchArgs},
     client::Client,
     failure::Failure,
     follow, interrupt, job,
     progress::Progress,
-    report, run,
+    report::{self, Format},
+    run,
 };
 use modelmeter_common::Problem;
 

@@ -28,7 +28,7 @@ pub use profiles::profiles;
 pub(crate) use shapes::{settings_text, shapes, shapes_differ};
 pub use table::{Align, Table};
 
-use crate::args::Format;
+use clap::ValueEnum;
 use console::Term;
 use modelmeter_common::profile::Profile;
 use paint::Paint;
@@ -37,6 +37,17 @@ use paint::Paint;
 const FILE_WIDTH: usize = 100;
 /// Narrower screens get what needs this width.
 const LEAST_WIDTH: usize = 40;
+
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    /// A table with a row for each cell
+    Table,
+    /// The classic block of six indicators for each cell
+    Classic,
+    /// The hub's documents, as one array
+    Json,
+}
 
 /// How much of the results to show, and on what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

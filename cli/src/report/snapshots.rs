@@ -1,8 +1,7 @@
 //! What a reader sees, kept as files beside this one: each case on three screens, plain and in colour, with `--detail`, and
 //! as classic blocks. `INSTA_UPDATE=always cargo nextest run -p modelmeter snapshots` writes them anew.
 
-use super::{View, render, samples};
-use crate::args::Format;
+use super::{Format, View, render, samples};
 use modelmeter_common::profile::Profile;
 use unicode_width::UnicodeWidthStr;
 

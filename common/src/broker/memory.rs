@@ -210,13 +210,3 @@ impl Settle for MemorySettle {
         Ok(self.shared.settle(self.consumer, self.tag, verdict))
     }
 }
-
-#[cfg(all(test, feature = "conformance"))]
-mod tests {
-    use super::*;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn passes_the_conformance_suite() {
-        super::super::conformance::run_all(|| async { Arc::new(MemoryBroker::new()) as Arc<dyn Broker> }).await;
-    }
-}

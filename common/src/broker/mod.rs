@@ -3,11 +3,9 @@
 //! least once is enough; an adapter may deliver twice, and must redeliver what was not acknowledged.
 
 pub mod amqp;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 pub mod memory;
 
-use crate::{Code, Problem};
+use crate::{Code, PoolId, Problem};
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -96,7 +94,7 @@ pub const QUARANTINE: &str = "modelmeter.quarantine";
 pub const RESULTS: &str = "modelmeter.results";
 
 /// The task queue of a pool.
-pub fn task_queue(pool: &str) -> String {
+pub fn task_queue(pool: &PoolId) -> String {
     format!("modelmeter.tasks.{pool}")
 }
 

@@ -1,15 +1,14 @@
 //! Statistics: the one histogram, and intervals that say how far a figure can be trusted.
 
 pub mod batch;
-pub mod fold;
 mod histogram;
 pub mod percentile;
+pub mod sample;
 pub mod series;
 pub mod sla;
-mod special;
+pub(crate) mod special;
 pub mod stop;
 mod stretches;
-pub mod unsupported;
 pub mod warmup;
 
 pub use histogram::{Histogram, HistogramError};

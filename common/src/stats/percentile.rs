@@ -19,17 +19,16 @@
 //! ([`super::stretches`]), and where that gives none either, a one-sided lower bound is left.
 
 use super::{
-    Figure, Histogram, Interval,
+    Figure, Interval,
     batch::{inflation, joined, spread},
+    sample::{MEDIAN, Sample, rank},
     special::{binomial_cdf, binomial_quantile},
     stretches,
 };
-use crate::part::{Basis, Percentile};
+use serde::{Deserialize, Serialize};
 
 /// The percentiles that documents show.
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
-/// The percentile that every run with a success has.
-pub const MEDIAN: f64 = 50.0;
 /// The percentile beyond which an interval by stretches needs one by ranks before it: queues' far tails are not covered else.
 const LAST_BY_STRETCHES: f64 = 99.0;
 /// Effective samples from which on the ends of the median's interval lie within what was seen.
@@ -53,48 +52,74 @@ pub fn needed(q: f64) -> u64 {
     (TAIL.ln() / p.ln()).ceil() as u64
 }
 
-/// Calls from which on a percentile is observed: one is expected to lie beyond it. A median is seen of a single call.
-pub fn observable(q: f64) -> u64 {
-    if q <= MEDIAN { 1 } else { (100.0 / (100.0 - q)).round() as u64 }
+/// A percentile of a point's latency.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Percentile {
+    /// 50, 90, 95, 99 or 99.9.
+    pub q: f64,
+    /// The order statistic in ms, failures ranking last; none where too few calls were made for one to lie beyond it, or
+    /// where it falls among the failures.
+    pub ms: Option<Figure>,
+    /// How the interval was found.
+    #[serde(default)]
+    pub basis: Basis,
+    /// Calls that took longer, failures included.
+    #[serde(default)]
+    pub beyond: u64,
+    /// Effective samples that an interval by ranks needs.
+    pub needs: u64,
+    /// Effective samples that there were, by the variance of batches that are joined until they are uncorrelated.
+    pub had: u64,
+    /// Effective samples that the uncertainty of that variance leaves: the width of an interval by ranks comes from these.
+    pub sure: u64,
+    /// The same before batches were joined: joining depends on chance, so the stop rule goes by this number.
+    #[serde(default)]
+    pub sure_unjoined: u64,
 }
 
-/// Consecutive batches of a run: successes' latencies, and failures, which rank slower than all of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
-    /// Latencies of the successes.
-    pub latency: &'a Histogram,
-    /// Number of failures.
-    pub failures: u64,
+/// How the interval of a percentile was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// There is no interval.
+    None,
+    /// Order statistics of the effective samples: the only basis in documents of version 1.
+    #[default]
+    Ranks,
+    /// Percentiles of a few long stretches of the run: wide, since latency changed slowly or few calls lie beyond.
+    Stretches,
 }
 
-impl Sample<'_> {
-    pub(super) fn len(&self) -> u64 {
-        self.latency.len() + self.failures
+impl Percentile {
+    /// The value with its interval; none where the percentile is only observed.
+    pub fn interval(&self) -> Option<Interval> {
+        self.ms?.interval()
     }
 
-    /// The value at this rank in ms; none where it falls among the failures.
-    pub(super) fn rank_ms(&self, rank: u64) -> Option<f64> {
-        (rank <= self.latency.len()).then(|| self.latency.rank_ns(rank) as f64 / 1e6)
+    /// Whether there is an interval whose ends so many samples bound that precision can be asked of it.
+    pub fn is_bounded(&self) -> bool {
+        self.interval().is_some() && self.sure_unjoined >= self.needs
     }
 
-    /// The percentile as it was observed, in ms.
-    pub fn observed_ms(&self, q: f64) -> Option<f64> {
-        let n = self.len();
-        if n < observable(q) { None } else { self.rank_ms(rank(q, n)) }
+    /// Sets the interval, which makes the lower bound superfluous; none leaves the percentile as it is.
+    pub(crate) fn set(&mut self, ends: Option<[f64; 2]>, basis: Basis) {
+        let (Some(ms), Some([low, high])) = (&mut self.ms, ends) else { return };
+        *ms = Interval { value: ms.value, ci95: [low.min(ms.value), high.max(ms.value)] }.into();
+        self.basis = basis;
     }
 }
 
-/// How many independent samples a run's are worth.
+/// Effective samples of a run: the number of independent ones that would be as precise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effective {
-    /// By the variance that its batches show.
+    /// Number by the variance that the batches show.
     pub had: u64,
-    /// By the variance that they leave possible; at most as many.
+    /// Number by the variance that the batches leave possible; at most as many.
     pub sure: u64,
 }
 
 impl Effective {
-    /// So many independent samples.
+    /// A known number of independent samples.
     pub fn known(n: u64) -> Self {
         Self { had: n, sure: n }
     }
@@ -104,7 +129,7 @@ impl Effective {
     }
 }
 
-/// How many samples a batch has, and how many of them are at most some value.
+/// Number of samples of a batch, and of those that are at most some value.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     all: u64,
@@ -187,7 +212,7 @@ fn percentile(
     found
 }
 
-/// The percentile of samples that are worth so much, by ranks alone: what repeats are folded to.
+/// The percentile of so many effective samples, by ranks alone, to which repeats are folded.
 pub fn percentile_of(q: f64, total: Sample, worth: Effective) -> Percentile {
     let mut found = observed(q, total, worth);
     if worth.had >= found.needs {
@@ -205,16 +230,7 @@ fn observed(q: f64, total: Sample, Effective { had, sure }: Effective) -> Percen
     Percentile { q, ms, basis: Basis::None, beyond, needs: needed(q), had, sure, sure_unjoined: sure }
 }
 
-impl Percentile {
-    /// Gives it an interval, which makes the lower bound superfluous; none leaves it as it is.
-    pub(super) fn set(&mut self, ends: Option<[f64; 2]>, basis: Basis) {
-        let (Some(ms), Some([low, high])) = (&mut self.ms, ends) else { return };
-        *ms = Interval { value: ms.value, ci95: [low.min(ms.value), high.max(ms.value)] }.into();
-        self.basis = basis;
-    }
-}
-
-/// What the true percentile exceeds with 97.5 %, in ms: the inner edge of the lower rank's stretch.
+/// The value that the true percentile exceeds with 97.5 %, in ms: the inner edge of the lower rank's stretch.
 fn lower_bound(q: f64, total: Sample, sure: u64) -> Option<f64> {
     let n = total.len();
     if sure == 0 || n == 0 {
@@ -237,12 +253,12 @@ fn ranked(q: f64, total: Sample, sure: u64) -> Option<[f64; 2]> {
     Some([low, value + outward(q, sure) * (high - value)])
 }
 
-/// By how much the upper end is moved away from the value.
+/// The factor by which the upper end is moved away from the value.
 fn outward(q: f64, sure: u64) -> f64 {
     if q > MEDIAN && !is_well_seen(q, sure) { 1.0 + OUTWARD } else { 1.0 }
 }
 
-/// The interval before its upper end was moved outward: what precision can be asked of.
+/// The interval before its upper end was moved outward, which precision is asked of.
 pub fn as_seen(percentile: &Percentile) -> Option<Interval> {
     let Interval { value, ci95: [low, high] } = percentile.interval()?;
     let outward = if percentile.basis == Basis::Ranks { outward(percentile.q, percentile.sure) } else { 1.0 };
@@ -264,15 +280,10 @@ fn ranks(n: u64, p: f64) -> [u64; 2] {
     [low.max(1), high.min(n)]
 }
 
-/// The rank (from 1) of a percentile among n.
-pub fn rank(q: f64, n: u64) -> u64 {
-    // 99.9 / 100 * 1000 is a hair above 999.
-    ((q / 100.0 * n as f64 - 1e-9).ceil() as u64).clamp(1, n.max(1))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::sample::observable, *};
+    use crate::stats::Histogram;
 
     fn filled(values: impl IntoIterator<Item = u64>) -> Histogram {
         let mut h = Histogram::default();

@@ -3,9 +3,9 @@
 use super::{
     Figure, Histogram, Interval,
     batch::{Spread, joined, spread},
-    percentile::{Sample, percentiles},
+    percentile::{Percentile, percentiles},
+    sample::Sample,
 };
-use crate::part::Percentile;
 
 /// At this many batches neighbours are joined in pairs, so that memory does not grow with the run.
 const MOST: usize = 64;

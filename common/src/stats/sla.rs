@@ -4,8 +4,8 @@
 //! independent requests do follows the binomial law; autocorrelated ones count for the effective number of the run's
 //! percentile that is nearest to the limit ([`super::percentile`]). Failures take longer than any limit.
 
-use super::{batch::spread, percentile::Sample, series::Series, special::binomial_cdf};
-use crate::{load::Sla, part::Percentile};
+use super::{batch::spread, percentile::Percentile, sample::Sample, series::Series, special::binomial_cdf};
+use crate::load::Sla;
 
 /// Probability that a claim is wrong.
 const ERROR: f64 = 0.01;

@@ -8,10 +8,11 @@
 use super::{
     Interval,
     batch::Spread,
-    percentile::{MEDIAN, as_seen, observable},
+    percentile::{Percentile, as_seen},
+    sample::{MEDIAN, observable},
     series::Series,
 };
-use crate::{load::Stop, part::Percentile};
+use crate::load::Stop;
 use std::time::Duration;
 
 /// How much longer the run is at each look.

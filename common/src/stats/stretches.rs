@@ -11,7 +11,7 @@
 use super::{
     Histogram,
     batch::{Spread, spread},
-    percentile::{MEDIAN, Sample, rank},
+    sample::{MEDIAN, Sample, rank},
 };
 use std::borrow::Cow;
 

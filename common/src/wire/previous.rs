@@ -5,8 +5,11 @@
 use crate::{
     RequestId, TaskId,
     load::LoadPoint,
-    part::{self, Answers, Basis, EngineCpu, GpuUse, Reason, ServerTimes, Warning},
-    stats::{Figure, Histogram, Interval},
+    part::{self, Answers, EngineCpu, GpuUse, Reason, ServerTimes, Warning},
+    stats::{
+        Figure, Histogram, Interval,
+        percentile::{self, Basis},
+    },
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -111,7 +114,7 @@ impl From<Point> for part::Point {
     }
 }
 
-impl From<Percentile> for part::Percentile {
+impl From<Percentile> for percentile::Percentile {
     /// Version 2 gave a percentile only where ranks bounded it, and judged that by the samples that were sure.
     fn from(Percentile { q, ms, needs, had, sure }: Percentile) -> Self {
         let basis = if ms.is_some() { Basis::Ranks } else { Basis::None };

@@ -2,8 +2,8 @@ use super::*;
 use crate::{
     RequestId, TaskId,
     load::LoadPoint,
-    part::{Basis, Final, Metric, Part, Point},
-    stats::{Figure, Histogram},
+    part::{Final, Metric, Part, Point},
+    stats::{Figure, Histogram, percentile::Basis},
 };
 
 /// A part, a final and a hint, in hex, as the last build of wire version 2 wrote them.

@@ -5,16 +5,10 @@ use super::{
     simulate::{Run, run},
 };
 use modelmeter_common::{
+    fold::fold_points,
     load::{LoadPoint, Sla},
     part::Point,
-    stats::{
-        Figure,
-        fold::fold_points,
-        percentile::{PERCENTILES, Sample},
-        series::Series,
-        sla,
-        stop::StopRule,
-    },
+    stats::{Figure, percentile::PERCENTILES, sample::Sample, series::Series, sla, stop::StopRule},
 };
 use std::sync::{
     Mutex,

@@ -44,8 +44,8 @@ fn task(repeat: u32, winner: Option<u32>) -> Task {
         .into_iter()
         .find(|task| task.repeat == repeat)
         .unwrap();
-    let lease = crate::hub::conformance::documents::lease(0);
-    let claimed = waiting.claim("pool", lease, Timestamp(1)).unwrap();
+    let lease = modelmeter_tests::documents::lease(0);
+    let claimed = waiting.claim(&"pool".into(), lease, Timestamp(1)).unwrap();
     match winner {
         Some(attempt) => claimed.complete(attempt, true, Timestamp(2)).unwrap(),
         None => claimed.fail(1, Problem::new(Code::BadResponse, "not finite"), Timestamp(2)).unwrap(),
@@ -57,7 +57,7 @@ fn a_server_that_already_runs_and_does_not_answer_in_time_is_not_tried_again() {
     let failed = |engine: &str, code: Code| {
         let mut task = task(0, None);
         (task.cell.engine, task.state, task.failures) = (engine.into(), TaskState::Claimed, 0);
-        task.lease = Some(crate::hub::conformance::documents::lease(0));
+        task.lease = Some(modelmeter_tests::documents::lease(0));
         task.fail(1, Problem::new(code, "it hangs"), Timestamp(3)).unwrap().state
     };
     assert_eq!(failed("endpoint", Code::DeadlineExceeded), TaskState::Failed);

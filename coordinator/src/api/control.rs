@@ -1,4 +1,4 @@
-//! What a user calls.
+//! The calls of users.
 
 use super::{artifacts, from_json, parse, refused, to_json};
 use crate::{

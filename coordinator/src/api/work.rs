@@ -1,4 +1,4 @@
-//! What a worker calls.
+//! The calls of workers.
 
 use super::{artifacts, from_json, parse, refused, to_json};
 use crate::{
@@ -79,13 +79,13 @@ impl Work for WorkApi {
 
     async fn register(&self, request: Request<RegisterRequest>) -> Reply<RegisterReply> {
         let request = request.into_inner();
-        // First of all: what else another version sends may not read.
+        // The version is checked first: the other fields of another version may not decode.
         let checked = workers::checked_version(&request.worker, &request.version, request.wire_version);
         let wire_version = checked.map_err(refused)?;
         let held = request.held.iter().filter_map(|held| Some((held.task_id.parse().ok()?, held.attempt))).collect();
         let announced = Registration {
             worker: request.worker,
-            incarnation: request.incarnation,
+            incarnation: request.incarnation.into(),
             version: request.version,
             wire_version,
             slots: request.slots.into_iter().map(slot).collect::<Result<_, _>>()?,
@@ -99,13 +99,13 @@ impl Work for WorkApi {
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Reply<ClaimReply> {
         let ClaimRequest { task_id, worker, incarnation, slot, claim_id } = request.into_inner();
-        let by = Claimant { worker: &worker, incarnation: &incarnation, slot, claim_id: &claim_id };
+        let by = Claimant { worker: &worker, incarnation: &incarnation.into(), slot, claim_id: &claim_id };
         reply(claim::claim(&self.0, parse("task_id", &task_id)?, &by).await.map_err(refused)?)
     }
 
     async fn claim_next(&self, request: Request<ClaimNextRequest>) -> Reply<ClaimReply> {
         let ClaimNextRequest { after_task_id, worker, incarnation, slot } = request.into_inner();
-        let by = Claimant { worker: &worker, incarnation: &incarnation, slot, claim_id: "" };
+        let by = Claimant { worker: &worker, incarnation: &incarnation.into(), slot, claim_id: "" };
         reply(claim::claim_next(&self.0, parse("after_task_id", &after_task_id)?, &by).await.map_err(refused)?)
     }
 
@@ -116,7 +116,7 @@ impl Work for WorkApi {
             Ok::<_, Status>(Progress { task, attempt: of.attempt, progress: of.progress.clone() })
         };
         let asked = attempts.iter().map(progress).collect::<Result<Vec<_>, _>>()?;
-        let fates = match workers::renew(&self.0, &worker, &incarnation, &asked).await.map_err(refused)? {
+        let fates = match workers::renew(&self.0, &worker, &incarnation.into(), &asked).await.map_err(refused)? {
             Renewal::Fates(fates) => fates,
             Renewal::RegisterAgain => {
                 return Ok(Response::new(RenewReply { register_again: true, ..RenewReply::default() }));

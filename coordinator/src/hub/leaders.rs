@@ -1,4 +1,4 @@
-//! Who leads, as the hub keeps it: one document, changed by compare-and-swap.
+//! The leader's lease in the hub: one document, changed by compare-and-swap.
 
 use super::HubError;
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ pub struct Lead {
     pub place: String,
     /// Raised with each new leader.
     pub epoch: u64,
-    /// When it ends unless renewed, by the hub's clock.
+    /// When the lease ends unless renewed, by the hub's clock.
     pub expires_at: Timestamp,
 }
 

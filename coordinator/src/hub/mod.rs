@@ -5,8 +5,6 @@
 //! One trait for each aggregate, in a file of its own here and in each adapter: [`Work`], [`Profiles`], [`Workers`],
 //! [`Library`]. [`Hub`] is all of them.
 
-#[cfg(any(test, feature = "conformance"))]
-pub mod conformance;
 mod leaders;
 mod library;
 pub mod mongo;
@@ -80,7 +78,7 @@ impl HubError {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut(_) | Self::Failed(_))
     }
 
-    /// Whether the hub was not there for anybody, rather than this one call being amiss.
+    /// Whether the hub itself could not be reached, so that every call fails.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut(_) | Self::Storage(_))
     }

@@ -1,4 +1,4 @@
-//! Which adapter an address means.
+//! The choice of an adapter by the hub's address.
 
 use super::{Hub, HubError, mongo, sqlite};
 use modelmeter_common::redact::redact;

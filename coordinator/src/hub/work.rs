@@ -1,9 +1,9 @@
-//! The requests, their tasks, and what came of each attempt.
+//! Requests, their tasks, and the results of each attempt.
 
 use super::{HubError, Inserted};
 use async_trait::async_trait;
 use modelmeter_common::{
-    RequestId, TaskId, Timestamp,
+    PoolId, RequestId, TaskId, Timestamp,
     model::Format,
     part::{Final, Part},
     request::RequestDoc,
@@ -13,24 +13,24 @@ use modelmeter_common::{
 /// Which tasks to list. Every field that is set must hold; results are in the order of (request, order).
 #[derive(Clone, Default, Debug)]
 pub struct TaskFilter {
-    /// Of this request.
+    /// Tasks of this request.
     pub request: Option<RequestId>,
-    /// In one of these states; empty: any.
+    /// Tasks in one of these states; empty: in any.
     pub states: Vec<TaskState>,
-    /// Of this deployment.
+    /// Tasks of this deployment.
     pub deployment_key: Option<String>,
-    /// Queued to or claimed from this pool.
-    pub pool: Option<String>,
+    /// Tasks queued to or claimed from this pool.
+    pub pool: Option<PoolId>,
     /// At most this many.
     pub limit: Option<u32>,
 }
 
-/// What a slot must be able to do to run a task.
+/// The abilities that a slot needs to run a task.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TaskKind {
     /// The engine.
     pub engine: String,
-    /// The format of what it loads; none: it loads nothing.
+    /// The format that the engine loads; none: the engine loads nothing.
     pub format: Option<Format>,
     /// The device class.
     pub device_class: String,
@@ -49,12 +49,12 @@ pub trait Work: Send + Sync + 'static {
 
     async fn insert_request(&self, request: &RequestDoc) -> Result<Inserted, HubError>;
     async fn request(&self, id: RequestId) -> Result<Option<RequestDoc>, HubError>;
-    /// Newest first; `running_only` leaves out the ended ones.
+    /// The requests, newest first; `running_only` leaves out those that ended.
     async fn requests(&self, running_only: bool, limit: u32) -> Result<Vec<RequestDoc>, HubError>;
     /// Replaces the document if it still equals `old` in `state` and `expanded`; `false`: it did not.
     async fn update_request(&self, old: &RequestDoc, new: &RequestDoc) -> Result<bool, HubError>;
 
-    /// Inserts those that are not there yet, in no order; gives how many were new.
+    /// Inserts the tasks that are not there yet, in no order; returns the number of new ones.
     async fn insert_tasks(&self, tasks: &[Task]) -> Result<u64, HubError>;
     async fn task(&self, id: TaskId) -> Result<Option<Task>, HubError>;
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, HubError>;

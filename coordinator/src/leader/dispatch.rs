@@ -9,7 +9,7 @@ use crate::{
     service::transition::{Step, step_from},
 };
 use modelmeter_common::{
-    RequestId,
+    PoolId, RequestId,
     broker::{BrokerError, task_queue},
     request::RequestDoc,
     task::{Task, TaskState},
@@ -24,12 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Hints in a pool's queue for each of its slots.
 const HINTS_PER_SLOT: u32 = 2;
-/// Looks for work this often even when nobody says that there is some.
+/// Longest time between two rounds, also without a notification of new work.
 const IDLE_ROUND: Duration = Duration::from_millis(500);
 /// Rounds are at least this far apart, so that a burst of changes is one round.
 const MIN_GAP: Duration = Duration::from_millis(20);
 
-/// Why a round was cut short; the next one starts afresh.
+/// The reason why a round ended early; the next one starts afresh.
 #[derive(Debug, thiserror::Error)]
 enum DispatchError {
     #[error(transparent)]
@@ -114,12 +114,12 @@ async fn fitting(core: &Core, request: &RequestDoc, pool: &Pool, room: u32) -> R
     Ok(core.hub.waiting_tasks(request.id, &kinds, room).await?.into())
 }
 
-async fn publish(core: &Core, task: Task, pool: &str, queue: &str) -> Result<(), DispatchError> {
+async fn publish(core: &Core, task: Task, pool: &PoolId, queue: &str) -> Result<(), DispatchError> {
     let hint = wire::encode_for_both(&Hint { task_id: task.id }).map_err(|e| HubError::Failed(e.to_string()))?;
     let message_id = format!("{}/{}", task.id, task.revision);
     core.broker.publish(queue, &message_id, &hint).await?;
     match step_from(core, task, |task, now| task.queue(pool, now)).await? {
-        // Claimed or cancelled in between: the hint is stale, and the claim says so.
+        // The task was claimed or cancelled in between: the hint is stale, and its claim will be refused.
         Step::Stepped(_) | Step::Refused(..) | Step::Unknown => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! The election, purely: from the lease as the hub has it, whether this coordinator leads.
+//! The election, purely: whether this coordinator leads, given the lease in the hub.
 
 use crate::hub::Lead;
 use modelmeter_common::{Timestamp, wire::sha256_hex};

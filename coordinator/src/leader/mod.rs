@@ -1,4 +1,5 @@
-//! What only one coordinator of a hub does: dispatching, collecting, sweeping. The others answer users and workers, and
+//! The loops that only one coordinator of a hub runs: dispatch, collect, sweep. The others answer users and workers,
+//! and
 //! take over when the leader's lease ends.
 //!
 //! Two leaders for a moment (one was frozen and does not know yet) do no harm: every change of state is a compare-and-swap
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A lease is renewed, and another's looked at, this many times within it.
 const LOOKS_PER_LEASE: u32 = 3;
-/// The loops of a leader that steps down may end what is in hand for this long.
+/// Time for the loops of a leader that steps down to finish their current step.
 const STEP_DOWN: Duration = Duration::from_secs(2);
 
 /// Stands for election until `stop`, and leads while elected. Returns earlier only where a loop ended by itself.
@@ -105,7 +106,7 @@ async fn down(core: &Core, term: &mut Option<Term>) {
 /// One term of leading, with its loops.
 struct Term {
     lead: Lead,
-    /// Until this time of the coordinator's clock no other can lead.
+    /// Time of the coordinator's clock until which no other can lead.
     sure_until: Duration,
     loops: JoinSet<()>,
     stop: CancellationToken,

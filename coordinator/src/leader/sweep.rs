@@ -11,6 +11,7 @@ use crate::{
     service::{ending, expansion, transition::step},
 };
 use modelmeter_common::{
+    PoolId,
     broker::task_queue,
     request::RequestDoc,
     task::{Refusal, Task, TaskState},
@@ -50,7 +51,7 @@ async fn sweep(core: &Core) -> Result<(), HubError> {
     Ok(())
 }
 
-/// A hub that failed the sweep failed the renewals too.
+/// When the hub fails a sweep, it fails the workers' renewals too.
 fn cut_short(core: &Core, error: &HubError) {
     if error.is_outage() {
         core.listen_anew();
@@ -58,7 +59,7 @@ fn cut_short(core: &Core, error: &HubError) {
 }
 
 async fn sweep_request(core: &Core, request: &RequestDoc) -> Result<(), HubError> {
-    // One that does not expand has been ended.
+    // A request that does not expand has been ended.
     if !request.expanded && expansion::expand(core, request).await?.is_err() {
         return Ok(());
     }
@@ -104,7 +105,7 @@ async fn queued(
     core: &Core,
     task: &Task,
     pools: &[Pool],
-    depths: &mut HashMap<String, Option<u64>>,
+    depths: &mut HashMap<PoolId, Option<u64>>,
 ) -> Result<(), HubError> {
     let (Some(pool), age) = (&task.pool, core.now().since(task.since_at)) else { return Ok(()) };
     if core.has_listened() && !pool::is_there(pool, pools) {

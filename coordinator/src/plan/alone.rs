@@ -7,24 +7,24 @@ use super::{
 use modelmeter_common::{Code, Problem, load::Stop, model::Model, request::Request, task::Cell};
 use std::time::Duration;
 
-/// Wall time of each repeat of a cell without a coordinator, unless the user says how long, and of all at most.
+/// Default wall time of each repeat of a cell without a coordinator, and of the whole request at most.
 const CELL_BUDGET_MS: u64 = 30_000;
 const MOST_BUDGET_MS: u64 = 600_000;
-/// By this part of it a cell may take longer for the calls with which p95 and p99 are seen.
+/// Part of a cell's budget that the cell may take in addition for the calls with which p95 and p99 are seen.
 const GRACE: u64 = 2;
-/// Wall time of a cell below which its figures are hardly worth having.
+/// Wall time of a cell below which its figures are too uncertain to be useful.
 const LEAST_CELL_MS: u64 = 3_000;
 
-/// What a request comes to on the pools of this process.
+/// The plan of a request on the pools of this process.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Planned {
     /// Its cells.
     pub cells: Vec<Cell>,
-    /// What its user is told of its budget.
+    /// Note on the budget for the user.
     pub note: Option<String>,
 }
 
-/// Plans a request; with `usual_budget` it gets that one where it does not say how long it may take.
+/// Plans a request; with `usual_budget`, a request that states no duration gets the default budget.
 ///
 /// # Errors
 /// What is wrong with the request; `not_installed` where no pool can run any of its cells.
@@ -42,7 +42,7 @@ pub fn plan(request: &mut Request, model: &Model, pools: &[Pool], usual_budget: 
 /// The cells of a request where there are no other pools than these.
 ///
 /// # Errors
-/// What is wrong with the request. What no engine here can do is to be installed, not to be waited for.
+/// The first mistake in the request; `not_installed` where no engine here can run a cell, since waiting would not help.
 pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cell>, Problem> {
     expand::cells(request, model, pools).map_err(|problem| match problem.code {
         Code::NoWorker => Problem { code: Code::NotInstalled, ..problem },
@@ -50,7 +50,7 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
     })
 }
 
-/// Where nothing can be measured, that is said before anything starts.
+/// An error before anything starts, where no cell can be measured.
 fn some_can_run(cells: &[Cell], pools: &[Pool]) -> Result<(), Problem> {
     let reasons: Option<Vec<Problem>> = cells.iter().map(|cell| pool::why_not(cell, pools)).collect();
     match reasons.and_then(|reasons| reasons.into_iter().next()) {
@@ -73,7 +73,7 @@ pub fn set_usual_budget(request: &mut Request, tasks: u64) {
     }
 }
 
-/// What a user is told at once of a budget that is too small for its tasks: those are measured all the same.
+/// Warning about a budget that is too small for its tasks, which are measured all the same.
 pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
     let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
     let (share, least) = (budget_ms / tasks.max(1), LEAST_CELL_MS);
@@ -92,11 +92,11 @@ pub fn small_budget(budget_ms: u64, tasks: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
     use modelmeter_common::{
         model::{Datatype, Format},
         status::Abilities,
     };
+    use modelmeter_tests::documents;
 
     fn model() -> Model {
         let mut model = documents::model("m", "1", 0);

@@ -9,11 +9,11 @@ use modelmeter_common::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The share of a budget that is given to measuring; the rest is for deploying and answering.
+/// Share of a budget for measuring; the rest is for deploying and answering.
 const BUDGET_SHARE: f64 = 0.9;
-/// The least time that a budget leaves a task.
+/// Least time of a task within a budget.
 const MIN_TASK_BUDGET_MS: u64 = 300;
-/// Sets of pools that are looked at to share out a budget: more than mixed clusters have.
+/// Most sets of pools that are considered to share out a budget: more than mixed clusters have.
 const MAX_UNIONS: usize = 1024;
 
 /// What each task measures; a budget is shared out over the [`rounds`] that its cells need.
@@ -22,7 +22,7 @@ pub fn plan(request: &Request, rounds: u64) -> Plan {
     let (budget_ms, grace_ms) = (request.budget_ms.map(share), request.grace_ms / rounds.max(1));
     let mut stop = request.stop.clone();
     if let Some(budget_ms) = budget_ms.filter(|_| stop.max_duration_ms == Stop::default().max_duration_ms) {
-        // The usual maximum is for requests that do not say how long they may take.
+        // The default maximum is for requests without a budget.
         stop.max_duration_ms = stop.max_duration_ms.max(budget_ms + grace_ms);
     }
     Plan {

@@ -14,15 +14,15 @@ use modelmeter_common::{
 };
 use std::collections::BTreeMap;
 
-/// Seconds that deploying an engine is taken to cost in an estimate.
+/// Estimate of the seconds that deploying an engine takes.
 const DEPLOY_S: f64 = 2.0;
-/// Load points that a sweep is taken to need, from the fewest to the most.
+/// Estimate of the load points of a sweep, from the fewest to the most.
 const SWEEP_POINTS: (f64, f64) = (3.0, 10.0);
 
 /// What a request would do: its cells, why some cannot run, how long it will take.
 ///
 /// # Errors
-/// What is wrong with the request.
+/// The first mistake in the request.
 pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun, Problem> {
     let cells = expand::cells(request, model, pools)?;
     let rounds = budget::rounds(cells.iter().map(|cell| Kind::of(cell, request.repeats.into())), pools);
@@ -47,7 +47,7 @@ pub fn dryrun(request: &Request, model: &Model, pools: &[Pool]) -> Result<Dryrun
     })
 }
 
-/// How many slots could run this cell.
+/// Number of slots that could run this cell.
 fn slots(cell: &Cell, pools: &[Pool]) -> u32 {
     pools.iter().filter(|pool| pool.fits(cell)).map(|pool| pool.slots).sum()
 }
@@ -76,11 +76,11 @@ fn estimate(cells: &[Cell], request: &Request, plan: &Plan, rounds: u64, pools: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
     use modelmeter_common::{
         model::{Datatype, Format},
         status::Abilities,
     };
+    use modelmeter_tests::documents;
 
     #[test]
     fn an_estimate_is_of_the_slots_with_the_most_to_do() {

@@ -1,7 +1,7 @@
 //! Request → cells → tasks, purely. The same request and model give the same tasks, in the same order, on every
 //! machine and at every repetition.
 
-use super::pool::{self, Pool};
+use super::pool::{self, Offer, Pool};
 use modelmeter_common::{
     Code, Problem, RequestId, Timestamp,
     batch::Batch,
@@ -17,7 +17,7 @@ use modelmeter_common::{
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How device classes begin: another word that no worker announces is a mistake.
+/// Prefixes of device classes: another word that no worker announces is a mistake.
 const CLASS_PREFIXES: [&str; 5] = ["nvidia-", "tesla-", "geforce-", "quadro-", "grid-"];
 
 /// The cells of a request, or what is wrong with it. `pools` resolve `auto` and `gpu` and tell custom engines from
@@ -26,12 +26,13 @@ pub fn cells(request: &Request, model: &Model, pools: &[Pool]) -> Result<Vec<Cel
     matrix(request, model, pools, request.engines == ["auto"])
 }
 
-/// The cells of a stored request, the same whoever is there by now.
+/// The cells of a stored request, independent of the workers that are connected now.
 pub fn cells_again(doc: &RequestDoc, model: &Model) -> Result<Vec<Cell>, Problem> {
     matrix(&doc.request, model, &resolving_pools(doc), true)
 }
 
-/// Pools that offer exactly what a stored request came to, so that engines of a configuration and classes are known.
+/// Pools that offer exactly the engines and device classes to which a stored request was resolved, configured engines
+/// included.
 fn resolving_pools(doc: &RequestDoc) -> Vec<Pool> {
     let formats = doc.formats.iter().map(|(engine, format)| (engine.clone(), vec![*format])).collect();
     let inspectors = doc.request.inspector.iter().cloned().collect();
@@ -51,10 +52,11 @@ fn matrix(request: &Request, model: &Model, pools: &[Pool], on_offer: bool) -> R
     let engines = engines(request, model, &devices, pools)?;
     let inspector = inspector(request, pools)?;
     let mut cells = Vec::new();
-    for (engine, artifact) in &engines {
+    for chosen in &engines {
+        let (engine, artifact) = chosen;
         for settings in settings(request, engine)? {
             for device_class in &devices {
-                if on_offer && !pool::is_offered(engine, artifact.as_ref(), device_class, pools) {
+                if on_offer && !pool::is_offered(offer(chosen, device_class), pools) {
                     continue;
                 }
                 for shapes in shapes(request)? {
@@ -148,7 +150,7 @@ fn devices(request: &Request, pools: &[Pool]) -> Result<Vec<String>, Problem> {
         let like_a_class = CLASS_PREFIXES.iter().any(|prefix| word.starts_with(prefix));
         match selector {
             _ if !chosen.is_empty() => classes.extend(chosen.into_iter().map(str::to_owned)),
-            // Nobody is there yet: the task waits for whoever comes.
+            // No worker is connected yet: the task waits for the first with a GPU.
             Selector::All => classes.extend([CPU_CLASS.to_owned()]),
             Selector::AnyGpu | Selector::Class(CPU_CLASS) => classes.extend([word.clone()]),
             Selector::Class(_) if like_a_class => classes.extend([word.clone()]),
@@ -180,7 +182,7 @@ fn engines(request: &Request, model: &Model, devices: &[String], pools: &[Pool])
     distinct.into_iter().map(|name| Ok((name.clone(), artifact(name, model, pools)?))).collect()
 }
 
-/// That an engine has the model's element types, where it is known which it has.
+/// Checks that an engine supports the model's element types, where its types are known.
 fn check_types(engine: &str, model: &Model) -> Result<(), Problem> {
     let Some(lacking) = engine::find(engine).and_then(|info| info.lacks_type_of(model)) else { return Ok(()) };
     let can = ENGINES.iter().filter(|info| info.name != "null" && info.lacks_type_of(model).is_none());
@@ -202,7 +204,8 @@ fn inspector<'a>(request: &'a Request, pools: &[Pool]) -> Result<&'a str, Proble
     Err(unknown("inspector", "inspector", name, said.chain([DEFAULT_INSPECTOR]).collect()))
 }
 
-/// No worker of a cluster will ever offer it: only a process that was told an address does, for its own request.
+/// The engine `endpoint` is never offered by a cluster's worker: only a process that was given an address offers it,
+/// for its own request.
 fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
     let asked = request.engines.iter().any(|engine| engine == ENDPOINT);
     if asked && !pools.iter().any(|pool| pool.engines.iter().any(|engine| engine == ENDPOINT)) {
@@ -217,10 +220,15 @@ fn check_endpoint(request: &Request, pools: &[Pool]) -> Result<(), Problem> {
 /// An engine and the artifact that it loads; none for a server that already runs.
 type Chosen = (String, Option<ArtifactRef>);
 
+/// What a slot with devices of this class has to offer for it.
+fn offer<'a>((engine, artifact): &'a Chosen, device_class: &'a str) -> Offer<'a> {
+    Offer { engine, format: artifact.as_ref().map(|artifact| artifact.format), device_class }
+}
+
 fn artifact(engine: &str, model: &Model, pools: &[Pool]) -> Result<Option<ArtifactRef>, Problem> {
     let formats = formats(engine, pools);
     if formats.is_empty() {
-        // One of a configuration that does not say what it loads is given what there is.
+        // A configured engine that does not name its formats gets the artifact that exists.
         return Ok(model.artifacts.first().filter(|_| engine::find(engine).is_none()).cloned());
     }
     fitting(model, &formats).map(Some).ok_or_else(|| {
@@ -255,15 +263,15 @@ fn auto(model: &Model, devices: &[String], pools: &[Pool]) -> Result<Vec<Chosen>
         (attached || artifact.is_some()).then(|| (name.to_owned(), artifact))
     });
     let on_offer =
-        |(name, artifact): &Chosen| devices.iter().any(|class| pool::is_offered(name, artifact.as_ref(), class, pools));
+        |chosen: &Chosen| devices.iter().any(|device_class| pool::is_offered(offer(chosen, device_class), pools));
     let (chosen, missing): (Vec<_>, Vec<_>) = loading.partition(on_offer);
     if chosen.is_empty() { Err(nothing_to_choose(model, devices, &missing, pools)) } else { Ok(chosen) }
 }
 
 fn nothing_to_choose(model: &Model, devices: &[String], missing: &[Chosen], pools: &[Pool]) -> Problem {
-    let mut pairs = missing.iter().flat_map(|(name, _)| devices.iter().map(move |class| (name, class)));
-    if let Some((name, class)) = pairs.find(|(name, class)| pool::reason(name, class, pools).is_some()) {
-        return pool::missing(name, class, pools).with_field("engines");
+    let mut offers = missing.iter().flat_map(|chosen| devices.iter().map(move |class| offer(chosen, class)));
+    if let Some(offer) = offers.find(|offer| pool::reason(*offer, pools).is_some()) {
+        return pool::missing(offer, pools).with_field("engines");
     }
     let loading = ENGINES.iter().filter(|info| info.name != "null" && fitting(model, info.formats).is_some());
     if let Some(problem) = loading.filter_map(|info| check_types(info.name, model).err()).next_back() {

@@ -3,16 +3,16 @@
 
 use crate::hub::TaskKind;
 use modelmeter_common::{
-    Code, Problem,
+    Code, PoolId, Problem,
     device::{CPU_CLASS, Selector},
-    model::{ArtifactRef, Format},
+    model::Format,
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, DEFAULT_INSPECTOR},
     wire::sha256_hex,
 };
 use std::collections::BTreeMap;
 
-/// What to do where a slot is missing and nobody said why.
+/// Hint where a slot is missing and no worker gave a reason.
 const HINT: &str =
     "`modelmeter engines` says what a machine can run; `modelmeter workers` lists a coordinator's workers";
 
@@ -20,15 +20,39 @@ const HINT: &str =
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pool {
     /// Device class, a dot, and the start of the hash of its engines: also the end of its queue's name.
-    pub id: String,
+    pub id: PoolId,
     /// The device class of its slots.
     pub class: String,
     /// The engines that each of its slots can run, sorted.
     pub engines: Vec<String>,
-    /// What else is known of them. Of what is lacking, one slot speaks for all.
+    /// Other abilities of the slots. The reasons for missing engines are those of one slot.
     pub abilities: Abilities,
-    /// How many slots it has.
+    /// Number of slots.
     pub slots: u32,
+}
+
+/// An engine with what it loads on a class of devices: what a slot has to offer.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The engine.
+    pub engine: &'a str,
+    /// The format of what it loads; none: nothing, or it does not matter.
+    pub format: Option<Format>,
+    /// The device class.
+    pub device_class: &'a str,
+}
+
+impl<'a> Offer<'a> {
+    /// What this cell needs.
+    fn of(cell: &'a Cell) -> Self {
+        let format = cell.artifact.as_ref().map(|artifact| artifact.format);
+        Self { engine: &cell.engine, format, device_class: &cell.device_class }
+    }
+
+    /// The same offer of any format.
+    fn of_any_format(self) -> Self {
+        Self { format: None, ..self }
+    }
 }
 
 /// Tasks that the same slots can run.
@@ -63,7 +87,7 @@ impl Pool {
     /// The pool of one slot.
     pub fn of(class: &str, mut engines: Vec<String>, abilities: Abilities) -> Self {
         engines.sort();
-        let id = format!("{class}.{}", &sha256_hex(what_counts(&engines, &abilities).as_bytes())[..8]);
+        let id = format!("{class}.{}", &sha256_hex(what_counts(&engines, &abilities).as_bytes())[..8]).into();
         Self { id, class: class.to_owned(), engines, abilities, slots: 1 }
     }
 
@@ -92,13 +116,8 @@ impl Pool {
 
     /// Whether a slot of it can run such tasks.
     pub(super) fn runs(&self, kind: &Kind<'_>) -> bool {
-        self.loads(kind.engine, kind.format, kind.device_class) && self.has_inspector(kind.inspector)
-    }
-
-    /// Whether it has the engine on such a device, and that loads the format.
-    fn loads(&self, engine: &str, format: Option<Format>, device_class: &str) -> bool {
-        let formats = self.abilities.formats.get(engine).filter(|formats| !formats.is_empty());
-        self.offers(engine, device_class) && format.is_none_or(|format| formats.is_none_or(|all| all.contains(&format)))
+        let Kind { engine, format, device_class, .. } = *kind;
+        self.offers(Offer { engine, format, device_class }) && self.has_inspector(kind.inspector)
     }
 
     /// Whether it has an inspector of this name; each has the engines' own.
@@ -106,9 +125,12 @@ impl Pool {
         name == DEFAULT_INSPECTOR || self.abilities.inspectors.contains(name)
     }
 
-    /// Whether it has the engine on such a device.
-    pub fn offers(&self, engine: &str, device_class: &str) -> bool {
-        Selector::from(device_class).takes(&self.class) && self.engines.iter().any(|offered| offered == engine)
+    /// Whether it has the engine on such a device, and that loads the format.
+    fn offers(&self, Offer { engine, format, device_class }: Offer<'_>) -> bool {
+        let formats = self.abilities.formats.get(engine).filter(|formats| !formats.is_empty());
+        Selector::from(device_class).takes(&self.class)
+            && self.engines.iter().any(|offered| offered == engine)
+            && format.is_none_or(|format| formats.is_none_or(|all| all.contains(&format)))
     }
 }
 
@@ -118,7 +140,7 @@ impl From<&SlotDoc> for Pool {
     }
 }
 
-/// What slots of one pool have in common: `onnx=onnx,rten=onnx,inspector photos`.
+/// Abilities that slots of one pool have in common: `onnx=onnx,rten=onnx,inspector photos`.
 fn what_counts(engines: &[String], abilities: &Abilities) -> String {
     let one = |engine: &String| match abilities.formats.get(engine) {
         Some(formats) => {
@@ -138,34 +160,35 @@ pub fn pools(workers: &[WorkerDoc]) -> Vec<Pool> {
 
 /// Pools of single slots as the pools that they form, in the order of their ids.
 pub fn gathered(slots: impl IntoIterator<Item = Pool>) -> Vec<Pool> {
-    let mut pools: BTreeMap<String, Pool> = BTreeMap::new();
+    let mut pools: BTreeMap<PoolId, Pool> = BTreeMap::new();
     for slot in slots {
         pools.entry(slot.id.clone()).and_modify(|pool| pool.slots += slot.slots).or_insert(slot);
     }
     pools.into_values().collect()
 }
 
-/// Whether some slot has the engine on such a device, and that loads the artifact.
-pub fn is_offered(engine: &str, artifact: Option<&ArtifactRef>, device_class: &str, pools: &[Pool]) -> bool {
-    pools.iter().any(|pool| pool.loads(engine, artifact.map(|artifact| artifact.format), device_class))
+/// Whether some slot has the engine on such a device, and that loads the format.
+pub fn is_offered(offer: Offer<'_>, pools: &[Pool]) -> bool {
+    pools.iter().any(|pool| pool.offers(offer))
 }
 
 /// Whether some slot takes from the queue of this pool.
-pub fn is_there(id: &str, pools: &[Pool]) -> bool {
-    pools.iter().any(|pool| pool.id == id)
+pub fn is_there(id: &PoolId, pools: &[Pool]) -> bool {
+    pools.iter().any(|pool| pool.id == *id)
 }
 
-/// Why no pool can run this cell, and what to do; none if one can.
+/// The reason why no pool can run this cell, with what to do; none if a pool can.
 pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
     if pools.iter().any(|pool| pool.fits(cell)) {
         return None;
     }
     let Cell { engine, device_class, artifact, inspector, .. } = cell;
-    if !pools.iter().any(|pool| pool.offers(engine, device_class)) {
-        return Some(missing(engine, device_class, pools));
+    let offer = Offer::of(cell);
+    if !is_offered(offer.of_any_format(), pools) {
+        return Some(missing(offer, pools));
     }
     let message = match artifact {
-        Some(artifact) if !is_offered(engine, Some(artifact), device_class, pools) => {
+        Some(artifact) if !is_offered(offer, pools) => {
             format!("no slot's engine '{engine}' loads {}", artifact.format)
         }
         _ => format!("no slot with engine '{engine}' on device '{device_class}' has inspector '{inspector}'"),
@@ -173,8 +196,9 @@ pub fn why_not(cell: &Cell, pools: &[Pool]) -> Option<Problem> {
     Some(Problem::new(Code::NoWorker, message).with_hint(HINT))
 }
 
-/// What is missing where no pool offers this engine on this device class.
-pub fn missing(engine: &str, device_class: &str, pools: &[Pool]) -> Problem {
+/// The error where no pool offers this engine on this device class, in any format.
+pub fn missing(offer: Offer<'_>, pools: &[Pool]) -> Problem {
+    let Offer { engine, device_class, .. } = offer;
     let what = if pools.is_empty() {
         "no worker is connected".to_owned()
     } else if !pools.iter().any(|pool| Selector::from(device_class).takes(&pool.class)) {
@@ -182,14 +206,14 @@ pub fn missing(engine: &str, device_class: &str, pools: &[Pool]) -> Problem {
     } else {
         format!("no slot offers engine '{engine}' on device '{device_class}'")
     };
-    let reason = reason(engine, device_class, pools);
+    let reason = reason(offer, pools);
     let message = reason.map_or_else(|| what.clone(), |reason| format!("{what}: {}", reason.message));
     let hint = reason.and_then(|reason| reason.hint.as_deref()).unwrap_or(HINT);
     Problem::new(Code::NoWorker, message).with_hint(hint)
 }
 
-/// Why it is missing, where a machine said so: of the engine one with such a device, of GPUs one where no machine has any.
-pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option<&'a Problem> {
+/// The reason that a machine gave: one with such a device for a missing engine, any machine for GPUs that none has.
+pub fn reason<'a>(Offer { engine, device_class, .. }: Offer<'_>, pools: &'a [Pool]) -> Option<&'a Problem> {
     let mut on_device = pools.iter().filter(|pool| Selector::from(device_class).takes(&pool.class)).peekable();
     if on_device.peek().is_some() {
         return on_device.find_map(|pool| pool.abilities.lacking.get(engine));
@@ -201,7 +225,8 @@ pub fn reason<'a>(engine: &str, device_class: &str, pools: &'a [Pool]) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
+    use modelmeter_common::model::ArtifactRef;
+    use modelmeter_tests::documents;
 
     fn pool(class: &str, engines: &[&str]) -> Pool {
         Pool::of(class, engines.iter().map(ToString::to_string).collect(), Abilities::default())

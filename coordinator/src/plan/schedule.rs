@@ -4,7 +4,7 @@
 use modelmeter_common::RequestId;
 use std::collections::HashMap;
 
-/// What each request has had so far.
+/// The passes of all requests: the service that each has had so far.
 #[derive(Default, Debug)]
 pub struct Stride {
     passes: HashMap<RequestId, f64>,
@@ -23,7 +23,7 @@ impl Stride {
         Some(id)
     }
 
-    /// Forgets requests that are not among these.
+    /// Forgets all requests but these.
     pub fn keep(&mut self, live: impl Fn(RequestId) -> bool) {
         self.passes.retain(|id, _| live(*id));
     }

@@ -1,4 +1,4 @@
-//! Artifacts on their way between users, hub and workers: which are taken, which are missing.
+//! Artifacts between users, hub and workers: which are accepted, and which are missing.
 
 use super::not_found;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 use modelmeter_common::{Problem, artifact::verify::is_sha256, model::ArtifactRef};
 
-/// The largest artifact that is taken.
+/// The largest artifact that is accepted.
 const MAX_ARTIFACT_BYTES: u64 = 32 << 30;
 
 /// Refuses an artifact that cannot be stored, before its bytes are read.
@@ -28,7 +28,7 @@ pub fn check(artifact: &ArtifactRef) -> Result<(), Problem> {
 /// Takes an artifact into the hub.
 ///
 /// # Errors
-/// As [`check`]; `invalid_argument` for bytes that are not those announced.
+/// As [`check`]; `invalid_argument` for bytes that differ from the announced size or hash.
 pub async fn put(core: &Core, artifact: &ArtifactRef, bytes: ByteStream) -> Result<Inserted, Problem> {
     check(artifact)?;
     Ok(core.hub.put_artifact(artifact, bytes).await?)
@@ -42,7 +42,7 @@ pub async fn get(core: &Core, sha256: &str) -> Result<ByteStream, Problem> {
     core.hub.artifact(sha256).await?.ok_or_else(|| not_found("artifact", sha256, "add the model again"))
 }
 
-/// Those of these artifacts that the hub lacks.
+/// The artifacts of this list that the hub lacks.
 pub async fn missing(core: &Core, all: Vec<String>) -> Result<Vec<String>, Problem> {
     let mut missing = Vec::new();
     for sha256 in all {

@@ -12,7 +12,7 @@ use crate::{
     plan::{budget, pool::Pool},
 };
 use modelmeter_common::{
-    Problem, TaskId,
+    Incarnation, Problem, TaskId,
     request::RequestDoc,
     task::{Assignment, Lease, Plan, Refusal, Task, TaskState},
 };
@@ -25,23 +25,23 @@ const CLAIM_NEXT_TRIES: u32 = 8;
 pub struct Claimant<'a> {
     /// The worker's name.
     pub worker: &'a str,
-    /// Its incarnation.
-    pub incarnation: &'a str,
+    /// The worker's incarnation.
+    pub incarnation: &'a Incarnation,
     /// The slot.
     pub slot: u32,
     /// The claim: repeated because its answer was lost, it is granted the same attempt again. Empty: never.
     pub claim_id: &'a str,
 }
 
-/// What a claim is answered.
+/// The answer to a claim.
 pub enum Answer {
-    /// The slot runs this.
+    /// The slot runs this attempt.
     Granted(Box<Assignment>),
-    /// It does not run the task.
+    /// The slot does not run the task.
     Refused(Why),
 }
 
-/// Why a claim is refused.
+/// The reason why a claim is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
     /// Another attempt holds the task.
@@ -50,7 +50,7 @@ pub enum Why {
     Terminal,
     /// There is no such task.
     Unknown,
-    /// This slot cannot run it.
+    /// This slot cannot run the task.
     WrongSlot,
     /// Nothing is left of this deployment.
     NothingLeft,
@@ -116,7 +116,7 @@ async fn grant(core: &Core, task: Task, by: &Claimant<'_>, pool: &Pool) -> Resul
         }
         let lease = Lease {
             worker: by.worker.to_owned(),
-            incarnation: by.incarnation.to_owned(),
+            incarnation: by.incarnation.clone(),
             slot: by.slot,
             claim_id: by.claim_id.to_owned(),
             expires_at: now.plus(core.lease),
@@ -151,7 +151,7 @@ async fn assignment(core: &Core, task: &Task) -> Result<Assignment, Problem> {
     })
 }
 
-/// What the tasks of a stored request measure.
+/// The plan of a stored request's tasks.
 async fn plan_of(core: &Core, doc: &RequestDoc) -> Result<Plan, HubError> {
     let rounds = match doc.request.budget_ms {
         Some(_) => budget::rounds(budget::kinds(doc), &core.pools().await?),

@@ -43,7 +43,7 @@ pub async fn fold_cell(core: &Core, request: &RequestDoc, task: &Task) -> Result
     }
     let mut measured = Vec::new();
     for task in &repeats {
-        // What was finished of a cancelled task is worth having; else only a winner counts.
+        // A cancelled task counts with the load points that it finished, any other only with a winning attempt.
         let counts = |last: &Final| match task.winner {
             Some(winner) => last.attempt == winner,
             None => task.state == TaskState::Cancelled && matches!(last.outcome, Outcome::Done { .. }),

@@ -1,4 +1,4 @@
-//! The expansion of a stored request into tasks. Repeated after a crash, by whichever coordinator, it ends the same.
+//! The expansion of a stored request into tasks. Repeated after a crash, by any coordinator, it has the same result.
 
 use super::{tell, transition};
 use crate::{core::Core, hub::HubError, plan};

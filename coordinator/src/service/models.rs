@@ -1,4 +1,4 @@
-//! Models: several may add formats of one model at once, and none is lost.
+//! Models: several users may add formats of one model at once, and none is lost.
 
 use crate::core::{Core, SWAP_TRIES};
 use modelmeter_common::{Code, Problem, model::Model};
@@ -44,8 +44,8 @@ fn merged(stored: Option<&Model>, new: &Model) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents;
     use modelmeter_common::model::{ArtifactRef, Format};
+    use modelmeter_tests::documents;
 
     #[test]
     fn a_format_that_is_named_again_is_replaced_and_the_others_stay() {

@@ -1,10 +1,10 @@
-//! Requests that are there: finding, listing, showing and cancelling them.
+//! Stored requests: find, list, show and cancel them.
 
 use super::{expansion, not_found, stated, status, transition};
 use crate::{core::Core, hub::TaskFilter};
 use modelmeter_common::{Problem, RequestId, request::RequestDoc, status::Status};
 
-/// Requests that a list has where no limit is asked for.
+/// Requests in a list without a limit.
 const USUAL_LIMIT: u32 = 100;
 
 /// The request with this id.
@@ -21,7 +21,7 @@ pub async fn list(core: &Core, limit: Option<u32>) -> Result<Vec<RequestDoc>, Pr
     Ok(core.hub.requests(false, stated(limit).unwrap_or(USUAL_LIMIT)).await?)
 }
 
-/// Where a request stands, cell by cell.
+/// The status of a request, cell by cell.
 pub async fn status(core: &Core, request: &RequestDoc) -> Result<Status, Problem> {
     let tasks = core.hub.tasks(&TaskFilter { request: Some(request.id), ..Default::default() }).await?;
     Ok(status::status(request, &tasks, &core.pools().await?, core.stuck().as_deref()))

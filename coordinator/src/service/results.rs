@@ -1,4 +1,4 @@
-//! Results that are there: which profiles a question means.
+//! Stored results: the profiles that a question means.
 
 use super::{requests, stated};
 use crate::{
@@ -8,10 +8,10 @@ use crate::{
 use futures::stream::BoxStream;
 use modelmeter_common::{Problem, RequestId, model::ModelName, profile::Profile};
 
-/// Profiles that an answer has where neither a request nor a limit is named.
+/// Profiles in an answer to a question that names neither a request nor a limit.
 const USUAL_LIMIT: u32 = 1000;
 
-/// Profiles on their way.
+/// A stream of profiles.
 pub type Profiles = BoxStream<'static, Result<Profile, HubError>>;
 
 /// The profiles of a request, or of any, of a model, NAME or NAME:VERSION, or of any where it is empty; newest first.
@@ -38,7 +38,7 @@ pub async fn profiles(
     }
     let ModelName { name, version } = model.parse()?;
     let (has_version, query) = (version.is_some(), of(Some(name), version));
-    // What has no such version may be a name with a colon in it.
+    // A word without such a version may be a name with a colon in it.
     let one = ProfileQuery { limit: Some(1), ..query.clone() };
     if has_version && core.hub.profiles(&one).await?.items.is_empty() {
         return Ok(hub::stream(core.hub.clone(), of(Some(model.to_owned()), None)));

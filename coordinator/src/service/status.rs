@@ -1,4 +1,4 @@
-//! What `status` and `watch` show, purely: where each cell stands, and what it waits for and why.
+//! The status that `status` and `watch` show, purely: the state of each cell, and what it waits for and why.
 
 use crate::plan::pool::{self, Pool};
 use modelmeter_common::{
@@ -22,7 +22,7 @@ pub fn status(request: &RequestDoc, tasks: &[Task], pools: &[Pool], stuck: Optio
     }
 }
 
-/// Where one task stands.
+/// The status of one task.
 pub(super) fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStatus {
     let is_to_run = matches!(task.state, TaskState::Waiting | TaskState::Queued);
     let blocked = is_to_run.then(|| pool::why_not(&task.cell, pools)).flatten();
@@ -41,7 +41,7 @@ pub(super) fn cell(task: &Task, pools: &[Pool], stuck: Option<&str>) -> CellStat
     }
 }
 
-/// What a task waits for, or does, or died of.
+/// The reason of a task's state: what it waits for, what it does, or why it failed.
 fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&str>) -> Option<String> {
     match task.state {
         TaskState::Waiting => {
@@ -51,7 +51,7 @@ fn why(task: &Task, pools: &[Pool], blocked: Option<&Problem>, stuck: Option<&st
                 None => waits,
             })
         }
-        TaskState::Queued => Some(match task.pool.as_deref() {
+        TaskState::Queued => Some(match &task.pool {
             Some(pool) if pool::is_there(pool, pools) => format!("queued for a free slot of pool {pool}"),
             _ => format!("its pool is gone; {}", waits_for(blocked, stuck)),
         }),

@@ -53,14 +53,14 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
     Ok((tasks, false))
 }
 
-/// What a request would do.
+/// The plan that a request would have.
 pub async fn plan(core: &Core, request: Request) -> Result<Dryrun, Problem> {
     let request = request.certified();
     let model = model(core, &request).await?;
     dryrun::dryrun(&request, &model, &core.pools().await?)
 }
 
-/// The model of a request that makes sense as far as it goes.
+/// The model of a request, after the checks that need no model.
 async fn model(core: &Core, request: &Request) -> Result<Model, Problem> {
     request.validate()?;
     if matches!(&request.data, Some(data) if !matches!(data, Source::Stored(_))) {

@@ -10,13 +10,13 @@ use modelmeter_common::{
     task::{Refusal, Task, TaskState},
 };
 
-/// What became of a transition.
+/// The outcome of a transition.
 pub enum Step {
-    /// Written; the task as it is now.
+    /// The transition was written; the task as it is now.
     Stepped(Box<Task>),
-    /// Not allowed; the task as it was.
+    /// The transition is not allowed; the task as it was.
     Refused(Refusal, Box<Task>),
-    /// No such task.
+    /// There is no such task.
     Unknown,
 }
 
@@ -32,7 +32,7 @@ pub async fn step(
     }
 }
 
-/// The same, from the task as it was read last; read anew after each lost race.
+/// Applies a transition to the task as it was read last, and reads it again after each lost race.
 pub async fn step_from(
     core: &Core,
     mut old: Task,

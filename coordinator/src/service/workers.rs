@@ -1,4 +1,4 @@
-//! Workers: who may register, what becomes of their leases, and whether they still hold what they measure.
+//! Workers: registration, the renewal and the end of their leases, and the tasks that they give back.
 
 use super::transition::{Step, step};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     plan::pool::Pool,
 };
 use modelmeter_common::{
-    Problem, SCHEMA_VERSION, TaskId,
+    Incarnation, Problem, SCHEMA_VERSION, TaskId,
     broker::task_queue,
     device::Device,
     status::{Abilities, SlotDoc, WorkerDoc},
@@ -19,21 +19,21 @@ use std::{
     time::Duration,
 };
 
-/// What a worker announces of itself.
+/// The data with which a worker registers.
 pub struct Registration {
-    /// Its name.
+    /// The worker's name.
     pub worker: String,
-    /// Its incarnation: another at each start.
-    pub incarnation: String,
-    /// Its version of modelmeter.
+    /// The worker's incarnation: another at each start.
+    pub incarnation: Incarnation,
+    /// The worker's version of modelmeter.
     pub version: String,
-    /// The wire version that it writes, as [`checked_version`] gives it.
+    /// The wire version that the worker writes, as [`checked_version`] gives it.
     pub wire_version: u16,
-    /// Its slots.
+    /// The worker's slots.
     pub slots: Vec<SlotDoc>,
-    /// Attempts with a final in its journal.
+    /// Attempts with a final in the worker's journal.
     pub held: HashSet<(TaskId, u32)>,
-    /// Free words.
+    /// Labels of the worker.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -47,7 +47,7 @@ pub struct Progress {
     pub progress: String,
 }
 
-/// What became of an attempt.
+/// The fate of an attempt whose lease is to be renewed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// The lease holds.
@@ -60,26 +60,30 @@ pub enum Fate {
     Cancelled,
 }
 
-/// What a worker that renews is answered.
+/// The answer to a worker that renews.
 pub enum Renewal {
     /// The fates of its attempts, in their order.
     Fates(Vec<Fate>),
-    /// It is not registered.
+    /// The worker is not registered.
     RegisterAgain,
     /// Another process has registered under its name and lives.
     Replaced,
 }
 
-/// Workers that gave a sign of life lately.
+/// Workers that renewed lately.
 pub async fn live(core: &Core) -> Result<Vec<WorkerDoc>, Problem> {
     Ok(core.live_workers().await?)
 }
 
-/// The registered worker of this incarnation; none too if a coordinator of another build registered it.
-pub(super) async fn registered(core: &Core, name: &str, incarnation: &str) -> Result<Option<WorkerDoc>, HubError> {
+/// The registered worker of this incarnation; none also if a coordinator of another build registered it.
+pub(super) async fn registered(
+    core: &Core,
+    name: &str,
+    incarnation: &Incarnation,
+) -> Result<Option<WorkerDoc>, HubError> {
     let workers = core.workers().await?;
     let is_it = |worker: &WorkerDoc| {
-        worker.name == name && worker.incarnation == incarnation && wire::is_read(worker.wire_version)
+        worker.name == name && worker.incarnation == *incarnation && wire::is_read(worker.wire_version)
     };
     Ok(workers.into_iter().find(is_it))
 }
@@ -166,11 +170,16 @@ async fn end_old_leases(core: &Core, announced: &Registration) -> Result<(), Hub
 }
 
 /// Renews the leases of a worker's attempts, and tells what became of each.
-pub async fn renew(core: &Core, worker: &str, incarnation: &str, attempts: &[Progress]) -> Result<Renewal, Problem> {
+pub async fn renew(
+    core: &Core,
+    worker: &str,
+    incarnation: &Incarnation,
+    attempts: &[Progress],
+) -> Result<Renewal, Problem> {
     let Some(doc) = registered(core, worker, incarnation).await? else {
-        // Two that registered in turn would end each other's leases for ever: the later one stays.
+        // Two workers of one name that register in turn would end each other's leases forever: the later one stays.
         let live = core.live_workers().await?;
-        let replaced = live.iter().any(|other| other.name == worker && other.incarnation != incarnation);
+        let replaced = live.iter().any(|other| other.name == worker && other.incarnation != *incarnation);
         return Ok(if replaced { Renewal::Replaced } else { Renewal::RegisterAgain });
     };
     core.put_worker(&WorkerDoc { seen_at: core.now(), ..doc }).await?;
@@ -181,7 +190,7 @@ pub async fn renew(core: &Core, worker: &str, incarnation: &str, attempts: &[Pro
     Ok(Renewal::Fates(fates))
 }
 
-async fn fate(core: &Core, incarnation: &str, of: &Progress) -> Result<Fate, HubError> {
+async fn fate(core: &Core, incarnation: &Incarnation, of: &Progress) -> Result<Fate, HubError> {
     let renewed =
         step(core, of.task, |task, now| task.renew(of.attempt, incarnation, now, core.lease, &of.progress)).await?;
     Ok(match renewed {
@@ -213,7 +222,7 @@ pub async fn hand_back(
     Ok(())
 }
 
-/// Whether a task's request still waits for what stands in its way.
+/// Whether a task's request still waits for what its cell lacks.
 async fn waits(core: &Core, id: TaskId) -> Result<bool, HubError> {
     let Some(task) = core.hub.task(id).await? else { return Ok(true) };
     let stored = core.stored_request(task.request_id).await?;

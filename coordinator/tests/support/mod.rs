@@ -1,6 +1,8 @@
 //! A whole coordinator over its own gRPC, on the memory broker and the sqlite hub, with a worker that is played by the
 //! test.
 
+pub mod clock;
+
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
     broker::{Broker, RESULTS, memory::MemoryBroker},

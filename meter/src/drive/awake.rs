@@ -1,26 +1,26 @@
 //! Busy waiting, where it pays: a thread that sleeps wakes up tens of µs late, which shows in latencies of that order.
 //! Where answers take longer, busy waiting costs next to nothing, since the client hardly tries it.
 
-/// For at most this long.
+/// Longest busy wait.
 pub(super) const AWAKE_NS: u64 = 100_000;
-/// With more calls in flight a late awakening is made up for by what came meanwhile.
+/// Most calls in flight for which a busy wait pays: with more, a late wake-up finds several answers at once.
 pub(super) const AWAKE_IN_FLIGHT: usize = 4;
-/// Where staying awake did not pay, it is next tried after twice as many waits as before, at most 2 to this power.
+/// After a busy wait that did not pay, the next is tried after twice as many waits as before, at most 2 to this power.
 const MAX_ASLEEP: u32 = 10;
 
-/// Whether waiting awake pays: learned from whether it did.
+/// Decides whether to wait awake, from how often that paid before.
 #[derive(Debug, Default)]
 pub(super) struct Awake {
-    /// In a row.
+    /// Busy waits in a row that did not pay.
     failures: u32,
-    /// Waits to sleep through.
+    /// Waits to sleep through before the next busy wait.
     asleep: u32,
-    /// Never, on a single core: nobody could answer meanwhile.
+    /// Whether the machine has a single core: a busy wait would keep a server on it from answering.
     alone: bool,
 }
 
 impl Awake {
-    /// For this machine.
+    /// A fresh state for this machine.
     pub fn new() -> Self {
         Self { alone: std::thread::available_parallelism().is_ok_and(|n| n.get() == 1), ..Self::default() }
     }
@@ -31,7 +31,7 @@ impl Awake {
         self.asleep == 0 && !self.alone
     }
 
-    /// What came of it.
+    /// Learns from whether something came during the busy wait.
     pub fn learn(&mut self, paid: bool) {
         self.failures = if paid { 0 } else { (self.failures + 1).min(MAX_ASLEEP) };
         self.asleep = (1 << self.failures) - 1;

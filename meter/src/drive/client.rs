@@ -37,12 +37,12 @@ const FIRST_BACKOFF_NS: u64 = 10_000_000;
 const MAX_BACKOFF_NS: u64 = 1_000_000_000;
 /// The loop looks at its orders at least this often.
 const MAX_WAIT_NS: u64 = 50_000_000;
-/// A scheduled send nearer than this is waited for awake: sleeping overshoots by about as much.
+/// The thread stays awake for a scheduled send nearer than this: sleeping overshoots by about as much.
 const SPIN_NS: u64 = 30_000;
-/// How long a closed loop whose server stands still when it is to end waits for an answer.
+/// Time that an ending closed loop waits for the answer of a server that stands still.
 const LINGER_NS: u64 = 1_000_000_000;
 const READ_BUFFER: usize = 256 << 10;
-/// Scheduled sends in a turn, at most: then what came meanwhile is read.
+/// Most scheduled sends in a turn; then the connections are read.
 const MOST_DUE: usize = 32;
 /// A response is kept for checking at most this often, and once in a twentieth of the phase so far.
 const SAMPLE_EVERY_NS: u64 = 50_000_000;
@@ -62,7 +62,7 @@ pub fn start<P: Protocol>(protocol: P, orders: Orders, metrics: &'static [Metric
     Ok(Started { control, reports: receiver })
 }
 
-/// How far the loop has come.
+/// State of the loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// Connections are being made; nothing was sent.
@@ -79,7 +79,7 @@ enum State {
     Ended,
 }
 
-/// The place that was dialled, and what came of it.
+/// A place that was dialled, and the result.
 type Dialled = (usize, io::Result<Socket>);
 
 struct Client<P: Protocol> {
@@ -102,7 +102,7 @@ struct Client<P: Protocol> {
     phase_begun_ns: u64,
     next_sample_ns: u64,
     told: Vec<Failure>,
-    /// The meter was told that no connection stands.
+    /// Whether the meter was told that no connection stands.
     is_down: bool,
     watches: Vec<Watch>,
     seen: Seen,
@@ -172,7 +172,7 @@ impl<P: Protocol> Client<P> {
         let _ = reports.send(Report::Ended(Box::new(sends)));
     }
 
-    /// Between two turns: what came meanwhile has not been taken in.
+    /// Follows the meter's orders. Runs between two turns, before new answers are read.
     fn heed_orders(&mut self) {
         let now = self.clock.now_ns();
         match (self.shared.state.load(Relaxed), self.state) {
@@ -197,7 +197,8 @@ impl<P: Protocol> Client<P> {
         }
     }
 
-    /// Whether a call in flight has been waited for far longer than any took.
+    /// Whether a call in flight has been waited for far longer than any took. A closed loop that is to end lingers for its
+    /// answer; what stays unanswered the meter takes as silence (`Meter::take_silence`).
     fn is_standing_still(&self, now: u64) -> bool {
         let longest_ns = self.recorder.longest_ns();
         longest_ns > 0 && self.flights.ages(now).into_iter().any(|ns| ns > LOST * longest_ns)
@@ -361,7 +362,7 @@ impl<P: Protocol> Client<P> {
         let _ = sys::wait(&mut self.watches, Duration::from_nanos(left));
     }
 
-    /// Looks again and again for a while. True if something came.
+    /// Polls the connections without sleeping for a while. True if something came.
     fn stay_awake(&mut self, until: u64) -> bool {
         let begun = self.clock.now_ns();
         let (end, mut now) = (until.min(begun + AWAKE_NS), begun);
@@ -374,7 +375,7 @@ impl<P: Protocol> Client<P> {
         }
         self.recorder.stayed_awake(now - begun);
         let came = is_ready(&self.watches);
-        // What is due before says nothing of the answers.
+        // A wait that a due send ended says nothing of the answers.
         if came || end < until {
             self.awake.learn(came);
         }
@@ -390,7 +391,7 @@ impl<P: Protocol> Client<P> {
         }
         let mut watch = 1;
         for index in 0..self.places.len() {
-            // Connections that came up just now are not among the watches.
+            // Connections that were just made are not among the watches.
             let Some(ready) = self.watches.get(watch) else { break };
             let Link::Up(conn) = &self.places[index].link else { continue };
             if !ready.is_for(conn.socket().as_fd()) {
@@ -439,7 +440,7 @@ impl<P: Protocol> Client<P> {
         }
     }
 
-    /// Writes down what ended, and has what never began sent again.
+    /// Records calls that ended, and sends calls again that the server never began.
     fn settle(&mut self, now: u64) {
         let mut done = std::mem::take(&mut self.seen.done);
         for ended in done.drain(..) {
@@ -480,7 +481,7 @@ impl<P: Protocol> Client<P> {
         let events = token.map_or(&[][..], |token| self.events.of(token));
         let call = CallRecord::new(times, events, outcome, now);
         match self.state {
-            // The last window ends before what came meanwhile.
+            // Calls that ended after the last window do not count.
             State::Ended => return,
             State::Full => return self.recorder.ended_beyond(outcome, now),
             _ => self.recorder.ended(&call),

@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// What a client is told to do.
+/// Orders for a client.
 pub struct Orders {
     /// The server.
     pub endpoint: Endpoint,
@@ -73,15 +73,15 @@ impl Orders {
 pub(crate) enum Report {
     /// A stretch of the run.
     Window(Box<Window>),
-    /// One answer in full.
+    /// One whole answer.
     Answer(Vec<u8>),
     /// A failure's own words, the first of each kind in a run.
     Words(Failure, String),
     /// No connection stands, and another attempt at one failed.
     Down { failure: Failure, words: String },
-    /// After that: one stands again.
+    /// A connection stands again, after [`Report::Down`].
     Up,
-    /// The last.
+    /// The last report: the client has ended.
     Ended(Box<Sends>),
 }
 
@@ -96,9 +96,9 @@ pub(crate) struct Shared {
     pub phase: AtomicU32,
     pub limit: AtomicU64,
     pub width_ns: AtomicU64,
-    /// An answer is on its way to be checked or is being checked: no other is kept meanwhile.
+    /// An answer is being kept or checked: no other answer is kept meanwhile.
     pub checking: AtomicBool,
-    /// An open loop in which no call is due or in flight: that nothing is answered says nothing.
+    /// An open loop has no call due or in flight: its silence does not count against the server.
     pub idle: AtomicBool,
 }
 
@@ -132,7 +132,7 @@ impl Control {
         self.wake();
     }
 
-    /// Windows shall be about this wide.
+    /// Sets the width that windows should have.
     pub fn set_width_ns(&self, width_ns: u64) {
         self.shared.width_ns.store(width_ns, Relaxed);
     }
@@ -143,7 +143,7 @@ impl Control {
         self.wake();
     }
 
-    /// The end, now.
+    /// Ends the client at once.
     pub fn stop(&self) {
         self.shared.state.store(STOP, Relaxed);
         self.wake();

@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 /// How often a call is sent again, at most, because a server did not begin it.
 const MAX_RESENDS: u8 = 5;
 
-/// A call.
+/// A call in flight.
 pub(super) struct Flight {
     pub times: Times,
-    /// Its answer is to be checked.
+    /// Whether the call's answer is to be checked.
     pub kept: bool,
-    /// Where it is; none while it waits for a connection.
+    /// The connection that the call is on; none while the call waits for one.
     pub at: Option<Sent>,
     resends: u8,
 }
@@ -24,23 +24,23 @@ pub(super) struct Sent {
     pub since_ns: u64,
 }
 
-/// All of them. A call's token is its place here, and used again once it has ended.
+/// All calls in flight. A call's token is its index here, which is used again once the call has ended.
 #[derive(Default)]
 pub(super) struct Flights {
     all: Vec<Option<Flight>>,
     free: Vec<usize>,
-    /// Tokens of those that wait, oldest first; some may have ended meanwhile.
+    /// Tokens of the calls that wait, oldest first; some may have ended meanwhile.
     waiting: VecDeque<usize>,
     count: usize,
 }
 
 impl Flights {
-    /// How many there are.
+    /// Number of calls in flight.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Begins a call, which is nowhere yet.
+    /// Begins a call, which is on no connection yet.
     pub fn begin(&mut self, times: Times, kept: bool) -> usize {
         let token = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
@@ -51,14 +51,14 @@ impl Flights {
         token
     }
 
-    /// A call is on its way.
+    /// Notes that a call was sent.
     pub fn sent(&mut self, token: usize, sent: Sent) {
         if let Some(flight) = &mut self.all[token] {
             flight.at = Some(sent);
         }
     }
 
-    /// A call waits for a connection.
+    /// Queues a call that waits for a connection.
     pub fn wait(&mut self, token: usize) {
         self.waiting.push_back(token);
     }
@@ -74,7 +74,7 @@ impl Flights {
         None
     }
 
-    /// The same, waiting no more.
+    /// Takes the call that waits longest from the queue.
     pub fn take_waiting(&mut self) -> Option<usize> {
         let token = self.first_waiting()?.0;
         self.waiting.pop_front();
@@ -99,19 +99,19 @@ impl Flights {
         Some(flight)
     }
 
-    /// The tokens of those that were sent, or begun, so long ago.
+    /// Tokens of the calls that were sent, or begun, so long ago.
     pub fn older_than(&self, ns: u64, now: u64) -> Vec<usize> {
         let is_old = |flight: &Flight| now - flight.times.sent_ns >= ns;
         let old = self.all.iter().enumerate().filter(|(_, flight)| flight.as_ref().is_some_and(is_old));
         old.map(|(token, _)| token).collect()
     }
 
-    /// A call.
+    /// The call with this token.
     pub fn get(&self, token: usize) -> Option<&Flight> {
         self.all[token].as_ref()
     }
 
-    /// How long each of those that the server may have begun has been waited for.
+    /// Time since the send of each call that the server may have begun.
     pub fn ages(&self, now: u64) -> Vec<u64> {
         self.all.iter().flatten().filter_map(|flight| Some(now - flight.at?.since_ns)).collect()
     }
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(flights.again(token), Some(1));
         }
         assert_eq!((flights.count(), flights.take_waiting()), (3, Some(tokens[0])));
-        // One that ends while it waits is passed over, also where its token is used again.
+        // A call that ends while it waits is passed over, also where its token is used again.
         flights.end(tokens[1]).unwrap();
         let other = flights.begin(TIMES, true);
         flights.sent(other, Sent { link: 0, number: 3, since_ns: 2 });

@@ -29,7 +29,7 @@ use crate::{
     endpoint::{Endpoint, Socket},
     record::{Done, Failure, Lost, Metric},
 };
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use modelmeter_common::Problem;
 use std::{io, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -38,11 +38,12 @@ use tokio_util::sync::CancellationToken;
 pub type Called = (Duration, Option<Vec<u8>>);
 
 /// Makes the calls of load points, all of one kind.
+#[async_trait]
 pub trait Transport: Send + Sync {
     /// Items in a call.
     fn batch_size(&self) -> u32;
 
-    /// What each call's record says besides its latency.
+    /// Metrics of each call besides its latency.
     fn metrics(&self) -> &'static [Metric] {
         &[]
     }
@@ -56,18 +57,14 @@ pub trait Transport: Send + Sync {
     /// Makes one call by itself, as [`call_once`] does.
     ///
     /// # Errors
-    /// What kept the call from being answered, with what to do.
-    fn once<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        timeout: Duration,
-        cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<Called, Problem>>;
+    /// The reason why the call was not answered, with what to do.
+    async fn once(&self, endpoint: &Endpoint, timeout: Duration, cancel: &CancellationToken)
+    -> Result<Called, Problem>;
 }
 
 /// How calls are put on connections.
 pub trait Protocol: Send + 'static {
-    /// What the calls go over.
+    /// The connection that calls go over.
     type Connection: Connection;
 
     /// Takes over a connected socket.

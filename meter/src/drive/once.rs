@@ -15,21 +15,21 @@ use tokio_util::sync::CancellationToken;
 
 /// Attempts at a connection that one call waits for.
 const ATTEMPTS: u32 = 5;
-/// What is left to the client after a time-out, to say so itself.
+/// Time left to the client after a time-out, so that it can report the time-out itself.
 const SLACK: Duration = Duration::from_millis(250);
-/// How long a look at a port that may speak TLS takes, at most.
+/// Longest probe of a port that may speak TLS.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// A successful answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// From just before the send to the whole response.
+    /// Time from just before the send to the whole response.
     pub latency: Duration,
     /// The response's message.
     pub message: Vec<u8>,
 }
 
-/// Runs what may block for a while, such as a check of the user's own.
+/// Runs a function that may block for a while, such as a user's own check.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -40,7 +40,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// Makes one call. The time-out holds for its connection too.
 ///
 /// # Errors
-/// What kept the call from being answered, with what to do.
+/// The reason why the call was not answered, with what to do.
 pub async fn call_once(
     endpoint: &Endpoint,
     transport: &dyn Transport,
@@ -101,7 +101,7 @@ impl Unanswered {
         matches!(self, Self::Unconnected { failure: Failure::Refused, .. })
     }
 
-    /// Whether the same would happen again however long one waits.
+    /// Whether a later attempt would fail in the same way.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Unconnected { failure: Failure::Tls(trouble), .. } => trouble.is_about_certificates(),
@@ -110,7 +110,7 @@ impl Unanswered {
         }
     }
 
-    /// What was heard, in words.
+    /// The reason in words.
     pub fn words(&self) -> String {
         match self {
             Self::Unconnected { words, .. } => words.clone(),
@@ -120,7 +120,7 @@ impl Unanswered {
         }
     }
 
-    /// The same, after a look at whether the port speaks TLS where it seems to speak nothing that is known.
+    /// The same reason, after a probe for TLS where the port speaks no protocol that is known.
     pub async fn diagnosed(self, endpoint: &Endpoint) -> Self {
         let is_strange = |failure| matches!(failure, Failure::Reset | Failure::Protocol | Failure::Unreachable);
         if !matches!(&self, Self::Unconnected { failure, .. } if is_strange(*failure)) {
@@ -134,7 +134,7 @@ impl Unanswered {
         Self::Unconnected { failure, words: failure.words() }
     }
 
-    /// What a user is told.
+    /// The error message for the user.
     pub fn problem(self, endpoint: &Endpoint, timeout: Duration) -> Problem {
         match self {
             Self::Unconnected { failure, words } => unreachable(endpoint, failure, &words),

@@ -4,31 +4,31 @@ use super::Connection;
 use std::ops::{Deref, DerefMut};
 
 const MAX_CONNECTIONS: usize = 128;
-/// How long a server that takes connections may take to say its settings, where none of them is settled yet.
+/// Time for a server to send its settings on a new connection, while no connection has them yet.
 const FIRST_SETTINGS_NS: u64 = 5_000_000_000;
-/// The same where another is.
+/// Time for a server to send its settings on a new connection, once another connection has them.
 const SETTINGS_NS: u64 = 1_000_000_000;
 
-/// What is at one place.
+/// State of one place.
 pub(super) enum Link<C> {
-    /// Nothing, for now: another took over while the connection that was here went away.
+    /// Nothing for now: another place took over while the connection here went away.
     Idle,
-    /// Nothing; it is dialled then.
+    /// Nothing; the place is dialled again at this time.
     Down { retry_ns: u64 },
-    /// A thread dials.
+    /// A thread is dialling.
     Connecting,
-    /// A connection.
+    /// A connection stands.
     Up(Box<C>),
 }
 
 /// A place for a connection.
 pub(super) struct Place<C> {
     pub link: Link<C>,
-    /// In a row.
+    /// Failed attempts in a row.
     pub failures: u32,
-    /// When something last came.
+    /// When bytes last came.
     pub heard_ns: u64,
-    /// When it was connected.
+    /// When the connection was made.
     pub up_ns: u64,
 }
 
@@ -49,18 +49,18 @@ impl<C: Connection> Place<C> {
 /// All places. Their indices do not change.
 pub(super) struct Places<C> {
     all: Vec<Place<C>>,
-    /// So many are kept up.
+    /// Number of places that are kept connected.
     kept: usize,
 }
 
 impl<C: Connection> Places<C> {
-    /// To begin with.
+    /// Places for so many connections to begin with.
     pub fn new(wanted: usize) -> Self {
         let kept = wanted.clamp(1, MAX_CONNECTIONS);
         Self { all: (0..kept).map(|_| Place::new()).collect(), kept }
     }
 
-    /// Whether each stands or has failed, and one stands: then calls are spread evenly over them.
+    /// Whether every connection stands or has failed, and at least one stands: calls are then spread evenly.
     pub fn are_ready(&self) -> bool {
         let failed = |p: &Place<C>| matches!(p.link, Link::Down { .. });
         self.iter().all(|p| p.is_settled() || failed(p)) && self.any_settled()
@@ -71,12 +71,12 @@ impl<C: Connection> Places<C> {
         self.iter().any(Place::is_settled)
     }
 
-    /// Whether any is connected.
+    /// Whether any place is connected.
     pub fn any_up(&self) -> bool {
         self.iter().any(|p| matches!(p.link, Link::Up(_)))
     }
 
-    /// Whether one is being made that has no failure behind it, such as the next after one that ended in peace.
+    /// Whether a connection is being made at a place without failures, such as the next after one that ended gracefully.
     pub fn any_coming(&self) -> bool {
         let is_coming = |p: &Place<C>| match &p.link {
             Link::Down { .. } | Link::Connecting => p.failures == 0,
@@ -86,14 +86,16 @@ impl<C: Connection> Places<C> {
         self.iter().any(is_coming)
     }
 
-    /// Those that are connected but whose server has not said its settings for too long: it may keep them in a queue.
+    /// Places that are connected but have waited too long for the server's settings: the server may queue its
+    /// connections.
     pub fn unsettled(&self, now: u64) -> Vec<usize> {
         let most = if self.any_settled() { SETTINGS_NS } else { FIRST_SETTINGS_NS };
         let is_late = |p: &Place<C>| matches!(p.link, Link::Up(_)) && !p.is_settled() && now - p.up_ns > most;
         self.iter().enumerate().filter(|(_, place)| is_late(place)).map(|(index, _)| index).collect()
     }
 
-    /// The one whose connection has the fewest calls and takes another; where all are full, as many more are dialled.
+    /// The place whose connection has the fewest calls and takes another; where all are full, as many more places are
+    /// dialled.
     pub fn roomiest(&mut self) -> Option<usize> {
         let room = |p: &Place<C>| match &p.link {
             Link::Up(conn) if conn.has_room() => Some(conn.active()),
@@ -115,7 +117,7 @@ impl<C: Connection> Places<C> {
         }
     }
 
-    /// The connection here has gone away, its calls all ended.
+    /// Marks the place of a connection that has gone away after all its calls ended.
     pub fn vacate(&mut self, index: usize) {
         let others = self.iter().filter(|p| !p.is_idle()).count() - 1;
         self.all[index].link = if others < self.kept { Link::Down { retry_ns: 0 } } else { Link::Idle };

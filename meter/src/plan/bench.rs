@@ -18,7 +18,7 @@ pub struct Bench {
     rules: Rules,
     probe: Box<dyn Probe>,
     cancel: CancellationToken,
-    /// A call of some load succeeded.
+    /// Whether a call of some load succeeded.
     has_served: bool,
     /// The loads that may be visited again: the first, and the one with the highest throughput so far.
     kept: Vec<(LoadPoint, f64, Kept)>,
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Bench {
 }
 
 impl Bench {
-    /// A bench for this target, with these rules; `probe` looks on while a point is measured.
+    /// A bench for this target, with these rules; `probe` samples the machine while a point is measured.
     pub fn new(target: Target, rules: Rules, probe: Box<dyn Probe>, cancel: CancellationToken) -> Self {
         Self { target, rules, probe, cancel, has_served: false, kept: Vec::new() }
     }
@@ -51,7 +51,7 @@ impl Bench {
 impl Measure for Bench {
     async fn measure(&mut self, load: LoadPoint, aim: Aim, slice: Option<Slice>) -> Result<Point, Problem> {
         let mut rules = Rules { slice, aim, ..self.rules.clone() };
-        // The SLA is asked of the search's own loads, not of its pilot.
+        // The SLA applies to the search's own loads, not to its pilot.
         rules.sla = rules.sla.filter(|_| matches!(load, LoadPoint::Open { .. }));
         let earlier = self.kept.iter().find(|(l, ..)| *l == load).map(|(_, _, kept)| kept);
         let kept = observe(&self.target, load, &rules, &*self.probe, &self.cancel, earlier).await?;

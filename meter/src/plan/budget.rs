@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const LEAST: Duration = Duration::from_secs(1);
 /// The reference's share of a sweep; it may take all of it, and the grace, until p95 and p99 are seen.
 const REFERENCE_SHARE: f64 = 0.4;
-/// Calls that carry a median.
+/// Calls after which a median has an interval.
 const MEDIAN_CALLS: f64 = 8.0;
 
 /// Time to share out over points that are not all known yet. The default has no end.
@@ -20,7 +20,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// From now on.
+    /// A budget that begins now.
     pub fn new(time: Duration, grace: Duration) -> Self {
         Self { end: Some(Instant::now() + time), grace }
     }
@@ -39,12 +39,12 @@ impl Budget {
         Some(Slice { end: slice.end + self.grace, ..slice })
     }
 
-    /// The slice of the next of about `left` points, which may take all of it to carry a median.
+    /// The slice of the next of about `left` points, which may take the whole slice until its median has an interval.
     pub(super) fn share(&self, left: usize) -> Option<Slice> {
         self.slice(1.0 / left.max(1) as f64, 1.0)
     }
 
-    /// This share of what is left.
+    /// This share of the time that is left.
     pub(super) fn part(&self, share: f64) -> Self {
         Self { end: self.left().map(|left| Instant::now() + left.mul_f64(share)), ..*self }
     }

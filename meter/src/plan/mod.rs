@@ -39,9 +39,9 @@ pub trait Measure: Send {
     fn goes_on(&self) -> bool;
 }
 
-/// Of what the reference leaves, the sweep's share; the rest is for the peak's own figures.
+/// The sweep's share of the budget that the reference leaves; the rest is for the peak's own figures.
 const SWEEP_SHARE: f64 = 0.6;
-/// Of its share, what a listed point may take until it carries a median: the others are wanted too.
+/// Shares that a listed point may take at most until its median has an interval, so that the others get theirs.
 const LISTED_MOST: f64 = 2.0;
 
 /// Measures every point of a load in order, the reference first: one in flight, or the lowest rate. With a
@@ -95,7 +95,7 @@ async fn list(loads: &[LoadPoint], budget: Budget, with: &mut dyn Measure) -> Re
         if i > 0 && budget.is_spent() {
             break;
         }
-        // Where others follow, percentiles wait until these have been measured.
+        // The other points are measured first; percentiles come after them.
         let aim = if loads.len() == 1 { Aim::Percentiles } else { Aim::Figures };
         let point = with.measure(load, aim, budget.slice(share, most)).await?;
         if i > 0 && ran_out(&point, budget) {
@@ -112,7 +112,7 @@ async fn sweep(budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Pro
     let mut swept = budget;
     while let Some(concurrency) = sweep.propose() {
         let is_first = points.is_empty();
-        // Whether a second call in flight helps is worth all that is left.
+        // To learn whether a second call in flight helps, the sweep may use all the time that is left.
         let affordable = if points.len() == 1 { budget } else { swept };
         if !is_first && !affordable.affords(concurrency, &points) {
             break;
@@ -164,7 +164,7 @@ async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -
         }
         let slice = budget.slice(1.0 / (which.len() + 1) as f64, 1.0);
         let again = with.measure(points[i].load, Aim::Figures, slice).await?;
-        // What went wrong the second time takes nothing from the first.
+        // An invalid second visit leaves the first visit's point as it is.
         if again.valid {
             points[i] = again;
         }
@@ -173,7 +173,7 @@ async fn sharpen(points: &mut [Point], budget: Budget, with: &mut dyn Measure) -
 }
 
 async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> Result<Vec<Point>, Problem> {
-    // One in flight tells what order of rate to begin with; it is no point of an open loop.
+    // The rate of one call in flight gives the rate to begin with; it is not a point of the open loop.
     let pilot = with.measure(LoadPoint::Closed { concurrency: 1 }, Aim::Peak, budget.slice(0.125, 0.25)).await?;
     search.begin(&pilot);
     let mut points = Vec::<Point>::new();
@@ -187,7 +187,7 @@ async fn search(mut search: Search, budget: Budget, with: &mut dyn Measure) -> R
             break;
         }
         search.tried(&point);
-        // What was spoiled is measured again, and does not stand.
+        // An invalid point is measured again and replaced.
         points.pop_if(|earlier| earlier.load == load);
         points.push(point);
     }
@@ -201,7 +201,8 @@ mod tests {
         load::Arrivals,
         stats::{
             Figure, Histogram,
-            percentile::{Effective, Sample, percentile_of},
+            percentile::{Effective, percentile_of},
+            sample::Sample,
         },
     };
     use std::time::{Duration, Instant};

@@ -8,10 +8,10 @@
 use modelmeter_common::{
     load::{Arrivals, LoadPoint, Sla},
     part::Point,
-    stats::{percentile::Sample, sla},
+    stats::{sample::Sample, sla},
 };
 
-/// The ratio of the lowest rate that misses to the highest that meets at which it ends.
+/// The search ends at this ratio of the lowest rate that misses the SLA to the highest that meets it.
 const CLOSE: f64 = 1.01;
 const MOST: usize = 24;
 /// The highest rate that a request may ask for.
@@ -25,7 +25,7 @@ pub struct Search {
     start: f64,
     meets: Option<f64>,
     misses: Option<f64>,
-    /// The highest rate that had too few calls to say anything.
+    /// The highest rate that had too few calls to decide.
     little: Option<f64>,
     /// A rate whose first point was invalid.
     again: Option<f64>,
@@ -34,17 +34,17 @@ pub struct Search {
 
 /// The result of a point for its rate.
 enum Says {
-    /// That it meets the SLA, at 99 % confidence.
+    /// The point shows at 99 % confidence that its rate meets the SLA.
     Meets,
-    /// Its calls meet the SLA, but are too few to say so.
+    /// The point's calls meet the SLA, but are too few to show it.
     TooLittle,
-    /// Its calls meet the SLA, but something else was wrong.
+    /// The point's calls meet the SLA, but the point is invalid for another reason.
     Nothing,
     Misses,
 }
 
 impl Search {
-    /// Nothing tried yet.
+    /// A search that has not tried any rate.
     pub fn new(sla: Sla, arrivals: Arrivals) -> Self {
         Self { sla, arrivals, start: 1.0, meets: None, misses: None, little: None, again: None, points: 0 }
     }
@@ -68,7 +68,7 @@ impl Search {
                 let little = self.little.filter(|little| misses / little > CLOSE)?;
                 (little * misses).sqrt()
             }
-            // Below a hundredth of the start it is not the load that makes it miss.
+            // Below a hundredth of the first rate the load cannot be the reason for a miss.
             (None, Some(misses)) => Some(misses / 4.0).filter(|rate| *rate > self.start / 100.0)?,
             (Some(meets), Some(misses)) if misses / meets <= CLOSE => return None,
             (Some(meets), Some(misses)) => (meets * misses).sqrt(),
@@ -94,12 +94,12 @@ impl Search {
         let spoiled_before = self.again.take();
         match says {
             Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
-            // A higher rate has more calls to show it with.
+            // A higher rate has more calls, which may be enough.
             Says::TooLittle if self.meets.is_none() => {
                 self.little = Some(self.little.map_or(rate_per_s, |l| l.max(rate_per_s)));
                 self.start = rate_per_s * 2.0;
             }
-            // Once more: that was not the server.
+            // The rate is tried once more: the server was not the reason.
             Says::Nothing if spoiled_before != Some(rate_per_s) => self.again = Some(rate_per_s),
             Says::TooLittle | Says::Nothing | Says::Misses => {
                 self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));

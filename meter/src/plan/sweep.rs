@@ -6,11 +6,11 @@
 
 use modelmeter_common::{request::MAX_CONCURRENCY, stats::Figure};
 
-/// Doublings that bring nothing before it stops.
+/// Doublings in a row without a gain after which the sweep stops doubling.
 const FLAT: usize = 2;
-/// Points of refinement, at most.
+/// Most points of the refinement.
 const REFINEMENTS: usize = 10;
-/// What a gap must promise beyond the best to be worth a point.
+/// Gain over the best point, as a share, that a gap must promise to be measured.
 const GAIN: f64 = 0.025;
 
 /// A point that was measured.
@@ -62,7 +62,7 @@ impl Sweep {
         }
     }
 
-    /// How many doublings in a row, up to the last, brought nothing.
+    /// Number of doublings in a row, up to the last, without a gain.
     fn flat(&self) -> usize {
         let mut best: Option<Tried> = None;
         let mut flat = 0;
@@ -95,7 +95,7 @@ impl Sweep {
 fn promise(rising: &[Tried], next: &Tried) -> Option<(u32, f64)> {
     let last = rising.last()?;
     let (middle, end) = (last.concurrency.midpoint(next.concurrency), next.concurrency - 1);
-    // Nothing in flight brings nothing.
+    // Zero calls in flight have a rate of zero.
     let (from, rate) = rising.iter().rev().nth(1).map_or((0, 0.0), |t| (t.concurrency, t.value()));
     let slope = (last.value() - rate) / f64::from(last.concurrency - from);
     let more = f64::from(end - last.concurrency);

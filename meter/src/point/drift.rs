@@ -6,7 +6,7 @@ use modelmeter_common::stats::series::{Batch, Series};
 const LEAST: usize = 12;
 /// A smaller change is none.
 const SMALLEST: f64 = 0.05;
-/// Of Mann's and Whitney's z: about one false alarm in 700 among stationary runs of independent batches.
+/// Threshold of Mann and Whitney's z: about one false alarm in 700 stationary runs of independent batches.
 const Z: f64 = 3.2;
 
 /// The change of mean latency from the first half of the run to the second, as a share of the first, where it is
@@ -25,7 +25,7 @@ fn between_halves(means: &[f64]) -> Option<f64> {
     (change.abs() >= SMALLEST && z(first, second).abs() >= z_needed(first.len(), second.len())).then_some(change)
 }
 
-/// Small samples never reach [`Z`]: of them, each value of one half must lie beyond each of the other.
+/// Small samples never reach [`Z`]: in them, each value of one half must lie beyond each of the other.
 fn z_needed(n: usize, m: usize) -> f64 {
     let (n, m) = (n as f64, m as f64);
     Z.min((3.0 * n * m / (n + m + 1.0)).sqrt() - 1e-9)

@@ -3,8 +3,7 @@
 use crate::rules::{Aim, Rules};
 use modelmeter_common::{
     load::Sla,
-    part::Percentile,
-    stats::{percentile::Sample, series::Series, sla, stop::StopRule},
+    stats::{percentile::Percentile, sample::Sample, series::Series, sla, stop::StopRule},
 };
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ const STRETCHES: u64 = 32;
 /// The narrowest stretch: each costs the client some microseconds.
 const NARROWEST_NS: u64 = 500_000;
 
-/// What the rules allow of a point of which `done` was measured before, within what is left of its slice.
+/// The stop rule of a point of which `done` was measured before, within the rest of its slice.
 pub(super) fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule {
     let mut rule = StopRule::from(&rules.stop);
     if rules.aim == Aim::Peak {
@@ -31,7 +30,7 @@ pub(super) fn stop_rule(rules: &Rules, done: Duration, now: Instant) -> StopRule
     if rules.aim == Aim::Percentiles { rule.seeing_percentiles() } else { rule }
 }
 
-/// The measuring that a warm-up precedes, which may take a third of it: with a slice they share it.
+/// The time planned for measuring, of which the warm-up may take a third; with a slice both share it.
 pub(super) fn planned(rules: &Rules, rule: &StopRule) -> Duration {
     if rules.slice.is_some() { rule.max.mul_f64(0.75) } else { rule.max }
 }

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 /// Without a connection for this long, and after this many attempts at one, a server is gone.
 const GONE_AFTER: Duration = Duration::from_secs(2);
 const GONE_ATTEMPTS: u32 = 5;
-/// Beyond the time-out of a call.
+/// Time beyond a call's time-out after which a server counts as silent.
 const SILENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -44,7 +44,7 @@ pub(super) struct Meter<'a> {
     load: LoadPoint,
     rules: &'a Rules,
     stop: StopRule,
-    /// Measured before this visit.
+    /// Time that was measured before this visit.
     earlier: Duration,
     control: Control,
     reports: UnboundedReceiver<Report>,
@@ -52,10 +52,10 @@ pub(super) struct Meter<'a> {
     warmup_time: Duration,
     drifting: bool,
     measuring: bool,
-    /// Of a stretch.
+    /// Widest stretch of the run.
     widest_ns: u64,
     series: Series,
-    /// The same of each metric of the transport, in its order.
+    /// One series for each metric of the transport, in its order.
     metrics: Vec<Series>,
     errors: BTreeMap<Failure, u64>,
     warmup_errors: BTreeMap<Failure, u64>,
@@ -63,24 +63,24 @@ pub(super) struct Meter<'a> {
     cpu_ns: u64,
     awake_ns: u64,
     starved_ns: u64,
-    /// Of the measured phase.
+    /// Calls that were sent again in the measured phase.
     resent: u64,
     connections_ended: u64,
     sends: Option<Sends>,
     converged: bool,
     gone: Option<String>,
-    /// While there is no connection.
+    /// Set while there is no connection.
     down: Option<Down>,
     last_seen: Instant,
     begun: Instant,
     checks: JoinSet<Result<Vec<Remark>, Problem>>,
 }
 
-/// No connection stands.
+/// A time without a connection.
 struct Down {
     since: Instant,
     attempts: u32,
-    /// Why.
+    /// Kind of the last failure.
     failure: Failure,
     words: String,
 }
@@ -142,7 +142,7 @@ impl<'a> Meter<'a> {
         self.stop = stop_rule(self.rules, self.earlier, self.begun);
     }
 
-    /// Warm-up, then the measured phase. Sampling begins with the latter.
+    /// Runs the warm-up, then the measured phase. Sampling begins with the latter.
     pub async fn run(&mut self, probe: &dyn Probe, cancel: &CancellationToken) -> Result<Box<dyn Sampling>, Problem> {
         while self.next(cancel).await? == Next::Go && !self.is_warm() {}
         self.warmup_time = self.begun.elapsed();
@@ -238,7 +238,7 @@ impl<'a> Meter<'a> {
         self.control.set_width_ns(series.window_ns().min(self.widest_ns));
     }
 
-    /// Ends what has gone silent: nothing is answered.
+    /// Ends the run when the server has gone silent.
     fn look(&mut self) -> Next {
         if self.control.shared.idle.load(Relaxed) {
             self.last_seen = Instant::now();
@@ -284,12 +284,12 @@ impl<'a> Meter<'a> {
         look == Look::Late || has_failed(&self.series) || self.converged && !self.lacks_percentiles()
     }
 
-    /// What a load is visited again for is more than precision: also the percentiles that it could not carry yet.
+    /// Whether percentiles still lack an interval on a later visit, which is made for these too.
     fn lacks_percentiles(&self) -> bool {
         !self.earlier.is_zero() && lacks_percentiles(&self.series.percentiles())
     }
 
-    /// What is asked of a search's load is whether the SLA is met.
+    /// Whether the figures are precise enough; for a load of a search, whether the SLA is decided.
     fn is_converged(&self) -> bool {
         let is_precise = self.stop.is_met(&self.series);
         self.rules.sla.as_ref().map_or(is_precise, |sla| is_decided(sla, &self.series, is_precise))
@@ -354,8 +354,9 @@ impl<'a> Meter<'a> {
         })
     }
 
-    /// Where nothing that was in flight at the end of a closed loop was answered for [`LOST`] times as long as any call took,
-    /// the server stood still: that time is part of the run.
+    /// Adds the time for which a server stood still at the end of a closed loop to the run: every call in flight had been
+    /// waited for [`LOST`] times as long as any call took. The client has lingered before, so that a call which is answered
+    /// within a second counts with its latency; only a longer silence comes here, where there is no call to count.
     fn take_silence(&mut self) {
         let is_closed = matches!(self.load, LoadPoint::Closed { .. });
         let longest_ns = self.series.total().latency.max_ns();

@@ -8,8 +8,8 @@ use crate::{
 use modelmeter_common::{
     Problem,
     load::LoadPoint,
-    part::{self, Percentile},
-    stats::{Figure, series::Series},
+    part,
+    stats::{Figure, percentile::Percentile, series::Series},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -37,13 +37,13 @@ pub(crate) struct Observed {
     pub words: BTreeMap<Failure, String>,
     /// Calls that were sent again, because the server had not begun them.
     pub resent: u64,
-    /// Connections that the server ended in peace.
+    /// Connections that the server ended gracefully.
     pub connections_ended: u64,
     pub sends: Sends,
     pub client_cpu_cores: f64,
-    /// Of that, what went into waiting awake.
+    /// Part of the CPU time that went into busy waiting.
     pub client_awake_cores: f64,
-    /// What the client waited for a core, ready to run.
+    /// Time in which the client was ready to run and had no core.
     pub client_starved_cores: f64,
     pub converged: bool,
     pub gone: Option<String>,
@@ -82,7 +82,7 @@ impl MetricSeen {
 }
 
 impl Observed {
-    /// Adds what a series does not carry from visit to visit.
+    /// Adds the figures that a series does not keep from visit to visit.
     pub fn add_earlier(&mut self, earlier: &Self) {
         self.warmup += earlier.warmup;
         self.drifting |= earlier.drifting;
@@ -94,7 +94,7 @@ impl Observed {
         self.gone = self.gone.take().or_else(|| earlier.gone.clone());
     }
 
-    /// What tests build theirs on.
+    /// An observation that tests build theirs on.
     #[cfg(test)]
     pub fn blank(load: LoadPoint) -> Self {
         Self {

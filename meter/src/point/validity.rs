@@ -13,8 +13,14 @@ use crate::{
 use modelmeter_common::{
     Problem,
     load::{LoadPoint, Sla},
-    part::{Answers, Basis, Metric, Percentile, Point, Warning},
-    stats::{percentile::Sample, sla, stop::judged, unsupported},
+    part::{Answers, Metric, Point, Warning},
+    stats::{
+        percentile::{Basis, Percentile},
+        sample::Sample,
+        sla,
+        stop::judged,
+    },
+    unsupported,
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -54,7 +60,7 @@ pub(crate) fn point(batch_size: u32, rules: &Rules, Kept { seen, samples }: &Kep
     let lacking = |p| unsupported::percentile(unsupported::LATENCY, p, requests);
     unavailable.extend(seen.percentiles.iter().filter_map(lacking));
     let metrics: Vec<Metric> = seen.metrics.iter().map(MetricSeen::figures).collect();
-    unavailable.extend(metrics.iter().flat_map(Metric::lacking));
+    unavailable.extend(metrics.iter().flat_map(unsupported::metric));
     unavailable.extend(unsupported::throughput(seen.throughput));
     Point {
         load: seen.load,

@@ -17,7 +17,7 @@ pub struct CallRecord<'a> {
     pub scheduled_ns: u64,
     /// When the call was sent.
     pub sent_ns: u64,
-    /// What came before the end, in order. Calls that are answered whole have none.
+    /// Events before the end, in order. Calls that are answered whole have none.
     pub events: &'a [Event],
     /// When the call ended.
     pub end_ns: u64,

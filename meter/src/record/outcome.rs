@@ -65,7 +65,7 @@ const GRPC_CODES: [&str; 17] = [
     "unauthenticated",
 ];
 
-/// What gRPC says of a status that it does not know.
+/// Name that gRPC gives to an unknown status.
 const UNKNOWN: u32 = 2;
 /// gRPC's status of a server that does not take calls for now.
 const UNAVAILABLE: u32 = 14;
@@ -133,7 +133,7 @@ impl Failure {
         matches!(self, Self::Grpc(2 | 3 | 9 | 11 | 12 | 13))
     }
 
-    /// What it means where the system has no words for it.
+    /// Description of a failure for which the system has no message.
     pub fn words(self) -> String {
         match self {
             Self::Protocol => "what it says is not HTTP/2".into(),
@@ -166,12 +166,12 @@ pub struct Lost {
     pub failure: Failure,
     /// What happened, in words.
     pub words: String,
-    /// The server closed it in peace.
+    /// The server closed the connection gracefully.
     pub is_end: bool,
 }
 
 impl Lost {
-    /// For a reason that the system has no words for.
+    /// A loss for which the system has no message.
     pub fn because(failure: Failure, words: impl Into<String>) -> Self {
         Self { failure, words: words.into(), is_end: false }
     }

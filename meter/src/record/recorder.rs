@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// Sends later than this make an open loop unsound.
 const LATE_NS: u64 = 1_000_000;
 
-/// Without an end for so long, a burst is over.
+/// A burst is over once no call has ended for this long.
 pub(crate) const GAP_NS: u64 = 300_000;
 /// Where calls end all the time, one need not wait for a gap longer than this, nor than half of what is cut.
 const PATIENCE_NS: u64 = 5_000_000;
@@ -24,20 +24,20 @@ pub(crate) const LOST: u64 = 2;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Window {
     pub batch: Batch,
-    /// The same of each metric, in the transport's order.
+    /// One batch for each metric, in the transport's order.
     pub metrics: Vec<Batch>,
     pub errors: BTreeMap<Failure, u64>,
     /// Which phase it belongs to: 0 warm-up, 1 measured.
     pub phase: u32,
     /// CPU time of the loop's thread in it.
     pub cpu_ns: u64,
-    /// Of that, what went into waiting awake.
+    /// Part of the CPU time that went into busy waiting.
     pub awake_ns: u64,
-    /// What the thread waited for a core, ready to run.
+    /// Time in which the thread was ready to run and had no core.
     pub starved_ns: u64,
     /// Calls that were sent again, because the server had not begun them.
     pub resent: u64,
-    /// Connections that the server ended in peace.
+    /// Connections that the server ended gracefully.
     pub connections_ended: u64,
 }
 
@@ -65,16 +65,16 @@ pub(crate) struct Recorder {
     begin_starved_ns: u64,
     schedstat: Schedstat,
     last_end_ns: u64,
-    /// Since when a gap between bursts is waited for.
+    /// When the wait for a gap between bursts began.
     waiting_ns: Option<u64>,
     phase: u32,
-    /// Nothing is scheduled any more.
+    /// Whether scheduling has ended.
     late: bool,
     /// Open loop: the latencies of calls scheduled before this belong to the phase before.
     from_ns: u64,
     due: u64,
     ended: u64,
-    /// The longest that a call took in the phase's windows so far.
+    /// The longest latency in the phase's windows so far.
     longest_ns: u64,
     sends: Sends,
 }
@@ -101,7 +101,7 @@ impl Recorder {
         }
     }
 
-    /// Sending begins, on this thread.
+    /// Begins to record, on the thread that sends.
     pub fn start(&mut self, phase: u32, now: u64) {
         self.schedstat = Schedstat::of_this_thread();
         (self.begin_cpu_ns, self.begin_starved_ns) = (sys::thread_cpu_ns(), self.schedstat.starved_ns());
@@ -137,7 +137,7 @@ impl Recorder {
         now.saturating_sub(self.last_end_ns) >= GAP_NS || now - since >= patience_ns
     }
 
-    /// Nothing is scheduled from now on: the window so far. What ends now comes late.
+    /// Ends scheduling and returns the window so far. Calls that end from now on count as late.
     pub fn drain(&mut self) -> Window {
         let window = self.cut();
         self.late = true;
@@ -149,12 +149,12 @@ impl Recorder {
         self.phase > 0 && if self.open { self.due } else { self.ended } >= limit
     }
 
-    /// A call is due.
+    /// Notes that a call is due.
     pub fn due(&mut self, scheduled_ns: u64) {
         self.due += u64::from(scheduled_ns >= self.from_ns);
     }
 
-    /// It is sent, and is one of so many in flight.
+    /// Notes that a call was sent, with so many in flight.
     pub fn sent(&mut self, times: Times, in_flight: usize) {
         self.sends.most_in_flight = self.sends.most_in_flight.max(in_flight);
         if self.open && self.phase > 0 && times.scheduled_ns >= self.from_ns {
@@ -165,7 +165,7 @@ impl Recorder {
         }
     }
 
-    /// A call ended.
+    /// Records a call that ended.
     pub fn ended(&mut self, call: &CallRecord<'_>) {
         let now = call.end_ns;
         self.last_end_ns = self.last_end_ns.max(now);
@@ -199,22 +199,22 @@ impl Recorder {
         self.window.batch.carried += u64::from(result.is_ok());
     }
 
-    /// A call is sent again, for the first time.
+    /// Counts a call that is sent again for the first time.
     pub fn resent(&mut self) {
         self.window.resent += 1;
     }
 
-    /// The server takes no more calls on a connection.
+    /// Counts a connection on which the server takes no more calls.
     pub fn connection_ended(&mut self) {
         self.window.connections_ended += 1;
     }
 
-    /// The loop waited without sleeping.
+    /// Adds time that the loop waited without sleeping.
     pub fn stayed_awake(&mut self, ns: u64) {
         self.window.awake_ns += ns;
     }
 
-    /// The longest that a call of this phase took; 0 before the first.
+    /// The longest latency of this phase; 0 before the first call.
     pub fn longest_ns(&self) -> u64 {
         self.longest_ns.max(self.window.batch.latency.max_ns())
     }
@@ -247,7 +247,7 @@ impl Recorder {
     }
 }
 
-/// A window in which nothing happened.
+/// An empty window.
 fn empty(metrics: &[Metric]) -> Window {
     Window { metrics: vec![Batch::default(); metrics.len()], ..Window::default() }
 }

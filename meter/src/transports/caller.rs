@@ -9,7 +9,7 @@ use crate::{
     sys::Clock,
     threads::pin_this_thread,
 };
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use modelmeter_common::{Code, Problem};
 use std::{
     collections::BTreeMap,
@@ -31,13 +31,13 @@ pub trait Caller: Send {
     /// Begins a call; gives its number, higher than any before.
     ///
     /// # Errors
-    /// In words: there will be no more calls.
+    /// A description, after which the caller makes no more calls.
     fn begin(&mut self) -> Result<u64, String>;
 
     /// The next call that ended, and how; none if none does until then. Calls that were given up may be among them.
     ///
     /// # Errors
-    /// In words: there will be no more calls.
+    /// A description, after which the caller makes no more calls.
     fn next(&mut self, until: Instant) -> Result<Option<Ended>, String>;
 }
 
@@ -60,6 +60,7 @@ impl<F: Fn() -> Option<Box<dyn Caller>> + Send + Sync> Callers<F> {
     }
 }
 
+#[async_trait]
 impl<F: Fn() -> Option<Box<dyn Caller>> + Send + Sync> Transport for Callers<F> {
     fn batch_size(&self) -> u32 {
         self.batch_size
@@ -69,17 +70,10 @@ impl<F: Fn() -> Option<Box<dyn Caller>> + Send + Sync> Transport for Callers<F> 
         start((self.make)().ok_or_else(no_caller)?, orders)
     }
 
-    fn once<'a>(
-        &'a self,
-        _: &'a Endpoint,
-        timeout: Duration,
-        _: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<Called, Problem>> {
-        Box::pin(async move {
-            let caller = (self.make)().ok_or_else(|| Problem::new(Code::Internal, no_caller().to_string()))?;
-            let latency = blocking(move || once(caller, timeout)).await?;
-            Ok((latency, None))
-        })
+    async fn once(&self, _: &Endpoint, timeout: Duration, _: &CancellationToken) -> Result<Called, Problem> {
+        let caller = (self.make)().ok_or_else(|| Problem::new(Code::Internal, no_caller().to_string()))?;
+        let latency = blocking(move || once(caller, timeout)).await?;
+        Ok((latency, None))
     }
 }
 

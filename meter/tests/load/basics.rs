@@ -1,6 +1,7 @@
 //! What a point is besides its percentiles: calls in flight, rates, limits, budgets, visits, cost.
 
 use super::{
+    alone,
     calls::floats,
     closed, laws,
     laws::{constant, ms},
@@ -21,6 +22,16 @@ use tokio_util::sync::CancellationToken;
 
 fn slice(share_ms: u64, end_ms: u64) -> Slice {
     Slice { share: Instant::now() + ms(share_ms), end: Instant::now() + ms(end_ms) }
+}
+
+/// The program that the library's own page shows.
+#[tokio::test]
+async fn the_example_measures_with_four_in_flight() {
+    let _turn = turn().await;
+    let mock = Mock::start(constant(ms(2)));
+    let point = alone::four_in_flight(mock.endpoint().parse().unwrap()).await.unwrap();
+    assert_eq!(mock.most_in_flight(), 4);
+    assert!(point.requests > 100 && point.errors == 0, "{point:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "its main function reads the command line")]
+#[path = "../../examples/alone.rs"]
+mod alone;
 mod basics;
 mod calls;
 mod ends;

@@ -2,14 +2,16 @@
 //! the transport's metrics say.
 
 use super::{closed, rules, run_target, turn};
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use modelmeter_common::{
     Problem,
+    fold::fold_points,
     load::{Arrivals, LoadPoint},
-    stats::{fold::fold_points, series::Batch},
+    stats::series::Batch,
 };
 use modelmeter_meter::{
-    CallRecord, Connection, Done, Failure, Lost, Metric, Orders, Protocol, Seen, Started, Target, Transport, call_once,
+    CallRecord, Called, Connection, Done, Failure, Lost, Metric, Orders, Protocol, Seen, Started, Target, Transport,
+    call_once,
     endpoint::{Endpoint, Socket},
     start,
 };
@@ -45,6 +47,7 @@ fn gaps(call: &CallRecord<'_>, batch: &mut Batch) {
 /// A byte asks; a byte is a piece of the answer, a line feed its end.
 struct Pieces;
 
+#[async_trait]
 impl Transport for Pieces {
     fn batch_size(&self) -> u32 {
         1
@@ -55,13 +58,8 @@ impl Transport for Pieces {
     fn start(&self, orders: Orders) -> io::Result<Started> {
         start(Self, orders, self.metrics())
     }
-    fn once<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        timeout: Duration,
-        cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<(Duration, Option<Vec<u8>>), Problem>> {
-        Box::pin(async move { Ok((call_once(endpoint, self, timeout, cancel).await?.latency, None)) })
+    async fn once(&self, server: &Endpoint, timeout: Duration, cancel: &CancellationToken) -> Result<Called, Problem> {
+        Ok((call_once(server, self, timeout, cancel).await?.latency, None))
     }
 }
 

@@ -12,7 +12,10 @@ use super::{
 use modelmeter_common::{
     load::{Arrivals, LoadPoint},
     part::Point,
-    stats::percentile::{PERCENTILES, observable, rank},
+    stats::{
+        percentile::PERCENTILES,
+        sample::{observable, rank},
+    },
 };
 use modelmeter_meter::{
     Target,

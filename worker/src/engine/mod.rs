@@ -20,8 +20,8 @@ mod watched;
 
 pub use docker::docker_version;
 pub use layout::Layout;
-pub use ports::{PortPair, PortPolicy, Ports};
-pub use spec::{EngineSpec, Launch};
+pub use ports::PortPolicy;
+pub use spec::{EngineSpec, Launch, PortPair, Ports};
 
 pub(crate) use docker::remove_orphans;
 pub(crate) use launch::{Command, Process, start};

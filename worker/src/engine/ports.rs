@@ -1,12 +1,8 @@
 //! Ports for engines: the documented ones by default, free ones where asked for.
 
-use super::{EngineSpec, Launch, Place};
+use super::{EngineSpec, Launch, Place, PortPair};
 use crate::process;
-use modelmeter_common::{
-    Code, Problem, config,
-    device::DeviceKind,
-    engine::{EngineInfo, SLOT_PORT_STEP},
-};
+use modelmeter_common::{Code, Problem, config, device::DeviceKind, engine::SLOT_PORT_STEP};
 use std::{
     collections::BTreeSet,
     fs,
@@ -18,49 +14,6 @@ use std::{
 /// Free ports are looked for here: below the range from which Linux takes the ports of outgoing connections, so
 /// that no client of ours can take one between the check and the engine's bind.
 const FREE_PORTS: std::ops::Range<u16> = 15_000..32_000;
-
-/// Where an engine listens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PortPair {
-    /// HTTP; 0 for any free one.
-    pub http: u16,
-    /// gRPC; 0 for any free one.
-    pub grpc: u16,
-    /// Metrics, where the engine has a port for them; 0 for any free one.
-    pub metrics: Option<u16>,
-}
-
-impl PortPair {
-    pub(super) fn all(&self) -> impl Iterator<Item = u16> {
-        [self.http, self.grpc].into_iter().chain(self.metrics)
-    }
-}
-
-/// An engine's default ports by kind of device; none: it does not run there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Ports {
-    /// On CPU slots.
-    pub cpu: Option<PortPair>,
-    /// On GPU slots.
-    pub gpu: Option<PortPair>,
-}
-
-impl Ports {
-    /// Those of a built-in engine.
-    pub fn of(engine: &EngineInfo) -> Self {
-        let pair = |(http, grpc)| PortPair { http, grpc, metrics: engine.metrics_port };
-        Self { cpu: Some(pair(engine.cpu_ports)), gpu: engine.gpu_ports.map(pair) }
-    }
-
-    /// Those for a kind of device.
-    pub fn on(&self, kind: DeviceKind) -> Option<PortPair> {
-        match kind {
-            DeviceKind::Cpu => self.cpu,
-            DeviceKind::Gpu => self.gpu,
-            DeviceKind::Remote => None,
-        }
-    }
-}
 
 /// Which ports engines get.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -212,7 +165,7 @@ fn holder(port: u16) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing;
+    use crate::{engine::Ports, testing};
     use modelmeter_common::engine::ENGINES;
 
     #[test]

@@ -1,11 +1,7 @@
 //! A launched engine and what is held for it, whether it is a process or a container.
 
 use super::{
-    EngineSpec, Place, docker, launch,
-    layout::Laid,
-    material::Folder,
-    ports::{self, PortPair},
-    template::Values,
+    EngineSpec, Place, PortPair, docker, launch, layout::Laid, material::Folder, ports, template::Values,
     watched::Watched,
 };
 use crate::{lock::DeviceLock, process::Identity};

@@ -1,7 +1,13 @@
 //! An engine as data: what a worker's configuration says of it.
 
-use super::{Layout, Ports, template};
-use modelmeter_common::{Problem, container::Container, device::DeviceKind, engine::Protocol, model::Format};
+use super::{Layout, template};
+use modelmeter_common::{
+    Problem,
+    container::Container,
+    device::DeviceKind,
+    engine::{EngineInfo, Protocol},
+    model::Format,
+};
 use modelmeter_meter::endpoint::Endpoint;
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -107,5 +113,48 @@ impl EngineSpec {
     /// Whether it can serve on this kind of device.
     pub fn runs_on(&self, kind: DeviceKind) -> bool {
         matches!(self.launch, Launch::Attach { .. }) || self.ports.on(kind).is_some()
+    }
+}
+
+/// Where an engine listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortPair {
+    /// HTTP; 0 for any free one.
+    pub http: u16,
+    /// gRPC; 0 for any free one.
+    pub grpc: u16,
+    /// Metrics, where the engine has a port for them; 0 for any free one.
+    pub metrics: Option<u16>,
+}
+
+impl PortPair {
+    pub(super) fn all(&self) -> impl Iterator<Item = u16> {
+        [self.http, self.grpc].into_iter().chain(self.metrics)
+    }
+}
+
+/// An engine's default ports by kind of device; none: it does not run there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ports {
+    /// On CPU slots.
+    pub cpu: Option<PortPair>,
+    /// On GPU slots.
+    pub gpu: Option<PortPair>,
+}
+
+impl Ports {
+    /// Those of a built-in engine.
+    pub fn of(engine: &EngineInfo) -> Self {
+        let pair = |(http, grpc)| PortPair { http, grpc, metrics: engine.metrics_port };
+        Self { cpu: Some(pair(engine.cpu_ports)), gpu: engine.gpu_ports.map(pair) }
+    }
+
+    /// Those for a kind of device.
+    pub fn on(&self, kind: DeviceKind) -> Option<PortPair> {
+        match kind {
+            DeviceKind::Cpu => self.cpu,
+            DeviceKind::Gpu => self.gpu,
+            DeviceKind::Remote => None,
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long the server may wait for its majority; under [`DEADLINE`], so that its own answer arrives.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
-/// Calls at once, those included that nobody waits for any more: a frozen server must not heap them up.
+/// Most calls at once, including those that no caller waits for any more, so that a frozen server cannot pile them up.
 const MAX_IN_FLIGHT: usize = 256;
 
 const DUPLICATE_KEY: i32 = 11000;
@@ -43,7 +43,7 @@ impl Calls {
         self.raw(call).await?.map_err(|error| self.error(&error))
     }
 
-    /// The same for an unordered insert: how many of `sent` documents were not there yet.
+    /// Runs an unordered insert likewise; returns how many of `sent` documents were not there yet.
     pub(super) async fn insert<F, T>(&self, sent: usize, call: F) -> Result<u64, HubError>
     where
         T: Send + 'static,
@@ -51,7 +51,7 @@ impl Calls {
     {
         let Err(error) = self.raw(call).await? else { return Ok(sent as u64) };
         let ErrorKind::InsertMany(failure) = error.kind.as_ref() else { return Err(self.error(&error)) };
-        // Also when the documents were there: they may not have reached the majority yet.
+        // A missing acknowledgement is an error also for duplicates, which may not have reached the majority yet.
         if let Some(concern) = &failure.write_concern_error {
             return Err(concern_error(concern));
         }
@@ -83,7 +83,7 @@ impl Calls {
         }
     }
 
-    /// A driver's error in our words.
+    /// Converts a driver's error.
     pub(super) fn error(&self, error: &Error) -> HubError {
         match error.kind.as_ref() {
             ErrorKind::ServerSelection { message, .. }
@@ -139,7 +139,7 @@ pub(super) fn is_duplicate(error: &Error) -> bool {
     }
 }
 
-/// The driver describes the whole topology; what a person needs is the first cause in it.
+/// The first cause in the driver's description of the whole topology.
 fn brief(reason: &str) -> String {
     let cause = reason.split_once("Error: ").map_or(reason, |(_, cause)| cause);
     let cause = cause.split(", labels:").next().unwrap_or(cause);

@@ -1,4 +1,4 @@
-//! The connection: what an address may say, what we insist on, and the indexes.
+//! The connection: options of the address, options that are fixed, and the indexes.
 
 use super::{
     super::{HubError, SortBy},
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// The database where the address names none.
 const DATABASE: &str = "modelmeter";
-/// How long a server may be out of sight before a call fails.
+/// Time that a call waits for a server to be reachable.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects, and makes the indexes where they are missing. A standalone server serves; a replica set is what
@@ -61,7 +61,7 @@ pub(super) fn by_state() -> Document {
     doc! { "state": 1, "request_id": 1, "order": 1 }
 }
 
-/// For users' own queries the first three; for ours one for each order.
+/// Indexes of profiles: three for users' own queries, and one for each order.
 fn profile_indexes() -> Vec<Document> {
     let newest = doc! { "created_at": -1, "_id": -1 };
     let users = [newest, doc! { "request_id": 1 }, doc! { "model.name": 1, "created_at": -1, "_id": -1 }];

@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Number, Value};
 use std::str::FromStr as _;
 
-/// A struct of ours as the document to store.
+/// Encodes a struct as the document to store.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Document, HubError> {
     let refused = |reason: String| HubError::Storage(format!("a document cannot be stored: {reason}"));
     match serde_json::to_value(value).map_err(|error| refused(error.to_string()))? {
@@ -19,7 +19,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Document, HubError> {
     }
 }
 
-/// A stored document as a struct of ours; fields that we do not know are ignored.
+/// Decodes a stored document; unknown fields are ignored.
 pub(super) fn decode<T: DeserializeOwned>(what: &'static str, document: Document) -> Result<T, HubError> {
     let value = from_bson(Bson::Document(document)).map_err(|reason| HubError::Corrupt { what, reason })?;
     serde_json::from_value(value).map_err(|error| HubError::Corrupt { what, reason: error.to_string() })
@@ -49,12 +49,12 @@ pub(super) fn to_bson(key: &str, value: Value) -> Bson {
     }
 }
 
-/// Only the very text that a date gives back: a label of a user's keeps its own spelling.
+/// Only text that a date gives back exactly becomes a date: a user's label keeps its spelling.
 fn canonical_time(key: &str, text: &str) -> Option<Timestamp> {
     key.ends_with("_at").then(|| Timestamp::parse(text)).flatten().filter(|at| at.to_string() == text)
 }
 
-/// BSON has no unsigned 64-bit integer: what is beyond the signed ones (a seed may be) is a decimal.
+/// BSON has no unsigned 64-bit integer: a number beyond the signed ones (a seed may be one) is a decimal.
 fn number_to_bson(number: &Number) -> Bson {
     if let Some(int) = number.as_i64() {
         Bson::Int64(int)

@@ -17,13 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Every profile has it.
+/// The facet that every profile has.
 const ALL: &str = "all";
-/// Counts are up to this: what more profiles have is not found by.
+/// Counting stops here: a facet of more profiles is not used to find them.
 pub(super) const MANY: u64 = 2000;
-/// A count is counted anew after this long.
+/// Age at which a count is taken again.
 const COUNT_AGE: Duration = Duration::from_secs(30);
-/// Counts that are remembered.
+/// Most counts that are remembered.
 const MAX_COUNTS: usize = 10_000;
 
 /// The path of the facets.
@@ -138,7 +138,7 @@ fn version(of: &str) -> String {
     format!("version={of}")
 }
 
-/// The length of the name tells where it ends.
+/// The facet of a label; the length of the name tells where the name ends.
 fn whole_model(name: &str, version: &str) -> String {
     format!("model={}:{name}:{version}", name.len())
 }
@@ -171,7 +171,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::conformance::documents as docs;
+    use modelmeter_tests::documents as docs;
 
     #[test]
     fn what_a_filter_asks_for_is_among_the_facets_of_what_fits() {

@@ -38,7 +38,7 @@ impl Artifacts {
         Ok(self.file(sha256).await?.is_some())
     }
 
-    /// Majority: whoever finds a file here will not upload it again, so it must not be rolled back.
+    /// Reads with majority concern: a file that is found is not uploaded again, so it must not be rolled back.
     async fn file(&self, sha256: &str) -> Result<Option<Document>, HubError> {
         let (files, filter) = (self.files.clone(), doc! { "filename": sha256 });
         self.calls.call(async move { files.find_one(filter).read_concern(ReadConcern::majority()).await }).await
@@ -133,7 +133,7 @@ impl Upload {
     }
 }
 
-/// The caller went away in the middle.
+/// Deletes the chunks of an upload whose caller went away in the middle.
 impl Drop for Upload {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -144,7 +144,7 @@ impl Drop for Upload {
     }
 }
 
-/// How a file lies in chunks. Other clients may have written it with another chunk size.
+/// Sizes of a file and its chunks. Other clients may have written the file with another chunk size.
 #[derive(Clone, Copy)]
 struct Layout {
     id: ObjectId,

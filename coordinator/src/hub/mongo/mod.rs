@@ -66,7 +66,8 @@ impl MongoHub {
         }
     }
 
-    /// Unordered, those that are there left alone. One form for all inserts, because only this one tells a
+    /// Inserts unordered, and leaves existing documents as they are. One form for all inserts, because only this one
+    /// tells a
     /// duplicate that has not reached the majority yet.
     async fn insert_many(&self, collection: &Collection<Document>, documents: Vec<Document>) -> Result<u64, HubError> {
         let collection = collection.clone();
@@ -93,7 +94,7 @@ impl MongoHub {
         sort: Document,
         limit: Option<u32>,
     ) -> Result<Vec<Document>, HubError> {
-        // To MongoDB a limit of 0 is none.
+        // MongoDB takes a limit of 0 for no limit.
         if limit == Some(0) {
             return Ok(Vec::new());
         }
@@ -141,7 +142,7 @@ fn decode_all<T: DeserializeOwned>(what: &'static str, documents: Vec<Document>)
     documents.into_iter().map(|document| decode(what, document)).collect()
 }
 
-/// A document of ours under a key that is not one of its fields.
+/// A document under a key that is not one of its fields.
 fn keyed<T: Serialize>(key: String, value: &T) -> Result<Document, HubError> {
     let mut document = doc! { "_id": key };
     document.extend(encode(value)?);

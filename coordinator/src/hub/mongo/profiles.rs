@@ -14,7 +14,7 @@ use mongodb::{
     options::Hint,
 };
 
-/// Profiles that are given keys at a time.
+/// Profiles that are given keys in one batch.
 const KEYS_BATCH: u32 = 500;
 
 #[async_trait]
@@ -60,9 +60,9 @@ impl Profiles for MongoHub {
 
 /// How the profiles of a filter are found.
 enum Way {
-    /// By the index of their order, within this facet.
+    /// By the index of the order, within this facet.
     Walk(String),
-    /// By the time of their creation, then sorted: there are few.
+    /// By the time of creation, then sorted: there are few.
     Sort,
 }
 
@@ -112,7 +112,7 @@ impl MongoHub {
         projection: Document,
         limit: Option<u32>,
     ) -> Result<Vec<Document>, HubError> {
-        // To MongoDB a limit of 0 is none, and an empty conjunction is an error.
+        // MongoDB takes a limit of 0 for no limit, and an empty conjunction for an error.
         if limit == Some(0) {
             return Ok(Vec::new());
         }
@@ -131,7 +131,7 @@ impl MongoHub {
         self.calls.call(find).await
     }
 
-    /// By what fewest profiles are looked at.
+    /// The way that reads the fewest profiles.
     async fn way(&self, query: &ProfileQuery) -> Result<Way, HubError> {
         let filter = &query.filter;
         let mut facets = facets::asked(filter);
@@ -176,7 +176,7 @@ impl MongoHub {
     pub(super) async fn add_missing_keys(&self) -> Result<(), HubError> {
         let mut last = String::new();
         loop {
-            // Found by the index: to it what is missing is null.
+            // The index has null for a missing field, so it finds these profiles.
             let without = doc! { facets::PATH: Bson::Null, "_id": { "$gt": &last } };
             let found = self.find(&self.profiles, without, doc! { "_id": 1 }, Some(KEYS_BATCH)).await?;
             let Some(end) = found.last() else { return Ok(()) };
@@ -230,7 +230,7 @@ fn created(filter: &ProfileFilter) -> Document {
     range
 }
 
-/// What must hold of a document.
+/// Conditions on a document.
 fn conditions(filter: &ProfileFilter) -> Result<Vec<Document>, HubError> {
     let mut all = Vec::new();
     let texts = [

@@ -20,7 +20,7 @@ use mongodb::{
     options::Hint,
 };
 
-/// Documents in one insert: far under the server's message limit, and soon done.
+/// Documents in one insert, far under the server's message limit.
 const INSERT_BATCH: usize = 1000;
 
 fn task_filter(filter: &TaskFilter) -> Document {
@@ -37,7 +37,7 @@ fn task_filter(filter: &TaskFilter) -> Document {
         query.insert("deployment_key", key);
     }
     if let Some(pool) = &filter.pool {
-        query.insert("pool", pool);
+        query.insert("pool", pool.as_str());
     }
     query
 }
@@ -104,7 +104,7 @@ impl Work for MongoHub {
     }
 
     async fn waiting_tasks(&self, request: RequestId, kinds: &[TaskKind], limit: u32) -> Result<Vec<Task>, HubError> {
-        // To MongoDB a limit of 0 is none.
+        // MongoDB takes a limit of 0 for no limit.
         if kinds.is_empty() || limit == 0 {
             return Ok(Vec::new());
         }

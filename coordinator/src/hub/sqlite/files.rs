@@ -24,14 +24,14 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Files(PathBuf);
 
 impl Files {
-    /// Makes the folder, and removes what a crash left in it.
+    /// Makes the folder, and removes incoming files that a crash left in it.
     pub(super) fn open(folder: PathBuf) -> Result<Self, HubError> {
         std::fs::create_dir_all(&folder).map_err(|error| storage(&folder, &error))?;
         for entry in std::fs::read_dir(&folder).map_err(|error| storage(&folder, &error))?.flatten() {
             let untouched = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
             let incoming = entry.file_name().to_string_lossy().starts_with(INCOMING);
             if incoming && untouched.is_some_and(|time| time > ABANDONED) {
-                // Only space is lost if it stays.
+                // A file that cannot be removed only costs space.
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -94,12 +94,12 @@ async fn receive(path: &Path, mut verifier: Verifier, mut bytes: ByteStream) -> 
     file.sync_all().await.map_err(failed)
 }
 
-/// A file on its way in, gone when this is dropped: also when the caller goes away in the middle.
+/// An incoming file, removed when dropped, also when the caller goes away in the middle.
 struct Incoming(PathBuf);
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        // It may never have been made.
+        // The file may never have been made.
         let _ = std::fs::remove_file(&self.0);
     }
 }

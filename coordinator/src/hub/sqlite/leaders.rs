@@ -1,4 +1,4 @@
-//! The leader's lease: the one row of the table `leader`, which files of before lack.
+//! The leader's lease: the one row of the table `leader`, which files of earlier builds lack.
 
 use super::{SqliteHub, decode, encode, int};
 use crate::hub::{HubError, Lead, Leaders};

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use store::Store;
 
 const SCHEMA: &str = include_str!("schema.sql");
-/// What files of earlier builds lack.
+/// Scripts for tables and columns that files of earlier builds lack.
 const ADDITIONS: [(&str, &str); 2] =
     [("profile_keys", include_str!("profile_keys.sql")), ("tasks_waiting", include_str!("task_kinds.sql"))];
 
@@ -48,7 +48,7 @@ pub fn open(path: &Path) -> Result<SqliteHub, HubError> {
 }
 
 impl SqliteHub {
-    /// One statement; the number of rows that it changed.
+    /// Runs one statement; returns the number of rows that it changed.
     async fn change<P: Params + Send + 'static>(&self, sql: &'static str, params: P) -> Result<usize, HubError> {
         self.store.write(move |connection| connection.prepare_cached(sql)?.execute(params)).await
     }

@@ -12,7 +12,7 @@ use modelmeter_common::{ProfileId, profile::Profile};
 use rusqlite::{Connection, ToSql, params_from_iter, types::Value};
 use serde::de::DeserializeOwned;
 
-/// Profiles that are sorted rather than walked to.
+/// Up to this many profiles are sorted; more are found by walking the order's index.
 const FEW: u32 = 2000;
 
 #[async_trait]
@@ -76,10 +76,10 @@ impl Condition {
     }
 }
 
-/// A part of a filter that may fit few profiles: where they are found, and by what.
+/// A part of a filter that may fit few profiles: the table and the condition that find them.
 struct Driver {
     from: &'static str,
-    /// Where they are counted.
+    /// Table in which the profiles are counted.
     count_from: &'static str,
     condition: Condition,
 }
@@ -153,7 +153,7 @@ impl Search {
     }
 }
 
-/// What must hold of a profile's keys.
+/// Conditions on a profile's keys.
 fn conditions(filter: &ProfileFilter) -> Result<Vec<Condition>, HubError> {
     let state = filter.state.map(|state| word(&state)).transpose()?;
     let texts = [

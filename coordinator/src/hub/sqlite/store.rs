@@ -9,9 +9,9 @@ use rusqlite::{Connection, ErrorCode};
 use std::{path::Path, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
-/// Jobs that wait before callers do.
+/// Length of the queue of jobs; when it is full, callers wait.
 const QUEUE: usize = 1024;
-/// Jobs in one transaction.
+/// Most jobs in one transaction.
 const BATCH: usize = 256;
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(5);
@@ -99,7 +99,8 @@ fn run(connection: &Connection, batch: Vec<Job>) {
     }
 }
 
-/// No transaction could be begun: reads still run, writes change nothing and are told why.
+/// Answers jobs without a transaction, which could not be begun: reads still run, writes change nothing and get the
+/// error.
 fn refuse(connection: &Connection, batch: Vec<Job>, error: &rusqlite::Error) {
     let _ = connection.execute_batch("PRAGMA query_only = ON");
     for job in batch {
@@ -133,11 +134,11 @@ fn configure(connection: &Connection, schema: &str, version: u32, additions: &Ad
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     let found = schema_version(connection)?;
     if (1..version).contains(&found) {
-        // Its documents still read; those that are written from now on are not for older programs.
+        // Documents of an older version still read; documents written from now on do not read in older programs.
         connection.pragma_update(None, "user_version", version)?;
     }
     if found == 0 {
-        // Looked at again under the lock: another process may be making them too.
+        // The version is read again under the lock: another process may be making the tables too.
         connection.execute_batch("BEGIN IMMEDIATE")?;
         if schema_version(connection)? == 0 {
             connection.execute_batch(&format!("{schema}; PRAGMA user_version = {version}"))?;

@@ -1,13 +1,13 @@
 //! What the SQLite adapter adds to the conformance suite: a file that stays, that two processes share, and
 //! clear refusals.
 
-use super::super::{
-    Hub, ProfileQuery, Profiles as _, TaskFilter, TaskKind, Work as _, conformance, conformance::documents as docs,
+use super::{
+    super::{ProfileQuery, Profiles as _, TaskFilter, TaskKind, Work as _},
+    *,
 };
-use super::*;
 use crate::aggregate;
 use modelmeter_common::request::RequestState;
-use std::sync::Arc;
+use modelmeter_tests::documents as docs;
 
 fn hub() -> (tempfile::TempDir, PathBuf, SqliteHub) {
     let folder = tempfile::tempdir().unwrap();
@@ -26,32 +26,6 @@ fn refusal(path: &Path) -> String {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_the_conformance_suite() {
-    let folder = tempfile::tempdir().unwrap();
-    let hub = open(&folder.path().join("new/folders/hub.db")).unwrap();
-    conformance::suite(Arc::new(hub)).await;
-    let incoming = std::fs::read_dir(folder.path().join("new/folders/hub.db.artifacts")).unwrap();
-    let left: Vec<_> = incoming.map(|entry| entry.unwrap().file_name()).filter(|name| name.len() != 64).collect();
-    assert_eq!(left, Vec::<std::ffi::OsString>::new(), "no upload leaves a file behind");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_queries_as_a_list_does() {
-    let (_folder, path, hub) = hub();
-    conformance::query::suite(Arc::new(hub), 1500).await;
-    // A file of an earlier build, which had no keys, is given them when it is opened.
-    let other = rusqlite::Connection::open(&path).unwrap();
-    other.execute_batch(WITHOUT_KEYS).unwrap();
-    drop(other);
-    let hub = open(&path).unwrap();
-    conformance::query::asks(&hub, 200).await;
-}
-
-/// Undoes what files of earlier builds lack.
-const WITHOUT_KEYS: &str = "DROP INDEX tasks_waiting; ALTER TABLE tasks DROP COLUMN kind; DROP TRIGGER profile_inserted; DROP TRIGGER profile_replaced; DROP TABLE profile_keys;
-    DROP TABLE profile_labels; DROP VIEW profile_keys_of";
-
 #[tokio::test]
 async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
     let (_folder, path, a) = hub();
@@ -61,7 +35,7 @@ async fn two_hubs_on_one_file_see_each_other_and_it_outlives_them() {
     assert_eq!(b.insert_request(&request).await.unwrap(), Inserted::Existed);
     let task = docs::task(request.id, 0);
     b.insert_tasks(std::slice::from_ref(&task)).await.unwrap();
-    let next = task.queue("p", docs::at(1)).unwrap();
+    let next = task.queue(&"p".into(), docs::at(1)).unwrap();
     let (one, other) = tokio::join!(a.swap_task(&task, &next), b.swap_task(&task, &next));
     assert!(one.unwrap() != other.unwrap(), "exactly one wins");
     drop((a, b));
@@ -173,16 +147,4 @@ async fn a_damaged_document_is_corrupt_and_named() {
     other.execute("UPDATE requests SET doc = '{\"_id\": 1}'", []).unwrap();
     let read = hub.request(request.id).await;
     assert!(matches!(read, Err(HubError::Corrupt { what: "request", .. })), "{read:?}");
-}
-
-/// The floor is far below what is usual, since the machine may be busy; the figures are printed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_share_the_commits() {
-    let (_folder, _, hub) = hub();
-    let hub: Arc<dyn Hub> = Arc::new(hub);
-    for (callers, n) in [(1, 100), (32, 50)] {
-        let speed = conformance::speed::speed(&hub, callers, n).await;
-        eprintln!("{callers} callers: {speed:.0?}");
-        assert!(speed.swaps_per_s > 20.0 && speed.parts_per_s > 20.0, "{callers} callers: {speed:.0?}");
-    }
 }

@@ -15,7 +15,7 @@ use rusqlite::{Row, named_params, params, params_from_iter, types::Value};
 
 #[async_trait]
 impl Work for SqliteHub {
-    /// This machine's: everyone who uses the file is on it.
+    /// The clock of this machine, on which every user of the file runs.
     async fn now(&self) -> Result<Timestamp, HubError> {
         Ok(Timestamp::now())
     }
@@ -70,7 +70,7 @@ impl Work for SqliteHub {
         query.equals("request_id", filter.request.map(|id| id.to_string()));
         query.any_of("state", &filter.states);
         query.equals("deployment_key", filter.deployment_key.clone());
-        query.equals("pool", filter.pool.clone());
+        query.equals("pool", filter.pool.as_ref().map(|pool| pool.as_str().to_owned()));
         let (sql, values) = query.select("tasks", "request_id, place", filter.limit);
         self.all("task", sql, params_from_iter(values)).await
     }
@@ -79,7 +79,7 @@ impl Work for SqliteHub {
         if kinds.is_empty() {
             return Ok(Vec::new());
         }
-        // The first of each kind by one seek in the index, and of all these the first.
+        // One seek in the index finds the first tasks of each kind; the first of all kinds are returned.
         let first = "SELECT * FROM (SELECT place, doc FROM tasks INDEXED BY tasks_waiting
                      WHERE request_id = ? AND state = 'waiting' AND kind = ? ORDER BY place LIMIT ?)";
         let each = vec![first; kinds.len()].join(" UNION ALL ");
@@ -159,7 +159,7 @@ impl TaskRow {
             place: task.order,
             state: task.state.as_str(),
             deployment_key: task.deployment_key.clone(),
-            pool: task.pool.clone(),
+            pool: task.pool.as_ref().map(|pool| pool.as_str().to_owned()),
             revision: int(task.revision),
             doc: encode(task)?,
         })

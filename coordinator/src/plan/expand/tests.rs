@@ -1,13 +1,11 @@
 use super::*;
-use crate::{
-    hub::conformance::documents,
-    plan::{budget, pool::Kind},
-};
+use crate::plan::{budget, pool::Kind};
 use modelmeter_common::{
     SCHEMA_VERSION,
     model::{Datatype, Dim, ModelRef, TensorSpec},
     request::RequestState,
 };
+use modelmeter_tests::documents;
 use serde_json::json;
 use uuid::Uuid;
 

@@ -28,7 +28,7 @@ impl<P: Protocol> Client<P> {
             });
             place.link = match dialling {
                 Ok(_) => Link::Connecting,
-                // Out of descriptors or threads for now.
+                // The system is out of descriptors or threads for now.
                 Err(_) => Link::Down { retry_ns: now + MAX_BACKOFF_NS },
             };
         }
@@ -46,7 +46,8 @@ impl<P: Protocol> Client<P> {
         }
     }
 
-    /// A connection is lost or did not come about: its calls fail, and it is dialled again after a while.
+    /// Handles a connection that is lost or could not be made: its calls fail, and the place is dialled again after a
+    /// while.
     pub(super) fn hang_up(&mut self, index: usize, lost: Lost) {
         let now = self.clock.now_ns();
         let place = &mut self.places[index];
@@ -59,7 +60,7 @@ impl<P: Protocol> Client<P> {
             conn.fail_all(lost.failure, &mut self.seen.done);
             self.settle(now);
         } else if self.state == State::Running && !self.open && !self.places.any_up() && self.flights.count() == 0 {
-            // In a closed loop nothing is sent without a connection: the attempt is what failed.
+            // A closed loop sends nothing without a connection, so the failed attempt counts instead.
             let times = Times { scheduled_ns: now, sent_ns: now };
             self.record(None, times, Err(lost.failure), now);
         }
@@ -72,7 +73,7 @@ impl<P: Protocol> Client<P> {
         }
     }
 
-    /// No connection comes for the calls that wait for one.
+    /// Fails the calls that wait for a connection when none can be made.
     fn fail_waiting(&mut self, failure: Failure, now: u64) {
         while let Some(token) = self.flights.take_waiting() {
             self.seen.done.push(Done { token, result: Err(failure), words: None, message: None });

@@ -52,7 +52,7 @@ pub(super) struct Conn {
     partial: Option<Partial>,
     /// Header block in several frames: stream, whether it ends the stream, block so far.
     block: Option<(u32, bool, Vec<u8>)>,
-    /// Blocks seen last that said 200 and OK: blocks stand alone, so equal bytes say the same.
+    /// The last header blocks with status 200 and OK: each block is complete in itself, so equal bytes mean the same.
     known_ok: [Vec<u8>; 2],
     streams: HashMap<u32, Stream, BuildHasherDefault<IdHasher>>,
     waiting: VecDeque<u32>,
@@ -223,7 +223,7 @@ impl Conn {
             match u16::from_be_bytes([entry[0], entry[1]]) {
                 1 => {
                     self.peer_table = value;
-                    // What was put there is gone: another connection begins with the smaller table.
+                    // The server's table was cleared: the next connection begins with the smaller one.
                     self.going_away |= self.tabled && value < DEFAULT_TABLE;
                 }
                 3 => self.peer_streams = value,

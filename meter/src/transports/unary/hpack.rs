@@ -20,11 +20,11 @@ const CODE_LENGTHS: [u8; 257] = [
 /// Values of `:status` in the static table, from index 8. Source: RFC 7541, appendix A.
 const STATIC_STATUS: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 const STATIC_ENTRIES: u64 = 61;
-/// Of gRPC's messages; a suffix may say how they are encoded.
+/// Content type of gRPC messages; a suffix may name their encoding.
 const CONTENT_TYPE: &str = "application/grpc";
 /// Characters of the server's words that are kept.
 const MAX_WORDS: usize = 400;
-/// The table that a peer has unless its settings say otherwise.
+/// Size of a peer's table unless its settings say otherwise.
 pub(super) const DEFAULT_TABLE: u32 = 4096;
 
 /// A block that does not follow RFC 7541, or that refers to a table we said we do not keep.
@@ -36,9 +36,9 @@ pub(super) struct Malformed;
 pub(super) struct RequestHead {
     /// The first block of a connection: puts the fields into the server's table.
     pub first: Vec<u8>,
-    /// Every later one: a byte a field.
+    /// Every later block: one byte a field.
     pub again: Vec<u8>,
-    /// For servers whose table is too small.
+    /// The block for servers whose table is too small.
     pub literal: Vec<u8>,
     /// The room that the fields take in a table.
     pub table: u32,
@@ -47,7 +47,7 @@ pub(super) struct RequestHead {
 impl RequestHead {
     /// A gRPC call of `path` at `authority`, within TLS or not.
     pub fn new(path: &str, authority: &str, is_tls: bool) -> Self {
-        // Of the static table: `:method: POST`, and `:scheme: http` or `https`.
+        // Entries of the static table: `:method: POST`, and `:scheme: http` or `https`.
         let begin: [u8; 2] = [0x83, if is_tls { 0x87 } else { 0x86 }];
         // Name (or its static index), value.
         let fields: [(u8, &str, &str); 5] = [
@@ -96,7 +96,7 @@ fn put_int(out: &mut Vec<u8>, pattern: u8, prefix_bits: u32, value: usize) {
     out.push(rest as u8);
 }
 
-/// What we want to know of a response's header block or trailers.
+/// The fields that the client reads of a response's header block or trailers.
 #[derive(Debug, Default, PartialEq, Eq, Clone)]
 pub(super) struct ResponseHead {
     pub http_status: Option<u16>,
@@ -118,7 +118,7 @@ impl ResponseHead {
                 let index = take_int(&mut block, 7)?;
                 head.indexed(index)?;
             } else if lead & 0xe0 == 0x20 {
-                // A new size of the table: ours is 0, whatever it says.
+                // An update of the table's size, which changes nothing: the client's table has size 0.
                 take_int(&mut block, 5)?;
             } else {
                 let bits = if lead & 0x40 != 0 { 6 } else { 4 };
@@ -137,7 +137,7 @@ impl ResponseHead {
         Ok(())
     }
 
-    /// Only what is wanted is decoded: behind a proxy each block has values of its own.
+    /// Only the fields that are read are decoded: behind a proxy each block has values of its own.
     fn literal(&mut self, block: &mut &[u8], bits: u32) -> Result<(), Malformed> {
         let name = match take_int(block, bits)? {
             0 => take_string(block)?.decoded()?,
@@ -149,7 +149,7 @@ impl ResponseHead {
         };
         let value = take_string(block)?;
         match &*name {
-            // What has not three digits is none.
+            // A status without three digits is not a status.
             b":status" => self.http_status = Some(number(value)?).filter(|status| (100..=999).contains(status)),
             b"grpc-status" => self.grpc_status = Some(number(value)?),
             b"grpc-message" => self.grpc_message = Some(in_a_line(&percent_decoded(&value.decoded()?))),
@@ -175,7 +175,7 @@ fn number<T: FromStr>(text: Text<'_>) -> Result<T, Malformed> {
 }
 
 impl ResponseHead {
-    /// What this says besides what an earlier block said.
+    /// The fields that this block adds to an earlier one.
     pub fn after(self, before: Self) -> Self {
         Self {
             http_status: self.http_status.or(before.http_status),
@@ -186,7 +186,7 @@ impl ResponseHead {
         }
     }
 
-    /// Whether what comes is gRPC's, as far as this says.
+    /// Whether the response is gRPC's, as far as this block shows.
     pub fn is_grpc(&self) -> bool {
         self.grpc_status.is_some() || self.http_status == Some(200) && self.foreign_type.is_none()
     }
@@ -199,7 +199,7 @@ pub(super) fn in_a_line(words: &str) -> String {
     if plain.len() <= MAX_WORDS {
         return plain.into_iter().collect();
     }
-    // What failed stands at the beginning, why at the end.
+    // The failure usually stands at the beginning of a message, its cause at the end.
     let (beginning, end) = (&plain[..MAX_WORDS / 4], &plain[plain.len() - (MAX_WORDS - MAX_WORDS / 4)..]);
     beginning.iter().chain(&['…']).chain(end).collect()
 }
@@ -247,7 +247,7 @@ fn take_byte(block: &mut &[u8]) -> Result<u8, Malformed> {
     Ok(byte)
 }
 
-/// A string as it came.
+/// A string as it was received.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a> {
     bytes: &'a [u8],
@@ -277,9 +277,9 @@ static CODE: Code = Code::new();
 struct Code {
     /// The first code of each length, and the place of its symbol.
     first: [(u64, usize); LONGEST + 1],
-    /// Beyond the last code of each length.
+    /// The end of the codes of each length.
     end: [u64; LONGEST + 1],
-    /// In the order of their codes.
+    /// Symbols in the order of their codes.
     symbols: [u16; CODE_LENGTHS.len()],
 }
 

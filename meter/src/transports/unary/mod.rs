@@ -19,9 +19,9 @@ use crate::{
     drive::{self, Called, Orders, Protocol, Started, Transport},
     endpoint::{Endpoint, Socket},
 };
+use async_trait::async_trait;
 use bytes::Bytes;
 use conn::Conn;
-use futures::future::BoxFuture;
 use hpack::RequestHead;
 use modelmeter_common::Problem;
 use std::{io, sync::Arc, time::Duration};
@@ -49,6 +49,7 @@ impl Unary {
     }
 }
 
+#[async_trait]
 impl Transport for Unary {
     fn batch_size(&self) -> u32 {
         self.0.batch_size
@@ -63,16 +64,9 @@ impl Transport for Unary {
         drive::start(Grpc { head, frames, next: 0 }, orders, self.metrics())
     }
 
-    fn once<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        timeout: Duration,
-        cancel: &'a CancellationToken,
-    ) -> BoxFuture<'a, Result<Called, Problem>> {
-        Box::pin(async move {
-            let answer = drive::call_once(endpoint, self, timeout, cancel).await?;
-            Ok((answer.latency, Some(answer.message)))
-        })
+    async fn once(&self, server: &Endpoint, timeout: Duration, cancel: &CancellationToken) -> Result<Called, Problem> {
+        let answer = drive::call_once(server, self, timeout, cancel).await?;
+        Ok((answer.latency, Some(answer.message)))
     }
 }
 

@@ -6,28 +6,28 @@ use std::{
     io::{self, IoSlice, Write},
 };
 
-/// Pieces up to this are copied: cheaper than another entry of a vectored write.
+/// Largest piece that is copied, which is cheaper than another entry of a vectored write.
 const COPY: usize = 8 << 10;
-/// Written bytes up to this may stay before those that wait.
+/// Most written bytes that may stay in the buffer before those that wait.
 const WRITTEN: usize = 64 << 10;
-/// Entries of one vectored write.
+/// Most entries of one vectored write.
 const SLICES: usize = 64;
 
 /// A queue of bytes.
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// What comes before `tail`.
+    /// Pieces that are written before `tail`.
     pieces: VecDeque<Bytes>,
     tail: Vec<u8>,
-    /// Bytes of `tail` that are written.
+    /// Number of bytes of `tail` that are written.
     written: usize,
-    /// All bytes that were ever put here, and those of them that were written.
+    /// Number of bytes that were ever appended, and of those that were written.
     all_put: u64,
     all_written: u64,
 }
 
 impl Outbox {
-    /// Whether all is written.
+    /// Whether all bytes are written.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty() && self.tail.is_empty()
     }
@@ -38,12 +38,12 @@ impl Outbox {
         &self.tail[self.written..]
     }
 
-    /// The place of the next byte among all that were ever put here.
+    /// Position of the next byte among all that were ever appended.
     pub fn end(&self) -> u64 {
         self.all_put
     }
 
-    /// Whether the byte at this place was written.
+    /// Whether the byte at this position was written.
     pub fn has_written(&self, place: u64) -> bool {
         self.all_written > place
     }
@@ -54,7 +54,7 @@ impl Outbox {
         self.tail.extend_from_slice(bytes);
     }
 
-    /// Appends, without a copy where that pays.
+    /// Appends a large piece by reference, a small one by copy.
     pub fn put_bytes(&mut self, bytes: Bytes) {
         if bytes.len() <= COPY {
             return self.put(&bytes);

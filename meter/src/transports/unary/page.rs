@@ -8,9 +8,9 @@ use crate::{
 
 /// Bytes of a page that are kept.
 pub(super) const MAX_PAGE: usize = 4 << 10;
-/// What nginx, Go's and Apache's servers say on a port that speaks TLS to who does not.
+/// Answers of nginx, Go and Apache to a plain request on a TLS port.
 const WANTS_TLS: [&str; 3] = ["HTTPS PORT", "HTTPS SERVER", "SSL-ENABLED SERVER PORT"];
-/// Characters of a page's text that are told.
+/// Characters of a page's text that an error message quotes.
 const MAX_TEXT: usize = 120;
 
 /// A page or another answer that is not gRPC's.
@@ -36,11 +36,11 @@ pub(super) fn lost_to(bytes: &[u8]) -> Lost {
     }
 }
 
-/// What came from a port instead of HTTP/2.
+/// An answer that is not HTTP/2.
 enum Foreign {
     /// A TLS record, or a page that says that the port wants TLS.
     Tls,
-    /// Something else, in words.
+    /// Another answer, in words.
     Other(String),
 }
 

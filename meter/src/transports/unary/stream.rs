@@ -23,7 +23,7 @@ pub(super) struct Stream {
     pub received: u64,
     prefix: [u8; 5],
     message: Option<Vec<u8>>,
-    /// The beginning of what came as the body of an answer that is not gRPC's.
+    /// The beginning of the body of an answer that is not gRPC's.
     page: Option<Vec<u8>>,
 }
 
@@ -51,7 +51,7 @@ impl Stream {
         }
     }
 
-    /// Takes in a part of the body. False where it is or will be more than is accepted.
+    /// Takes in a part of the body. False where the body is or will be larger than the limit.
     pub fn take_data(&mut self, data: &[u8]) -> bool {
         let at = self.received.min(5) as usize;
         let n = data.len().min(5 - at);
@@ -69,7 +69,7 @@ impl Stream {
         announced.max(self.received) <= MAX_RESPONSE
     }
 
-    /// Its end; without a failure of the transport, its own status says how.
+    /// Ends the call; without a failure of the transport, its own status is the result.
     pub fn end(self, failure: Option<Failure>) -> Done {
         let result = failure.map_or_else(|| self.outcome(), Err);
         let words = match result {

@@ -1,12 +1,14 @@
 //! Requests, workers and models: the documents that people name.
 
-use super::{super::*, documents as docs, race};
+use super::race;
+use crate::documents as docs;
 use modelmeter_common::{
     Code, Problem, RequestId,
     model::{ArtifactRef, Model},
     request::{RequestDoc, RequestState},
     status::WorkerDoc,
 };
+use modelmeter_coordinator::hub::{Hub, Inserted};
 use std::sync::Arc;
 
 pub async fn requests(hub: &dyn Hub) {
@@ -54,7 +56,7 @@ pub async fn workers(hub: &dyn Hub) {
     hub.put_worker(&b).await.unwrap();
     hub.put_worker(&a).await.unwrap();
     assert_eq!(hub.workers().await.unwrap(), vec![a.clone(), b.clone()], "by name");
-    let later = WorkerDoc { incarnation: "i2".to_owned(), slots: vec![], seen_at: docs::at(5), ..a };
+    let later = WorkerDoc { incarnation: "i2".into(), slots: vec![], seen_at: docs::at(5), ..a };
     hub.put_worker(&later).await.unwrap();
     assert_eq!(hub.workers().await.unwrap(), vec![later, b]);
 }

@@ -1,7 +1,8 @@
 //! How fast the writes of a running request are, through several callers at once.
 
-use super::{super::*, documents as docs};
+use crate::documents as docs;
 use modelmeter_common::{RequestId, task::Task};
+use modelmeter_coordinator::hub::{Hub, Inserted};
 use std::{future::Future, sync::Arc, time::Instant};
 
 /// Writes a second.

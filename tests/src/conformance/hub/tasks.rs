@@ -1,11 +1,13 @@
 //! Tasks: idempotent inserts, filters, counts, and the compare-and-swap that everything rests on.
 
-use super::{super::*, documents as docs, race};
+use super::race;
+use crate::documents as docs;
 use modelmeter_common::{
     RequestId, TaskId, Timestamp,
     model::Format,
     task::{Task, TaskState},
 };
+use modelmeter_coordinator::hub::{Hub, TaskCounts, TaskFilter, TaskKind};
 use std::sync::Arc;
 
 /// A request's id and `n` tasks of it, in the hub.
@@ -42,9 +44,9 @@ pub async fn filters(hub: &dyn Hub) {
     let (other, _) = stored(hub, 2).await;
     let now = docs::at(10);
     let steps: [fn(&Task, Timestamp) -> Task; 4] = [
-        |task, now| task.queue("pool-a", now).unwrap(),
-        |task, now| task.claim("pool-a", docs::lease(1), now).unwrap(),
-        |task, now| task.claim("pool-b", docs::lease(2), now).unwrap(),
+        |task, now| task.queue(&"pool-a".into(), now).unwrap(),
+        |task, now| task.claim(&"pool-a".into(), docs::lease(1), now).unwrap(),
+        |task, now| task.claim(&"pool-b".into(), docs::lease(2), now).unwrap(),
         |task, now| task.cancel("stopped", now).unwrap(),
     ];
     for (task, step) in tasks.iter_mut().zip(steps) {
@@ -61,7 +63,7 @@ pub async fn filters(hub: &dyn Hub) {
     assert_eq!(orders(TaskFilter { states: vec![Failed], ..of(request) }).await, [0; 0]);
     assert_eq!(orders(TaskFilter { limit: Some(3), ..of(request) }).await, [0, 1, 2]);
     assert_eq!(orders(TaskFilter { limit: Some(0), ..of(request) }).await, [0; 0]);
-    let in_pool = |pool: &str| TaskFilter { pool: Some(pool.to_owned()), ..of(request) };
+    let in_pool = |pool: &str| TaskFilter { pool: Some(pool.into()), ..of(request) };
     assert_eq!(orders(in_pool("pool-a")).await, [0, 1]);
     assert_eq!(orders(TaskFilter { states: vec![Claimed], ..in_pool("pool-b") }).await, [2]);
     assert_eq!(orders(in_pool("pool-c")).await, [0; 0]);
@@ -101,7 +103,7 @@ pub async fn waiting_ones_by_kind(hub: &dyn Hub) {
     let (other, _) = stored(hub, 3).await;
     for task in &mut tasks {
         let next = match task.order % 11 {
-            0 => task.queue("p", docs::at(1)).unwrap(),
+            0 => task.queue(&"p".into(), docs::at(1)).unwrap(),
             1 => task.cancel("stopped", docs::at(1)).unwrap(),
             _ => continue,
         };
@@ -172,8 +174,8 @@ pub async fn one_swap_of_many_wins(hub: &Arc<dyn Hub>) {
 pub async fn swaps_move_a_task_between_filters(hub: &dyn Hub) {
     let (request, tasks) = stored(hub, 1).await;
     let waiting = &tasks[0];
-    let queued = waiting.queue("p", docs::at(1)).unwrap();
-    let claimed = queued.claim("p", docs::lease(3), docs::at(2)).unwrap();
+    let queued = waiting.queue(&"p".into(), docs::at(1)).unwrap();
+    let claimed = queued.claim(&"p".into(), docs::lease(3), docs::at(2)).unwrap();
     assert!(!hub.swap_task(&queued, &claimed).await.unwrap(), "it was not queued");
     assert!(hub.swap_task(waiting, &queued).await.unwrap());
     assert!(!hub.swap_task(waiting, &claimed).await.unwrap(), "a change came first");
@@ -182,7 +184,7 @@ pub async fn swaps_move_a_task_between_filters(hub: &dyn Hub) {
     let queued = TaskFilter { states: vec![TaskState::Queued], ..of(request) };
     assert_eq!(hub.tasks(&queued).await.unwrap(), vec![]);
     let absent = docs::task(RequestId::random(), 0);
-    let next = absent.queue("p", docs::at(1)).unwrap();
+    let next = absent.queue(&"p".into(), docs::at(1)).unwrap();
     assert!(!hub.swap_task(&absent, &next).await.unwrap());
     assert_eq!(hub.task(absent.id).await.unwrap(), None, "a swap never inserts");
 }

@@ -1,12 +1,15 @@
 //! The fold of a cell's repeats at one load: a pure function, the same bytes in whatever order they come.
 
-use super::{
-    Figure, Histogram, Interval,
-    percentile::{Effective, PERCENTILES, Sample, percentile_of},
-    special::t95,
+use crate::{
+    part::{Answers, EngineCpu, GpuUse, HostUse, Metric, Point, ServerTimes},
+    stats::{
+        Figure, Histogram, Interval,
+        percentile::{Basis, Effective, PERCENTILES, Percentile, percentile_of},
+        sample::Sample,
+        special::t95,
+    },
     unsupported,
 };
-use crate::part::{Answers, Basis, EngineCpu, GpuUse, HostUse, Metric, Percentile, Point, ServerTimes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Folds the repeats of one load point into one whose durations are theirs together. None of none.
@@ -29,7 +32,7 @@ pub fn fold_points(points: &[&Point]) -> Option<Point> {
     unavailable.retain(|path, _| !path.starts_with(unsupported::LATENCY));
     unavailable.extend(percentiles.iter().filter_map(|p| unsupported::percentile(unsupported::LATENCY, p, requests)));
     unavailable.retain(|path, _| !path.starts_with(unsupported::METRICS));
-    unavailable.extend(metrics.iter().flat_map(Metric::lacking));
+    unavailable.extend(metrics.iter().flat_map(unsupported::metric));
     let requests_per_s = fold_throughput(points);
     unavailable.retain(|path, _| !path.starts_with(unsupported::THROUGHPUT));
     unavailable.extend(unsupported::throughput(requests_per_s));
@@ -88,7 +91,7 @@ fn merged<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Histogram {
     })
 }
 
-/// None unless some repeat has it.
+/// The sum of the histograms that repeats have; none where no repeat has one.
 fn merged_some(points: &[&Point], of: impl Fn(&Point) -> Option<&Histogram>) -> Option<Histogram> {
     let mut some = points.iter().filter_map(|p| of(p)).peekable();
     some.peek()?;

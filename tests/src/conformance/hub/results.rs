@@ -1,7 +1,9 @@
 //! Parts, finals and profiles: inserted once, in order, and equal to the bit.
 
-use super::{super::*, documents as docs, race};
+use super::race;
+use crate::documents as docs;
 use modelmeter_common::{ProfileId, RequestId, part::Final, profile::Profile};
+use modelmeter_coordinator::hub::{Hub, Inserted, ProfileFilter, ProfileQuery};
 use std::sync::Arc;
 
 pub async fn parts(hub: &dyn Hub) {

@@ -1,5 +1,6 @@
 //! Documents with every field filled, and with what storage gets wrong: unsigned integers beyond the signed
-//! ones, whole floats, dots and dollars in keys, times inside user data, text of many scripts.
+//! ones, whole floats, dots and dollars in keys, times inside user data, text of many scripts. Tests of every crate build theirs on these.
+#![allow(clippy::unwrap_used, missing_docs)] // these are tests, and a failure is meant to panic
 
 use modelmeter_common::{
     Code, Problem, ProfileId, RequestId, SCHEMA_VERSION, Timestamp, VERSION,
@@ -9,7 +10,10 @@ use modelmeter_common::{
     part::*,
     profile::*,
     request::{Request, RequestDoc, RequestState},
-    stats::{Figure, Histogram},
+    stats::{
+        Figure, Histogram,
+        percentile::{Basis, Percentile},
+    },
     status::{Abilities, SlotDoc, WorkerDoc},
     task::{Cell, Lease, Task},
 };
@@ -102,7 +106,7 @@ pub fn task(request: RequestId, order: u32) -> Task {
 pub fn lease(slot: u32) -> Lease {
     Lease {
         worker: format!("w{slot}"),
-        incarnation: "i".to_owned(),
+        incarnation: "i".into(),
         slot,
         claim_id: "c".to_owned(),
         expires_at: at(30_000),
@@ -350,7 +354,7 @@ fn profile_point(load: ProfileLoad) -> ProfilePoint {
 }
 
 pub fn worker(name: &str) -> WorkerDoc {
-    let pool = "cpu-0123456789abcdef".to_owned();
+    let pool = "cpu-0123456789abcdef".into();
     let abilities = Abilities {
         formats: [("rten".to_owned(), vec![Format::Onnx])].into(),
         inspectors: ["photos".to_owned()].into(),
@@ -360,7 +364,7 @@ pub fn worker(name: &str) -> WorkerDoc {
     WorkerDoc {
         name: name.to_owned(),
         schema_version: SCHEMA_VERSION,
-        incarnation: "i1".to_owned(),
+        incarnation: "i1".into(),
         version: VERSION.to_owned(),
         wire_version: modelmeter_common::wire::VERSION,
         slots: vec![SlotDoc { index: 0, device: device(), engines: vec!["rten".to_owned()], abilities, pool }],

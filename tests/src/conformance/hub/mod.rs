@@ -1,11 +1,7 @@
-//! The suite that every hub adapter passes. It is test code: it panics at the first thing that does not hold.
-//!
-//! What belongs here: what [`Hub`] promises, seen through the trait alone. What an adapter adds (two
-//! processes on one file, the types of the stored fields) is tested beside the adapter.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! The suite that every hub adapter passes, SQLite and MongoDB.
+#![allow(clippy::unwrap_used, missing_docs)] // these are tests, and a failure is meant to panic
 
 mod artifacts;
-pub mod documents;
 mod leaders;
 pub mod query;
 mod registry;
@@ -13,7 +9,7 @@ mod results;
 pub mod speed;
 mod tasks;
 
-use super::Hub;
+use modelmeter_coordinator::hub::Hub;
 use std::{future::Future, sync::Arc, time::Duration};
 
 /// Runs every case. The hub must be empty.

@@ -1,11 +1,13 @@
 //! Artifacts: what has the name has the content, and nothing else is ever there.
 
-use super::{super::*, race};
+use super::race;
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use modelmeter_common::{
     model::{ArtifactRef, Format},
     wire::sha256_hex,
 };
+use modelmeter_coordinator::hub::{ByteStream, Hub, HubError, Inserted};
 use std::{sync::Arc, time::Duration};
 
 fn bytes(length: usize, seed: u8) -> Vec<u8> {

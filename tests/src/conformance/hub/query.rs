@@ -1,10 +1,13 @@
 //! Queries: generated profiles, random questions, and the answers that a plain filter over a list gives.
 
-use super::{super::*, documents as docs};
+use crate::documents as docs;
 use futures::TryStreamExt as _;
 use modelmeter_common::{
     ProfileId, RequestId, Timestamp,
     profile::{PeakSummary, Profile, ProfileState, SlaResult},
+};
+use modelmeter_coordinator::hub::{
+    Cursor, Fields, Hub, HubError, Page, ProfileFilter, ProfileQuery, SlaOutcome, Sort, SortBy, stream,
 };
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;

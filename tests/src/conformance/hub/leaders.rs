@@ -1,6 +1,8 @@
+//! The lease of the leader: one at a time, an epoch for each.
+
 use super::race;
-use crate::hub::{Hub, Lead};
 use modelmeter_common::Timestamp;
+use modelmeter_coordinator::hub::{Hub, Lead};
 use std::sync::Arc;
 
 pub(super) async fn an_epoch_for_each_leader(hub: &dyn Hub) {

@@ -1,10 +1,10 @@
-//! What every broker must do. Both adapters pass this one suite: memory in this crate's tests, RabbitMQ in `tests/`.
+//! What every broker must do. Both adapters pass this one suite, memory and RabbitMQ.
 //!
 //! Each property is a function on a fresh queue. What is not named here is not promised: order, and that a
 //! message comes only once.
 #![allow(clippy::unwrap_used)] // these are tests, and a failure is meant to panic
 
-use super::{Broker, BrokerError, Consumer, Delivery, MAX_NAME_BYTES, QUARANTINE};
+use modelmeter_common::broker::{Broker, BrokerError, Consumer, Delivery, MAX_NAME_BYTES, QUARANTINE};
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 

@@ -1,15 +1,18 @@
 //! Why a figure or its interval is null, in words for a reader: what counts is calls beyond a percentile and time, never an
 //! effective number.
 
-use super::{
-    Figure,
-    percentile::{MEDIAN, observable},
+use crate::{
+    part::{Metric, Reason},
+    stats::{
+        Figure,
+        percentile::Percentile,
+        sample::{MEDIAN, observable},
+    },
 };
-use crate::part::{Percentile, Reason};
 
-/// What the paths of percentiles in a profile's point begin with.
+/// Prefix of the paths of percentiles in a profile's point.
 pub const LATENCY: &str = "latency_ms.";
-/// What the paths of all metrics begin with.
+/// Prefix of the paths of all metrics.
 pub const METRICS: &str = "metrics.";
 /// The path of a point's throughput.
 pub const THROUGHPUT: &str = "throughput_inferences_per_s";
@@ -18,11 +21,6 @@ pub const THROUGHPUT: &str = "throughput_inferences_per_s";
 const BEYOND: u64 = 5;
 /// Calls below which the median has none.
 const MEDIAN_CALLS: u64 = 8;
-
-/// What the paths of a metric's percentiles begin with: `metrics.ttft_ms.`.
-pub fn of_metric(name: &str) -> String {
-    format!("{METRICS}{name}.")
-}
 
 /// The path of a percentile in a profile's point: `latency_ms.p99_9`.
 fn path(prefix: &str, q: f64) -> String {
@@ -68,7 +66,13 @@ pub fn percentile(prefix: &str, p: &Percentile, requests: u64) -> Option<(String
     }
 }
 
-/// What a throughput lacks.
+/// What the percentiles of a metric lack, as [`percentile`] says.
+pub fn metric(metric: &Metric) -> impl Iterator<Item = (String, Reason)> {
+    let (prefix, calls) = (format!("{METRICS}{}.", metric.name), metric.values.len() + metric.failures);
+    metric.percentiles.iter().filter_map(move |p| percentile(&prefix, p, calls))
+}
+
+/// The part that a throughput lacks: its path, and why.
 pub fn throughput(rate: Option<Figure>) -> Option<(String, Reason)> {
     let (path, code, message) = match rate {
         None => (THROUGHPUT.to_owned(), "no_success", "no call succeeded in the measured time"),
@@ -97,7 +101,7 @@ fn were(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::part::Basis;
+    use crate::stats::percentile::Basis;
 
     fn lacking(q: f64, ms: Option<Figure>, requests: u64, beyond: u64) -> (String, Reason) {
         let p = Percentile { q, ms, basis: Basis::None, beyond, needs: 72, had: 7, sure: 7, sure_unjoined: 7 };
