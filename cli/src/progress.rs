@@ -52,9 +52,8 @@ impl Progress {
     pub fn begin(&mut self, line: &str, limit: Option<Duration>) {
         self.say(line);
         (self.started, self.limit) = (Instant::now(), limit);
-        if let (Shown::Bar(bar), Some(limit)) = (&self.shown, limit) {
+        if let Shown::Bar(bar) = &self.shown {
             bar.reset_elapsed();
-            bar.set_style(counting_down(limit));
         }
     }
 
@@ -73,6 +72,9 @@ impl Progress {
     pub fn update(&mut self, status: Status) {
         match &self.shown {
             Shown::Bar(bar) => {
+                if self.last.is_none() {
+                    bar.set_style(self.limit.map_or_else(counting_up, counting_down));
+                }
                 bar.set_length(status.cells.len() as u64);
                 bar.set_position(ended(&status) as u64);
                 bar.set_message(message(&status, self.started.elapsed(), self.limit.is_some()));
@@ -96,16 +98,23 @@ fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// A spinner, until it is known how many cells there are.
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} [{elapsed}] {bar:24} {pos}/{len} cells  {wide_msg}");
-    let bar = ProgressBar::new(0).with_style(style.expect("the template is sound"));
+    let style = ProgressStyle::with_template("{spinner} [{elapsed}] {wide_msg}").expect("the template is sound");
+    let bar = ProgressBar::new(0).with_style(style).with_message("preparing");
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
+/// A bar that says the time that has passed.
+fn counting_up() -> ProgressStyle {
+    let style = ProgressStyle::with_template("{spinner} [{elapsed}] {bar:12} {pos}/{len} cells  {wide_msg}");
+    style.expect("the template is sound")
+}
+
 /// A bar that says the time that is left.
 fn counting_down(limit: Duration) -> ProgressStyle {
-    let style = ProgressStyle::with_template("{spinner} {left:>11} {bar:24} {pos}/{len} cells  {wide_msg}");
+    let style = ProgressStyle::with_template("{spinner} {left:>11} {bar:12} {pos}/{len} cells  {wide_msg}");
     let style = style.expect("the template is sound");
     style.with_key("left", move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         // A bar that cannot be written is no reason to end.

@@ -67,7 +67,7 @@ pub fn open(path: &Path) -> Result<Opened, Problem> {
     let format = detect(path)?;
     let Signature { inputs, outputs, weights } = signature(path, format)?;
     let artifact = addressed(path, format)?;
-    let name_stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name_stem = path.file_stem().unwrap_or_default().to_string_lossy().replace(char::is_control, "_");
     Ok(Opened { artifact, inputs, outputs, weights, name_stem })
 }
 
@@ -167,6 +167,10 @@ pub fn detect(path: &Path) -> Result<Format, Problem> {
                 "a SavedModel has a saved_model.pb, a Triton model a config.pbtxt; else name an .onnx file",
             )),
         };
+    }
+    if !metadata.is_file() {
+        return Err(invalid(format!("{} is neither a file nor a directory", path.display()))
+            .with_hint("name a model's file, or the folder of a SavedModel or of a Triton model"));
     }
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     Ok(if matches!(extension.as_str(), "pt" | "pth") { Format::Torchscript } else { Format::Onnx })

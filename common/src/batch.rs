@@ -248,8 +248,9 @@ impl<'a> Batch<'a> {
             "{name}={shape:?} has {length} on axis {axis}, which is taken for the batch, but the batch sizes are {list}"
         );
         let other = usize::from(axis == 0);
+        let size = if length > 0 { format!(", or --batch-sizes {length}") } else { String::new() };
         Err(Problem::invalid(SHAPES, message).with_hint(format!(
-            "give 1 there, or --batch-sizes {length}; where the batch is another axis: --batch-axis {name}={other}, \
+            "give 1 there{size}; where the batch is another axis: --batch-axis {name}={other}, \
              where the input has none: --batch-axis {name}=none"
         )))
     }

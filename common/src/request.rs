@@ -206,7 +206,7 @@ impl Request {
         let stop = &self.stop;
         if !(stop.precision > 0.0 && stop.precision <= 0.5) {
             return Err(Problem::invalid("stop.precision", format!("{}", stop.precision))
-                .with_hint("above 0, at most 0.5 (50 %)"));
+                .with_hint("a share above 0, at most 0.5: 5 % is 5% or 0.05"));
         }
         within("stop.max_duration_ms", stop.max_duration_ms, 10, 3_600_000)?;
         within("stop.timeout_ms", stop.timeout_ms, 1, 600_000)?;
@@ -224,6 +224,14 @@ impl Request {
         }
         if let Some(batches) = self.batches {
             within("batches", batches, 1, 1_000_000_000)?;
+        }
+        if let (Load::Open { rates, .. }, None) = (&self.load, self.batches) {
+            let calls = |rate: &f64| rate * stop.max_duration_ms as f64 / 1e3;
+            if let Some(rate) = rates.iter().find(|rate| calls(rate) < 1.0) {
+                let within = stop.max_duration_ms as f64 / 1e3;
+                return Err(Problem::invalid("load.rates", format!("no call may be due within {within} s at {rate} calls/s"))
+                    .with_hint("raise the rate or --max-duration"));
+            }
         }
         if let Some(budget) = self.budget_ms {
             within("budget_ms", budget, 1_000, MOST_BUDGET_MS)?;
@@ -347,5 +355,18 @@ mod tests {
         assert_eq!((longer.stop.max_duration_ms, longer.repeats), (2_000_000, 5));
         asked.budget_ms = Some(60_000);
         assert_eq!(asked.validate().unwrap_err().field.as_deref(), Some("budget_ms"));
+    }
+
+    #[test]
+    fn a_rate_at_which_no_call_may_be_due_is_refused() {
+        let asked = |rate, batches| Request {
+            model: "m".into(),
+            load: Load::Open { rates: vec![rate], arrivals: crate::load::Arrivals::Poisson },
+            stop: Stop { min_duration_ms: 3_000, max_duration_ms: 3_000, ..Stop::default() },
+            batches,
+            ..Request::default()
+        };
+        assert_eq!(asked(0.3, None).validate().unwrap_err().field.as_deref(), Some("load.rates"));
+        assert!(asked(0.34, None).validate().is_ok());
     }
 }

@@ -17,7 +17,7 @@ use modelmeter_common::{
         Figure, Histogram,
         percentile::Percentile,
         sample::Sample,
-        sla::{holds, is_met},
+        sla::{holds, is_met, shows_miss},
     },
     task::Task,
 };
@@ -197,9 +197,9 @@ fn judge(sla: &Sla, measured: &[&Measured], folded: &[Point], needed: u32) -> Sl
             && repeats(point.load).all(|repeat| holds(sla, sample(repeat)))
     };
     let best = headline(folded.iter().filter(|point| meets(point)), measured, needed);
-    // The SLA is missed only where every valid point misses it; otherwise the question stays open.
+    // The SLA is missed only where every valid point shows that it misses it; otherwise the question stays open.
     let mut valid = folded.iter().filter(|point| point.valid).peekable();
-    let misses = |point: &Point| !holds(sla, sample(point));
+    let misses = |point: &Point| shows_miss(sla, sample(point), &point.percentiles);
     let is_missed = valid.peek().is_some() && valid.all(|point| misses(point) || repeats(point.load).any(misses));
     let met = if best.is_some() { Some(true) } else { is_missed.then_some(false) };
     SlaResult { percentile: sla.percentile, latency_ms: sla.latency_ms, met, best: best.map(peak) }

@@ -90,6 +90,8 @@ struct Context {
     cache: cache::Cache,
     journal: journal::Journal,
     attempts: Arc<attempts::Attempts>,
+    /// Servers that were not launched here and have been ready for this worker.
+    met: session::Met,
     /// Renew at once, not at the next turn.
     renew_now: tokio::sync::Notify,
     stop: tokio_util::sync::CancellationToken,

@@ -292,7 +292,7 @@ fn busy(path: &Path, record: Option<&Record>) -> Problem {
     };
     Problem::new(Code::Busy, format!("device {device} is held by {holder} (lock {})", path.display()))
         .with_field("devices")
-        .with_hint("stop that worker, choose other devices or cores, or share the CPU: profile or worker --shared-cpu")
+        .with_hint("stop that worker, choose other devices or cores, or have both share the CPU: --shared-cpu for each")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     lock::DeviceLock,
     patience::{Backoff, Patience},
     publish, register, slots,
+    session::Met,
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};
@@ -175,6 +176,7 @@ async fn prepare(options: Options) -> Result<Context, Problem> {
         cache,
         journal,
         attempts: Arc::new(Attempts::default()),
+        met: Met::default(),
         renew_now: Notify::new(),
         stop: CancellationToken::new(),
         ended: OnceLock::new(),

@@ -22,7 +22,7 @@ use modelmeter_common::{
 };
 use modelmeter_meter::{self as meter, Aim, Bench, Measure, Remark, Rules, Slice, Target, threads::available_cores};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -67,6 +67,36 @@ impl Finished {
     /// What there is; none without a point.
     pub fn take(&self) -> Option<Done> {
         self.done().take().filter(|done| !done.points.is_empty())
+    }
+}
+
+/// Servers that were not launched here and have been ready before.
+#[derive(Debug, Default)]
+pub(crate) struct Met(Mutex<BTreeSet<String>>);
+
+impl Met {
+    /// How long a server that has been ready before is waited for: it ended, or is being started again.
+    const RETURN: Duration = Duration::from_secs(10);
+
+    /// The engine with the patience that its server deserves.
+    fn patient(&self, spec: &EngineSpec) -> EngineSpec {
+        let mut spec = spec.clone();
+        if let Launch::Attach { endpoint, .. } = &spec.launch
+            && self.servers().contains(&endpoint.to_string())
+        {
+            spec.ready_timeout = spec.ready_timeout.min(Self::RETURN);
+        }
+        spec
+    }
+
+    fn add(&self, spec: &EngineSpec) {
+        if let Launch::Attach { endpoint, .. } = &spec.launch {
+            self.servers().insert(endpoint.to_string());
+        }
+    }
+
+    fn servers(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,7 +163,7 @@ async fn deploy(
         attempt.progress("stopping another engine");
         other.stop().await;
     }
-    let spec = fitting_engine(context, cell)?;
+    let spec = &context.met.patient(fitting_engine(context, cell)?);
     let artifact = match (&cell.artifact, &spec.launch) {
         (Some(artifact), Launch::Process { .. } | Launch::Docker { .. }) => {
             attempt.progress("fetching the model");
@@ -147,6 +177,7 @@ async fn deploy(
     let say = |words: String| attempt.progress(words);
     let deployment = kept.insert(Deployment::new(spec, cell, artifact.as_deref(), place, timeout, &say).await?);
     deployment.gpu_idle = gpu_idle;
+    context.met.add(spec);
     Ok(())
 }
 

@@ -255,7 +255,7 @@ pub struct WorkerArgs {
     /// Cores for the engines, as 0-3,6 [default: those that the client does not have]
     #[arg(long, value_name = "LIST")]
     pub engine_cpus: Option<String>,
-    /// Let other workers of this host measure on the CPU at the same time (figures get less exact)
+    /// Measure at the same time as others that share this CPU, too (figures get less exact)
     #[arg(long)]
     pub shared_cpu: bool,
     /// End at once where another process holds a device, or broker or coordinator cannot be reached, instead of waiting

@@ -160,7 +160,7 @@ pub struct ProfileArgs {
     /// Cores for the engines, as 0-3,6 [default: those that the client does not have]
     #[arg(long, value_name = "LIST", help_heading = "What to measure")]
     pub engine_cpus: Option<String>,
-    /// Measure even while other workers measure on this CPU (figures get less exact)
+    /// Measure at the same time as others that share this CPU, too (figures get less exact)
     #[arg(long, help_heading = "What to measure")]
     pub shared_cpu: bool,
     /// Custom inspector that makes the calls, by its name in the configuration [default: the engine's own]

@@ -9,15 +9,15 @@ use modelmeter_common::{
     load::Load,
     request::{CERTIFIED_MIN_MS, CERTIFIED_PRECISION, CERTIFIED_REPEATS, Request},
 };
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Lays the flags over the request.
 pub(super) fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Problem> {
     list(&mut request.engines, &args.engines);
     list(&mut request.devices, &args.devices);
     list(&mut request.batch_sizes, &all(&args.batch_sizes));
-    for (engine, setting, value) in &args.engine_settings {
-        request.engine_settings.entry(engine.clone()).or_default().insert(setting.clone(), value.clone());
-    }
+    settings(&mut request.engine_settings, &args.engine_settings);
     if !args.shapes.is_empty() {
         request.shapes.clear();
     }
@@ -63,6 +63,22 @@ pub(super) fn fill(request: &mut Request, args: &ProfileArgs) -> Result<(), Prob
 }
 
 /// Certified mode may be asked for more, not for less.
+/// Adds settings of engines. Values of one setting that is named several times are a list, which replaces the file's.
+fn settings(into: &mut BTreeMap<String, BTreeMap<String, Value>>, given: &[(String, String, Value)]) {
+    let mut lists: BTreeMap<(&str, &str), Vec<Value>> = BTreeMap::new();
+    for (engine, setting, value) in given {
+        let list = lists.entry((engine, setting)).or_default();
+        match value {
+            Value::Array(values) => list.extend(values.iter().cloned()),
+            one => list.push(one.clone()),
+        }
+    }
+    for ((engine, setting), mut list) in lists {
+        let value = if list.len() == 1 { list.remove(0) } else { Value::Array(list) };
+        into.entry(engine.to_owned()).or_default().insert(setting.to_owned(), value);
+    }
+}
+
 fn certified(args: &ProfileArgs) -> Result<(), Problem> {
     let less = |flag: &str, least: String| {
         Err(Problem::invalid(flag, "is less than --certified stands for")

@@ -76,6 +76,8 @@ fn every_field_of_a_request_has_its_flag() {
     }
     assert_eq!(got["shapes"]["x"], serde_json::json!([[1, 3], [1, 5]]));
     assert_eq!(got["engine_settings"]["onnx"]["threads"], serde_json::json!([1, 2]));
+    let again = job("m.onnx --engines onnx --set onnx.threads=1 --set onnx.threads=2,4").request;
+    assert_eq!(again.engine_settings["onnx"]["threads"], serde_json::json!([1, 2, 4]));
 }
 
 #[test]

@@ -124,7 +124,10 @@ fn agreement(cell: &Cell) -> Option<String> {
         }
         (Some(true), None) => format!("{sign} {name}: {wanted} holds"),
         (Some(false), _) => format!("{sign} {name}: {wanted} is missed at every load{}", seen()),
-        (None, _) => format!("{sign} {name}: whether {wanted} holds is open{}; measure longer", seen()),
+        (None, _) if cell.profile.points.iter().any(|point| point.valid) => {
+            format!("{sign} {name}: whether {wanted} holds is open at 99 % confidence{}; measure longer", seen())
+        }
+        (None, _) => format!("{sign} {name}: whether {wanted} holds is open: no load point is valid"),
     })
 }
 

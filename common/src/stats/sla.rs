@@ -1,4 +1,4 @@
-//! The claim that a run meets an SLA, and when a run that goes on has shown that it does not.
+//! The claims that a run meets an SLA, and that it misses it; and when a run that goes on has shown that it does not meet it.
 //!
 //! A percentile stays under a limit where at most its share of the requests takes longer. How many of so many
 //! independent requests do follows the binomial law; autocorrelated ones count for the effective number of the run's
@@ -12,13 +12,28 @@ const ERROR: f64 = 0.01;
 
 /// Whether this sample shows, at 99 % confidence, that the SLA is met.
 pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
+    let (sure, over) = effective(sla, total, percentiles);
+    shows(sla.percentile, sure, over.ceil() as u64)
+}
+
+/// Whether this sample shows that the SLA is missed: too many requests over the limit, at 99 % confidence, or a percentile
+/// up to the SLA's whose 95 % interval or lower bound lies over the limit.
+pub fn shows_miss(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
+    let (sure, over) = effective(sla, total, percentiles);
+    let low = |p: &Percentile| p.ms.and_then(|ms| ms.ci95.map(|[low, _]| low).or(ms.lower95));
+    let is_over = |p: &Percentile| p.q <= sla.percentile && low(p).is_some_and(|low| low > sla.latency_ms);
+    !holds(sla, total) && (shows_more(sla.percentile, sure, over.floor() as u64) || percentiles.iter().any(is_over))
+}
+
+/// Effective requests of this sample, by its percentile that is nearest to the limit, and how many of them took longer than
+/// the limit.
+fn effective(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> (u64, f64) {
     let (n, over) = (total.len(), over(sla, total) as f64);
     let within = 100.0 * (1.0 - over / n.max(1) as f64);
     let distance = |p: &&Percentile| (p.q - within).abs();
     let nearest = percentiles.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
     let sure = nearest.map_or(0, |p| p.sure).min(n);
-    let over = (over * sure as f64 / n.max(1) as f64).ceil() as u64;
-    shows(sla.percentile, sure, over)
+    (sure, over * sure as f64 / n.max(1) as f64)
 }
 
 /// Whether the SLA holds of this very sample, whatever that shows.
@@ -45,6 +60,11 @@ fn over(sla: &Sla, sample: Sample) -> u64 {
 /// Whether n independent requests, `over` of which took longer than the limit, show that it holds for the percentile.
 fn shows(q: f64, n: u64, over: u64) -> bool {
     n > 0 && binomial_cdf(over, n, 1.0 - q / 100.0) <= ERROR
+}
+
+/// Whether n independent requests, `over` of which took longer than the limit, show that it does not hold.
+fn shows_more(q: f64, n: u64, over: u64) -> bool {
+    over > 0 && 1.0 - binomial_cdf(over - 1, n, 1.0 - q / 100.0) <= ERROR
 }
 
 #[cfg(test)]
@@ -84,6 +104,31 @@ mod tests {
         assert!(!met(50.0, 0, 100), "2 of 100 are over the limit");
         assert!(!met(50.0, 20, 420), "failures are");
         assert!(!met(100.0, 0, 0));
+    }
+
+    #[test]
+    fn a_miss_is_claimed_only_where_it_shows() {
+        let mut latency = Histogram::default();
+        (0..400).for_each(|i| latency.record(if i < 40 { 60_000_000 } else { 20_000_000 }));
+        let total = Sample { latency: &latency, failures: 0 };
+        let missed = |latency_ms, sure| {
+            let mut p = percentile_of(95.0, total, Effective { had: 400, sure });
+            if let Some(ms) = &mut p.ms {
+                (ms.ci95, ms.lower95) = (None, None);
+            }
+            shows_miss(&Sla { percentile: 95.0, latency_ms }, total, &[p])
+        };
+        assert!(missed(50.0, 400), "40 of 400 are over the limit, where 20 may be");
+        assert!(!missed(50.0, 20), "2 of 20, where 1 may be");
+        assert!(!missed(70.0, 400), "none is");
+        // Two that count, both of them over the limit: by chance once in 400 times.
+        assert!(missed(10.0, 2) && !missed(10.0, 1));
+        let bounded = |low| {
+            let mut p = percentile_of(50.0, total, Effective { had: 1, sure: 0 });
+            p.ms = p.ms.map(|ms| crate::stats::Figure { ci95: Some([low, 90.0]), ..ms });
+            shows_miss(&Sla { percentile: 95.0, latency_ms: 19.0 }, total, &[p])
+        };
+        assert!(bounded(19.5) && !bounded(18.5), "the median's interval lies over the limit");
     }
 
     #[test]

@@ -158,7 +158,11 @@ fn read(path: &Path) -> Result<Bytes, Problem> {
         Problem::invalid(FIELD, format!("cannot read {}: {e}", path.display()))
             .with_hint("--data INPUT=FILE, a .npy file or raw elements; or --data FILE.npz")
     };
-    let size = fs::metadata(path).map_err(unreadable)?.len();
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(unreadable(std::io::Error::other("it is no regular file")));
+    }
+    let size = metadata.len();
     if size > MAX_BYTES {
         return Err(Problem::invalid(FIELD, format!("{} has {size} bytes", path.display()))
             .with_hint(format!("at most {MAX_BYTES}: items are used again and again, so a few are enough")));

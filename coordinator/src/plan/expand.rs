@@ -301,13 +301,19 @@ fn shapes(request: &Request) -> Result<Vec<BTreeMap<String, Vec<u64>>>, Problem>
     product(&request.shapes, Clone::clone)
 }
 
-fn product<V, W: Clone>(
+/// Every combination of choices; a choice that is given twice counts once.
+fn product<V, W: Clone + PartialEq>(
     axes: &BTreeMap<String, V>,
     choices: impl Fn(&V) -> Vec<W>,
 ) -> Result<Vec<BTreeMap<String, W>>, Problem> {
     let mut combinations = vec![BTreeMap::new()];
-    for (name, values) in axes {
-        let values = choices(values);
+    for (name, given) in axes {
+        let mut values = Vec::new();
+        for value in choices(given) {
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
         if combinations.len() * values.len() > MAX_CELLS {
             return Err(too_many());
         }

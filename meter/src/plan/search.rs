@@ -94,13 +94,13 @@ impl Search {
         let spoiled_before = self.again.take();
         match says {
             Says::Meets => self.meets = Some(self.meets.map_or(rate_per_s, |m| m.max(rate_per_s))),
-            // A higher rate has more calls, which may be enough.
-            Says::TooLittle if self.meets.is_none() => {
+            // The rate is tried once more: the server was not the reason.
+            Says::Nothing if spoiled_before != Some(rate_per_s) => self.again = Some(rate_per_s),
+            // A higher rate has more calls, which may be enough; a lower one would be as late where the host is busy.
+            Says::TooLittle | Says::Nothing if self.meets.is_none() => {
                 self.little = Some(self.little.map_or(rate_per_s, |l| l.max(rate_per_s)));
                 self.start = rate_per_s * 2.0;
             }
-            // The rate is tried once more: the server was not the reason.
-            Says::Nothing if spoiled_before != Some(rate_per_s) => self.again = Some(rate_per_s),
             Says::TooLittle | Says::Nothing | Says::Misses => {
                 self.misses = Some(self.misses.map_or(rate_per_s, |m| m.min(rate_per_s)));
             }
@@ -178,6 +178,15 @@ mod tests {
         assert_eq!(search.propose(), Some(load(1.0)));
         search.note(load(1.0), Says::TooLittle);
         assert_eq!(search.propose(), Some(load(2.0)));
+    }
+
+    #[test]
+    fn no_lower_rate_is_tried_because_of_the_client() {
+        let load = |rate_per_s| LoadPoint::Open { rate_per_s, arrivals: Arrivals::Poisson };
+        let mut search = Search::new(Sla { percentile: 95.0, latency_ms: 50.0 }, Arrivals::Poisson);
+        search.note(load(8.0), Says::Nothing);
+        search.note(load(8.0), Says::Nothing);
+        assert_eq!(search.propose(), Some(load(16.0)));
     }
 
     #[test]

@@ -18,7 +18,10 @@ pub use nvml::{Idle, Monitor};
 use procfs::{HostTimes, Tree};
 use quota::Quotas;
 use speed::Speed;
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 /// The devices of this host, the CPU first; if there are no GPUs, a clear line on why.
 pub fn devices() -> (Vec<Device>, Option<String>) {
@@ -138,6 +141,9 @@ pub struct Running {
     no_gpu: Option<Reason>,
 }
 
+/// A process' CPU time is told in ticks of 10 ms: over less than this it says nothing of the cores in use.
+const LEAST: Duration = Duration::from_millis(100);
+
 impl Running {
     /// Ends sampling. Blocks for as long as the driver takes to answer.
     pub fn end(mut self) -> Samples {
@@ -156,10 +162,12 @@ impl Running {
                 pids = now.pids();
                 if now.is_empty() {
                     samples.null("engine_cpu", "engine_gone", "the engine's process ended");
+                } else if self.begun.elapsed() < LEAST {
+                    samples.null("engine_cpu", "too_short", "the load point was too short for the kernel's CPU times");
                 } else {
                     samples.engine_waited_ratio = now.waited_ratio_since(before);
                     samples.engine_cpu = Some(EngineCpu {
-                        cores: now.cpu_seconds_since(before) / self.begun.elapsed().as_secs_f64().max(1e-3),
+                        cores: now.cpu_seconds_since(before) / self.begun.elapsed().as_secs_f64(),
                         rss_bytes: now.rss_bytes(),
                     });
                 }

@@ -77,6 +77,16 @@ fn the_matrix_is_whole_and_each_task_is_there_once() {
 }
 
 #[test]
+fn a_choice_that_is_given_twice_is_one_cell() {
+    let mut twice = request();
+    twice.engine_settings.insert("onnx".into(), [("threads".to_owned(), json!([1, 2, 1]))].into());
+    twice.shapes.values_mut().for_each(|shapes| shapes.push(shapes[0].clone()));
+    let mut once = request();
+    once.engine_settings.insert("onnx".into(), [("threads".to_owned(), json!([1, 2]))].into());
+    assert_eq!(cells(&twice, &model(), &pools()).unwrap(), cells(&once, &model(), &pools()).unwrap());
+}
+
+#[test]
 fn auto_takes_what_fits_and_is_offered_and_never_the_null_engine() {
     let request = Request { engines: vec!["auto".into()], engine_settings: BTreeMap::new(), ..request() };
     let cells = cells(&request, &model(), &pools()).unwrap();
