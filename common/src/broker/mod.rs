@@ -34,7 +34,8 @@ pub trait Broker: Send + Sync + 'static {
     async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
 
     /// Gives a message to everyone who subscribes to this topic now, at most once each. It is dropped where a subscriber is
-    /// slow, and where the broker does not take it within [`fanout::BROADCAST_TIMEOUT`], which is an error.
+    /// slow, and where the broker does not take it within [`fanout::BROADCAST_TIMEOUT`] or cannot be reached, which is an
+    /// error.
     async fn broadcast(&self, topic: &str, body: &[u8]) -> Result<(), BrokerError>;
 
     /// Subscribes to a topic, from now on.

@@ -76,12 +76,16 @@ impl Publisher {
 
     /// Publishes to the queues that are bound to this exchange, in memory only and in one attempt.
     pub(super) async fn broadcast(&self, exchange: &str, body: &[u8]) -> Result<(), BrokerError> {
+        let sent = async {
+            // A lost connection has a time limit of its own: with the shorter one a slow machine would never make it.
+            timeout(CALL_TIMEOUT, self.link.connect()).await.map_err(|_| BrokerError::TimedOut(CALL_TIMEOUT))??;
+            let attempt = timeout(BROADCAST_TIMEOUT, self.attempt_broadcast(exchange, body));
+            attempt.await.unwrap_or(Err(BrokerError::TimedOut(BROADCAST_TIMEOUT)))
+        };
         tokio::select! {
             biased;
             () = self.link.closed().cancelled() => Err(BrokerError::Closed),
-            sent = timeout(BROADCAST_TIMEOUT, self.attempt_broadcast(exchange, body)) => {
-                sent.unwrap_or(Err(BrokerError::TimedOut(BROADCAST_TIMEOUT)))
-            }
+            sent = sent => sent,
         }
     }
 
