@@ -5,17 +5,18 @@ use crate::args::RequestWord;
 use modelmeter_common::{
     Code, Problem, RequestId,
     artifact::archive,
+    event::RequestEvent,
     grpc,
     model::{ArtifactRef, Model},
     net::{Access, Connection, Limits, Peers, Tried, Unanswered, each_of},
     profile::Profile,
     request::{Request, RequestDoc},
-    status::{Status, WorkerDoc},
+    status::{Dryrun, Status, WorkerDoc},
 };
 use modelmeter_proto::control::{
     AddModelRequest, ArtifactChunk, ArtifactHeader, ArtifactIds, CancelRequest, Document, ListModelsRequest,
-    ListRequestsRequest, ListWorkersRequest, ResultsRequest, StatusRequest, SubmitRequest, WatchReply, WatchRequest,
-    artifact_chunk::Content, control_client::ControlClient,
+    ListRequestsRequest, ListWorkersRequest, PlanRequest, ResultsRequest, StatusRequest, SubmitRequest, WatchReply,
+    WatchRequest, artifact_chunk::Content, control_client::ControlClient,
 };
 use serde::de::DeserializeOwned;
 use std::{
@@ -83,6 +84,12 @@ impl Client {
         Ok(self.call(call, |mut c, r| async move { c.submit(r).await }).await?.tasks)
     }
 
+    /// What a request would do; the hub need not have its model.
+    pub async fn plan(&mut self, request: &Request, model: &Model) -> Result<Dryrun, Problem> {
+        let call = PlanRequest { request_json: json(request), model_json: json(model) };
+        read(&self.call(call, |mut c, r| async move { c.plan(r).await }).await?.plan_json)
+    }
+
     /// The newest requests.
     pub async fn requests(&mut self, limit: u32) -> Result<Vec<RequestDoc>, Problem> {
         let reply =
@@ -115,11 +122,11 @@ impl Client {
         read(&reply.status_json)
     }
 
-    /// Where a request stands, now and after each change.
-    pub async fn watch(&mut self, id: RequestId) -> Result<Watch, Problem> {
-        let from_the_start = WatchRequest { request_id: id.to_string(), ..WatchRequest::default() };
-        let replies = self.call(from_the_start, |mut c, r| async move { c.watch(r).await }).await?;
-        Ok(Watch { replies, status: None })
+    /// What happens to a request, after what was told up to this place.
+    pub async fn watch(&mut self, id: RequestId, after: &Place) -> Result<Watch, Problem> {
+        let Place { feed, seq } = after.clone();
+        let call = WatchRequest { request_id: id.to_string(), feed, after_seq: seq };
+        Ok(Watch(self.call(call, |mut c, r| async move { c.watch(r).await }).await?))
     }
 
     /// Stops a request; gives the number of tasks that this stopped.
@@ -242,28 +249,36 @@ impl Write for Chunks {
     }
 }
 
-/// The statuses of a request as it changes.
-pub struct Watch {
-    replies: Streaming<WatchReply>,
-    /// The last status, brought up to date by each event.
-    status: Option<Status>,
+/// A place in what a coordinator told of a request; the usual one is the start. Where the coordinator asked has no such place,
+/// it begins anew with the whole status.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Place {
+    feed: String,
+    seq: u64,
 }
 
+/// What a coordinator told of a request at one time.
+#[derive(Clone, PartialEq, Debug)]
+pub struct News {
+    /// Where the request stands; none: as the events before and these say.
+    pub status: Option<Status>,
+    /// What happened since.
+    pub events: Vec<RequestEvent>,
+    /// The place after this.
+    pub place: Place,
+}
+
+/// A stream of news of one request, over one connection.
+pub struct Watch(Streaming<WatchReply>);
+
 impl Watch {
-    /// The next one; none after the terminal one.
-    pub async fn next(&mut self) -> Result<Option<Status>, Problem> {
-        let Some(reply) = self.replies.message().await.map_err(problem)? else { return Ok(None) };
-        if !reply.status_json.is_empty() {
-            self.status = Some(read(&reply.status_json)?);
-        }
-        for event in &reply.events_json {
-            // What cannot be applied is followed by a whole status.
-            let event = read(event)?;
-            if let Some(status) = &mut self.status {
-                status.apply(&event);
-            }
-        }
-        Ok(self.status.clone())
+    /// The next news; none after the status of a request that has ended, and where the coordinator ended the stream.
+    pub async fn next(&mut self) -> Result<Option<News>, Problem> {
+        let Some(reply) = self.0.message().await.map_err(problem)? else { return Ok(None) };
+        let WatchReply { status_json, events_json, feed, seq } = reply;
+        let status = if status_json.is_empty() { None } else { Some(read(&status_json)?) };
+        let events = events_json.iter().map(|event| read(event)).collect::<Result<_, _>>()?;
+        Ok(Some(News { status, events, place: Place { feed, seq } }))
     }
 }
 

@@ -1,6 +1,10 @@
 //! A request's way to the coordinator, and its news from there, over connections that may break.
 
-use crate::{client::Client, failure::Failure, progress::Progress};
+use crate::{
+    client::{Client, News, Place, Watch},
+    failure::Failure,
+    progress::Progress,
+};
 use modelmeter_common::{Code, Problem, RequestId, status::Status};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -28,59 +32,78 @@ pub(crate) async fn submit(id: RequestId, mut call: impl AsyncFnMut() -> Result<
     }
 }
 
-/// Shows a request until it ends; gives its last status. Lives through a coordinator that restarts.
+/// Shows a request until it ends; gives its last status. Lives through a coordinator that restarts, and goes on at another.
 pub async fn watch(client: &mut Client, id: RequestId, progress: &mut Progress) -> Result<Status, Problem> {
-    let mut failures = 0;
+    let mut follower = Follower::new(client, id);
     loop {
-        let lost = match follow(client, id, progress, &mut failures).await {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) => {
-                Problem::new(Code::Unreachable, "the coordinator ended the connection").with_field("coordinator")
-            }
-            Err(problem) if problem.code == Code::Unreachable => problem,
-            Err(problem) => return Err(problem),
-        };
-        failures += 1;
-        if failures > RETRIES {
-            return Err(lost);
+        follower.next().await?;
+        let Some(status) = &follower.status else { continue };
+        progress.update(status.clone());
+        if status.state.is_terminal() {
+            return Ok(status.clone());
         }
-        sleep(PAUSE).await;
     }
 }
 
-/// One stream of statuses; none if it ended before the request did. Each status ends the count of `failures`.
-async fn follow(
-    client: &mut Client,
+/// What is known of a request. After a lost connection it is resumed where it broke off.
+struct Follower<'a> {
+    client: &'a mut Client,
     id: RequestId,
-    progress: &mut Progress,
-    failures: &mut u32,
-) -> Result<Option<Status>, Problem> {
-    let mut statuses = client.watch(id).await?;
-    while let Some(status) = statuses.next().await? {
-        *failures = 0;
-        let ended = status.state.is_terminal().then(|| status.clone());
-        progress.update(status);
-        if ended.is_some() {
-            return Ok(ended);
+    watch: Option<Watch>,
+    /// The last status, brought up to date by each event.
+    status: Option<Status>,
+    place: Place,
+    failures: u32,
+}
+
+impl<'a> Follower<'a> {
+    fn new(client: &'a mut Client, id: RequestId) -> Self {
+        Self { client, id, watch: None, status: None, place: Place::default(), failures: 0 }
+    }
+
+    /// Takes in the next news, from whichever coordinator tells them.
+    async fn next(&mut self) -> Result<News, Problem> {
+        loop {
+            let lost = match self.told().await {
+                Ok(Some(news)) => {
+                    self.take(&news);
+                    return Ok(news);
+                }
+                Ok(None) => {
+                    Problem::new(Code::Unreachable, "the coordinator ended the connection").with_field("coordinator")
+                }
+                Err(problem) if problem.code == Code::Unreachable => problem,
+                Err(problem) => return Err(problem),
+            };
+            self.watch = None;
+            self.failures += 1;
+            if self.failures > RETRIES {
+                return Err(lost);
+            }
+            sleep(PAUSE).await;
         }
     }
-    Ok(None)
+
+    async fn told(&mut self) -> Result<Option<News>, Problem> {
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            none => none.insert(self.client.watch(self.id, &self.place).await?),
+        };
+        watch.next().await
+    }
+
+    fn take(&mut self, news: &News) {
+        self.failures = 0;
+        self.place = news.place.clone();
+        if news.status.is_some() {
+            self.status.clone_from(&news.status);
+        }
+        if let Some(status) = &mut self.status {
+            // An event that cannot be applied is followed by a whole status.
+            news.events.iter().for_each(|event| _ = status.apply(event));
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_broke_off_is_submitted_again_under_its_id() {
-        let mut calls = 0;
-        let answered = submit(RequestId::random(), async || {
-            calls += 1;
-            if calls < 2 { Err(Problem::new(Code::Unreachable, "the connection broke")) } else { Ok(4) }
-        });
-        assert_eq!(answered.await.unwrap(), 4);
-        let refused =
-            submit(RequestId::random(), async || Err(Problem::invalid("engines", "unknown engine 'x'"))).await;
-        assert_eq!(refused.unwrap_err().exit_code(), 2);
-    }
-}
+mod tests;

@@ -4,8 +4,8 @@ use crate::{
     client::Client, embedded::Embedded, here::Sketch, job::Job, material::Material, models, notes, progress::Progress,
     servers::discovery,
 };
-use modelmeter_common::{Problem, config::Config, request::Request, status::Dryrun};
-use modelmeter_coordinator::plan::{dryrun, pool};
+use modelmeter_common::{Problem, config::Config, model::Model, request::Request, status::Dryrun};
+use modelmeter_coordinator::plan::dryrun;
 use modelmeter_worker::inspector::ServerWait;
 
 /// A coordinator that has all that a request needs.
@@ -32,20 +32,23 @@ pub(crate) async fn prepare(config: &Config, job: Job, progress: &Progress) -> R
     Ok(Place { client, embedded: None, request })
 }
 
-/// Says what a job would measure: nothing is measured, sent or held for it.
+/// Says what a job would measure: nothing is measured, stored or held for it.
 ///
 /// # Errors
 /// As [`prepare`].
 pub(crate) async fn plan(config: &Config, job: Job, progress: &Progress) -> Result<Dryrun, Problem> {
-    let (request, model, pools) = if config.client.coordinators.is_empty() {
-        let Sketch { request, material, pools, .. } = Sketch::of(config, job, progress).await?;
-        (request, material.model, pools)
-    } else {
-        let (mut client, material, request) = on_cluster(config, job).await?;
-        (request, material.model, pool::pools(&client.workers().await?))
+    let say_notes = |request: &Request, model: &Model| {
+        notes::of_batch(request, model).iter().for_each(|note| progress.say(note));
     };
-    notes::of_batch(&request, &model).iter().for_each(|note| progress.say(note));
-    dryrun::dryrun(&request.certified(), &model, &pools)
+    if config.client.coordinators.is_empty() {
+        let Sketch { request, material, pools, .. } = Sketch::of(config, job, progress).await?;
+        say_notes(&request, &material.model);
+        return dryrun::dryrun(&request.certified(), &material.model, &pools);
+    }
+    let (mut client, material, request) = on_cluster(config, job).await?;
+    say_notes(&request, &material.model);
+    // The data is fitted to the model already, and is of no use to a plan.
+    client.plan(&Request { data: None, ..request }, &material.model).await
 }
 
 /// A cluster's coordinator, and what it is to measure.

@@ -99,7 +99,7 @@ async fn lost(embedded: Option<&mut Embedded>) -> Problem {
     }
 }
 
-/// Says what it would measure: nothing is measured, sent or held for it.
+/// Says what it would measure: nothing is measured, stored or held for it.
 ///
 /// # Errors
 /// As [`profile`].

@@ -229,8 +229,11 @@ impl Request {
             let calls = |rate: &f64| rate * stop.max_duration_ms as f64 / 1e3;
             if let Some(rate) = rates.iter().find(|rate| calls(rate) < 1.0) {
                 let within = stop.max_duration_ms as f64 / 1e3;
-                return Err(Problem::invalid("load.rates", format!("no call may be due within {within} s at {rate} calls/s"))
-                    .with_hint("raise the rate or --max-duration"));
+                return Err(Problem::invalid(
+                    "load.rates",
+                    format!("no call may be due within {within} s at {rate} calls/s"),
+                )
+                .with_hint("raise the rate or --max-duration"));
             }
         }
         if let Some(budget) = self.budget_ms {

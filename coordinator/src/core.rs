@@ -3,6 +3,7 @@
 
 use crate::{
     Options,
+    bulletin::{Note, Outbox},
     clock::Clock,
     events::Feeds,
     hub::{Hub, HubError},
@@ -53,12 +54,14 @@ pub struct Core {
     pub clock: Arc<dyn Clock>,
     /// How long a claim holds without being renewed.
     pub lease: Duration,
-    /// Wakes the dispatcher when a task may be queued.
+    /// Wakes the dispatcher of this coordinator, where it leads.
     pub work: Notify,
     /// Counter of the slots' requests for a next task.
     pub turn: AtomicUsize,
     /// Feeds of events for followers of requests.
     pub feeds: Feeds,
+    /// Notes for other coordinators.
+    pub outbox: Outbox,
     /// Whether no other coordinator changes anything in this hub.
     pub is_alone: bool,
     /// Whether this coordinator leads.
@@ -90,6 +93,7 @@ impl Core {
             work: Notify::new(),
             turn: AtomicUsize::new(0),
             feeds: Feeds::default(),
+            outbox: Outbox::new(!options.is_alone && !options.read_only),
             is_alone: options.is_alone,
             leadership: watch::Sender::new(Leadership::Follower),
             stuck: Mutex::default(),
@@ -131,6 +135,14 @@ impl Core {
         *locked(&self.listens_since) = self.now();
     }
 
+    /// Wakes the dispatcher, also one of another coordinator: something may be queued.
+    pub fn wake(&self) {
+        self.work.notify_one();
+        if *self.leadership.borrow() == Leadership::Follower {
+            self.outbox.tell(Note::Work);
+        }
+    }
+
     /// The reason why the dispatcher cannot queue anything now.
     pub fn stuck(&self) -> Option<String> {
         locked(&self.stuck).clone()
@@ -155,8 +167,13 @@ impl Core {
     /// Stores a worker that registered or was seen.
     pub async fn put_worker(&self, worker: &WorkerDoc) -> Result<(), HubError> {
         self.hub.put_worker(worker).await?;
-        *locked(&self.workers) = None;
+        self.forget_workers();
         Ok(())
+    }
+
+    /// Forgets the registered workers, which are read again then.
+    pub fn forget_workers(&self) {
+        *locked(&self.workers) = None;
     }
 
     /// Workers that gave a sign of life lately.
@@ -220,6 +237,11 @@ impl Core {
         let left = counts.iter().filter(|(state, _)| !state.is_terminal()).map(|(_, n)| n).sum();
         locked(&self.open).insert(request, left);
         Ok(left)
+    }
+
+    /// Forgets how many tasks of a request are left: another coordinator ended one.
+    pub fn count_again(&self, request: RequestId) {
+        locked(&self.open).remove(&request);
     }
 
     /// Forgets a request that has ended.

@@ -1,5 +1,5 @@
-//! Feeds of events: one for each request that somebody follows, with the latest events to resume from. Only what happens
-//! through this coordinator is told.
+//! Feeds of events: one for each request that somebody follows, with the latest events to resume from. Each coordinator has
+//! its own, and numbers in it what happens through it and what other coordinators tell.
 
 use modelmeter_common::{
     RequestId, Timestamp,
@@ -55,6 +55,12 @@ impl Feeds {
     /// The feed of a request, if somebody follows it.
     pub fn of(&self, request: RequestId) -> Option<Arc<Feed>> {
         locked(&self.0).get(&request).cloned()
+    }
+
+    /// Something happened that nobody heard, to whichever request: those who follow one read its status again.
+    pub fn lose_all(&self) {
+        let feeds: Vec<_> = locked(&self.0).values().cloned().collect();
+        feeds.iter().for_each(|feed| feed.lose());
     }
 
     /// Ends the feed of a request. Those who follow it still read what is in it.

@@ -6,12 +6,14 @@
 
 pub mod aggregate;
 pub mod api;
+mod bulletin;
 pub mod clock;
 pub mod collect;
 pub mod core;
 pub mod events;
 pub mod hub;
 pub mod leader;
+mod peers;
 pub mod plan;
 pub mod service;
 
@@ -119,8 +121,8 @@ async fn started(options: Options, grpc: TcpListener, http: Option<TcpListener>)
     let local = |l: &TcpListener| l.local_addr().map_err(|e| Problem::new(Code::Internal, e.to_string()));
     let grpc_addr = local(&grpc)?;
     let http_addr = http.as_ref().map(local).transpose()?;
-    let (sweep_every, read_only) = (options.sweep_every, options.read_only);
-    let candidate = Candidate::new(grpc_addr, options.is_alone);
+    let (sweep_every, read_only, is_alone) = (options.sweep_every, options.read_only, options.is_alone);
+    let candidate = Candidate::new(grpc_addr, is_alone);
     let core = Core::new(options).await?;
     let stop = CancellationToken::new();
 
@@ -131,6 +133,9 @@ async fn started(options: Options, grpc: TcpListener, http: Option<TcpListener>)
             core.broker.declare(queue).await?;
         }
         tasks.spawn(leader::run(core.clone(), candidate, sweep_every, stop.clone()));
+        if !is_alone {
+            tasks.spawn(peers::run(core.clone(), stop.clone()));
+        }
     }
     if let Some(http) = http {
         tasks.spawn(api::http::run(core.clone(), http, stop.clone()));

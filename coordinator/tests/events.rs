@@ -9,60 +9,19 @@ use modelmeter_common::{
     RequestId,
     event::{RequestEvent, What},
     request::RequestState,
-    status::Status,
     task::TaskState,
 };
 use modelmeter_proto::control::{CancelRequest, WatchReply, WatchRequest};
 use std::time::Duration;
-use support::{House, watching};
-use tonic::Streaming;
+use support::{
+    House,
+    watcher::{Watcher, events},
+    watching,
+};
 
 const LEASE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(20);
 const CELLS: u32 = 1000;
-
-struct Watcher {
-    replies: Streaming<WatchReply>,
-    status: Status,
-    events: Vec<RequestEvent>,
-    last: WatchReply,
-}
-
-impl Watcher {
-    async fn begin(house: &mut House, request: WatchRequest) -> Self {
-        let mut replies = house.control.watch(request).await.unwrap().into_inner();
-        let last = replies.message().await.unwrap().unwrap();
-        let status = serde_json::from_str(&last.status_json).unwrap();
-        Self { replies, status, events: Vec::new(), last }
-    }
-
-    /// Takes replies until what was told so far will do.
-    async fn until(&mut self, will_do: impl Fn(&Self) -> bool) {
-        while !will_do(self) {
-            let next = tokio::time::timeout(LIMIT, self.replies.message()).await.expect("it is told").unwrap();
-            self.take(next.expect("the request goes on"));
-        }
-    }
-
-    fn take(&mut self, reply: WatchReply) {
-        if !reply.status_json.is_empty() {
-            self.status = serde_json::from_str(&reply.status_json).unwrap();
-        }
-        for event in events(&reply) {
-            self.status.apply(&event);
-            self.events.push(event);
-        }
-        self.last = reply;
-    }
-
-    fn count(&self, state: TaskState) -> usize {
-        self.status.cells.iter().filter(|cell| cell.state == state).count()
-    }
-}
-
-fn events(reply: &WatchReply) -> Vec<RequestEvent> {
-    reply.events_json.iter().map(|json| serde_json::from_str(json).unwrap()).collect()
-}
 
 async fn cancel(house: &mut House, id: RequestId) {
     let request = CancelRequest { request_id: id.to_string(), reason: String::new() };
@@ -73,7 +32,7 @@ async fn cancel(house: &mut House, id: RequestId) {
 async fn a_watcher_of_many_cells_is_told_what_changes_and_no_more() {
     let mut house = House::build(LEASE).await;
     let id = house.submit(|request| request.batch_sizes = (1..=CELLS).collect()).await;
-    let mut watcher = Watcher::begin(&mut house, watching(id)).await;
+    let mut watcher = Watcher::begin(&mut house.control, watching(id)).await;
     assert_eq!(watcher.status.cells.len(), CELLS as usize);
     let whole = watcher.last.status_json.len();
     watcher.until(|told| told.count(TaskState::Queued) == 2).await;
@@ -106,7 +65,7 @@ async fn a_watcher_of_many_cells_is_told_what_changes_and_no_more() {
 async fn a_watch_is_resumed_after_what_was_told() {
     let mut house = House::build(LEASE).await;
     let id = house.submit(|request| request.batch_sizes = vec![1, 2]).await;
-    let mut watcher = Watcher::begin(&mut house, watching(id)).await;
+    let mut watcher = Watcher::begin(&mut house.control, watching(id)).await;
     let task = house.claim("one").await.unwrap();
     watcher.until(|told| told.count(TaskState::Claimed) == 1).await;
     let WatchReply { feed, seq, .. } = watcher.last.clone();
@@ -125,7 +84,7 @@ async fn a_watch_is_resumed_after_what_was_told() {
 
     // A place that no coordinator knows any more: from the start.
     let elsewhere = WatchRequest { feed: uuid::Uuid::new_v4().to_string(), ..after };
-    let watcher = Watcher::begin(&mut house, elsewhere).await;
+    let watcher = Watcher::begin(&mut house.control, elsewhere).await;
     assert_eq!(watcher.count(TaskState::Done), 1);
     house.close().await;
 }

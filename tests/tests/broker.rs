@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use modelmeter_common::broker::{
     Broker, BrokerError, Consumer, Delivery,
     amqp::{self, AmqpBroker},
+    fanout::BROADCAST_TIMEOUT,
 };
 use modelmeter_tests::{
     conformance::broker::{self as conformance, fresh},
@@ -20,16 +21,21 @@ use std::{
 };
 use tokio::net::TcpListener;
 
+/// The longest that anything may take that the broker must do at some time.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// One node for all of it: a start takes longer than the whole suite.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rabbitmq_conforms_and_survives_faults() -> Result<()> {
     let mut node = Node::start().await?;
     refusals_are_told_apart(&node).await?;
     let url = node.url();
-    conformance::run_all(|| async { Arc::new(amqp::connect(&url).await.expect("the node runs")) as Arc<dyn Broker> })
-        .await;
+    let connect = || async { Arc::new(amqp::connect(&url).await.expect("the node runs")) as Arc<dyn Broker> };
+    conformance::run_all(connect).await;
+    conformance::fanout::run_all(connect).await;
     publishing_is_fast_enough(&node).await?;
     closed_connections_lose_nothing(&node).await?;
+    a_subscription_ends_with_its_connection_and_leaves_nothing(&node).await?;
     an_alarm_holds_publishes_but_not_acknowledgements(&node).await?;
     a_killed_node_loses_nothing(&mut node).await?;
     a_wiped_node_gets_its_queues_again(&mut node).await?;
@@ -182,6 +188,28 @@ async fn closed_connections_lose_nothing(node: &Node) -> Result<()> {
     Ok(())
 }
 
+async fn a_subscription_ends_with_its_connection_and_leaves_nothing(node: &Node) -> Result<()> {
+    let broker = amqp::connect(&node.url()).await?;
+    let topic = fresh("topic");
+    let mut subscription = broker.subscribe(&topic).await?;
+    broker.broadcast(&topic, b"before").await?;
+    assert_eq!(tokio::time::timeout(LIMIT, subscription.next()).await??, b"before");
+    node.close_all_connections().await?;
+    let ended = tokio::time::timeout(LIMIT, subscription.next()).await?;
+    assert!(matches!(ended, Err(BrokerError::Unreachable { .. })), "{ended:?}");
+    let mut subscription = broker.subscribe(&topic).await?;
+    eventually("a broadcast passes again", LIMIT, || async { broker.broadcast(&topic, b"after").await.ok() }).await?;
+    assert_eq!(tokio::time::timeout(LIMIT, subscription.next()).await??, b"after");
+    drop(subscription);
+    eventually("the queues of subscriptions are gone", LIMIT, || async {
+        let queues = node.ctl(&["list_queues", "name"]).await.ok()?;
+        (!queues.contains("modelmeter.subscription")).then_some(())
+    })
+    .await?;
+    broker.close().await;
+    Ok(())
+}
+
 async fn a_killed_node_loses_nothing(node: &mut Node) -> Result<()> {
     let (broker, queue) = queue(node).await?;
     let mut consumer = broker.consume(&queue, 8).await?;
@@ -249,6 +277,8 @@ async fn an_alarm_holds_publishes_but_not_acknowledgements(node: &Node) -> Resul
     assert!(before.ack().await?, "an alarm stops acknowledgements");
     assert!(tokio::time::timeout(Duration::from_secs(2), consumer.next()).await.is_err(), "no alarm was raised");
     assert!(!held.is_finished(), "the publish did not wait");
+    let refused = broker.broadcast(&queue, b"refused").await;
+    assert!(matches!(refused, Err(BrokerError::Refused(_))), "a hint does not wait for the alarm to end: {refused:?}");
     node.ctl(&["set_vm_memory_high_watermark", "0.4"]).await?;
     let waited = held.await??;
     eprintln!("a publish waited {waited:?} for the alarm to end");
@@ -266,6 +296,9 @@ async fn a_frozen_node_is_noticed(node: &mut Node) -> Result<()> {
     broker.declare(&queue).await?;
     let mut consumer = broker.consume(&queue, 1).await?;
     node.signal(libc::SIGSTOP)?;
+    let started = Instant::now();
+    broker.broadcast(&queue, b"frozen").await.expect_err("the node is frozen");
+    assert!(started.elapsed() < 2 * BROADCAST_TIMEOUT, "a broadcast hangs on a frozen broker");
     let started = Instant::now();
     let error = broker.publish(&queue, "frozen", b"frozen").await.expect_err("the node is frozen");
     eprintln!("frozen: {error} after {:?}", started.elapsed());

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_memory_broker_conforms() {
-    broker::run_all(|| async { Arc::new(MemoryBroker::new()) as Arc<dyn Broker> }).await;
+    let make = || async { Arc::new(MemoryBroker::new()) as Arc<dyn Broker> };
+    broker::run_all(make).await;
+    broker::fanout::run_all(make).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,8 +11,9 @@ use crate::{
     journal::Journal,
     lock::DeviceLock,
     patience::{Backoff, Patience},
-    publish, register, slots,
+    publish, register,
     session::Met,
+    slots,
 };
 use futures::future::BoxFuture;
 use modelmeter_common::{Code, Problem, broker::RESULTS, cgroup::CpuGroups};

@@ -7,7 +7,7 @@ mod support;
 use async_trait::async_trait;
 use modelmeter_common::{
     Code, Problem,
-    broker::{Broker, BrokerError, Consumer, QUARANTINE, RESULTS},
+    broker::{Broker, BrokerError, Consumer, QUARANTINE, RESULTS, fanout::Subscription},
     part::Outcome,
     status::Abilities,
 };
@@ -375,6 +375,12 @@ impl Broker for NoResults {
     }
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.inner.delete(queue).await
+    }
+    async fn broadcast(&self, topic: &str, body: &[u8]) -> Result<(), BrokerError> {
+        self.inner.broadcast(topic, body).await
+    }
+    async fn subscribe(&self, topic: &str) -> Result<Box<dyn Subscription>, BrokerError> {
+        self.inner.subscribe(topic).await
     }
     async fn close(&self) {
         self.inner.close().await;

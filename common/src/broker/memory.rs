@@ -1,7 +1,10 @@
 //! The broker inside one process, for embedded mode and tests: the same promises as RabbitMQ, redelivery
 //! included, except that nothing outlives the process.
 
-use super::{Broker, BrokerError, Consumer, Delivery, MAX_QUEUE_MESSAGES, QUARANTINE, Settle, Verdict, check_name};
+use super::{
+    Broker, BrokerError, Consumer, Delivery, MAX_QUEUE_MESSAGES, QUARANTINE, Settle, Verdict, check_name,
+    fanout::{MAX_BACKLOG, Subscription, check_size},
+};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -24,7 +27,8 @@ struct Shared {
 struct State {
     queues: HashMap<String, VecDeque<Message>>,
     consumers: HashMap<u64, Consuming>,
-    /// The last consumer id and delivery tag given out.
+    subscribers: HashMap<u64, Subscriber>,
+    /// The last consumer id, subscriber id and delivery tag given out.
     last_id: u64,
     closed: bool,
 }
@@ -35,6 +39,12 @@ type Message = Arc<[u8]>;
 struct Consuming {
     queue: String,
     unacked: BTreeMap<u64, Message>,
+}
+
+/// The broker's side of a subscription.
+struct Subscriber {
+    topic: String,
+    backlog: VecDeque<Message>,
 }
 
 impl MemoryBroker {
@@ -156,6 +166,31 @@ impl Broker for MemoryBroker {
         Ok(())
     }
 
+    async fn broadcast(&self, topic: &str, body: &[u8]) -> Result<(), BrokerError> {
+        check_name("topic", topic)?;
+        check_size(body)?;
+        let mut state = self.0.open()?;
+        let message: Message = body.into();
+        for subscriber in state.subscribers.values_mut().filter(|subscriber| subscriber.topic == topic) {
+            if subscriber.backlog.len() == MAX_BACKLOG {
+                subscriber.backlog.pop_front();
+            }
+            subscriber.backlog.push_back(Arc::clone(&message));
+        }
+        drop(state);
+        self.0.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn subscribe(&self, topic: &str) -> Result<Box<dyn Subscription>, BrokerError> {
+        check_name("topic", topic)?;
+        let mut state = self.0.open()?;
+        state.last_id += 1;
+        let id = state.last_id;
+        state.subscribers.insert(id, Subscriber { topic: topic.to_owned(), backlog: VecDeque::new() });
+        Ok(Box::new(MemorySubscription { shared: Arc::clone(&self.0), id }))
+    }
+
     async fn close(&self) {
         let consumers: Vec<u64> = {
             let mut state = self.0.lock();
@@ -195,6 +230,40 @@ impl Consumer for MemoryConsumer {
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
         self.shared.forget(self.id);
+    }
+}
+
+struct MemorySubscription {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl MemorySubscription {
+    fn take(&self) -> Result<Option<Message>, BrokerError> {
+        let mut state = self.shared.open()?;
+        let subscriber = state.subscribers.get_mut(&self.id).ok_or(BrokerError::Closed)?;
+        Ok(subscriber.backlog.pop_front())
+    }
+}
+
+#[async_trait]
+impl Subscription for MemorySubscription {
+    async fn next(&mut self) -> Result<Vec<u8>, BrokerError> {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(message) = self.take()? {
+                return Ok(message.to_vec());
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for MemorySubscription {
+    fn drop(&mut self) {
+        self.shared.lock().subscribers.remove(&self.id);
     }
 }
 

@@ -1,12 +1,15 @@
 //! The seam to the message broker, in our words: durable queues of small messages, confirmed publishes,
 //! one unacknowledged delivery at a time. Messages are droppable hints or insert-only results, so at
-//! least once is enough; an adapter may deliver twice, and must redeliver what was not acknowledged.
+//! least once is enough; an adapter may deliver twice, and must redeliver what was not acknowledged. Broadcasts
+//! ([`fanout`]) reach every subscriber at most once.
 
 pub mod amqp;
+pub mod fanout;
 pub mod memory;
 
 use crate::{Code, PoolId, Problem};
 use async_trait::async_trait;
+use fanout::Subscription;
 use std::time::Duration;
 
 /// A broker. Cheap to clone behind an `Arc`; every call reconnects by itself within its own deadline.
@@ -27,6 +30,14 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Deletes a queue with what is in it.
     async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
+
+    /// Gives a message to everyone who subscribes to this topic now, at most once each. It is dropped where a subscriber is
+    /// slow, and where the broker does not take it within [`fanout::BROADCAST_TIMEOUT`] or cannot be reached, which is an
+    /// error.
+    async fn broadcast(&self, topic: &str, body: &[u8]) -> Result<(), BrokerError>;
+
+    /// Subscribes to a topic, from now on.
+    async fn subscribe(&self, topic: &str) -> Result<Box<dyn Subscription>, BrokerError>;
 
     /// Closes the connections; unacknowledged deliveries go back.
     async fn close(&self);

@@ -62,8 +62,13 @@ impl Control for ControlApi {
     }
 
     async fn plan(&self, request: Request<PlanRequest>) -> Reply<PlanReply> {
-        let asked = from_json("request", &request.into_inner().request_json)?;
-        let plan = submit::plan(&self.core, asked).await.map_err(refused)?;
+        let PlanRequest { request_json, model_json } = request.into_inner();
+        let asked = from_json("request", &request_json)?;
+        let model = match model_json.as_str() {
+            "" => None,
+            json => Some(from_json("model", json)?),
+        };
+        let plan = submit::plan(&self.core, asked, model).await.map_err(refused)?;
         Ok(Response::new(PlanReply { plan_json: to_json(&plan)? }))
     }
 

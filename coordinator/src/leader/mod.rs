@@ -122,6 +122,9 @@ impl Term {
         is_first: bool,
     ) -> Result<Self, Problem> {
         core.forget_all();
+        // What the leader before did last, nobody may have been told.
+        core.feeds.lose_all();
+        core.outbox.miss();
         if !is_first {
             // Workers may have talked to the other coordinator, which is gone, until now.
             core.listen_anew();

@@ -125,7 +125,7 @@ async fn grant(core: &Core, task: Task, by: &Claimant<'_>, pool: &Pool) -> Resul
     });
     match step_taken.await? {
         Step::Stepped(task) => {
-            core.work.notify_one();
+            core.wake();
             Ok(Answer::Granted(Box::new(assignment(core, &task).await?)))
         }
         Step::Unknown => Ok(Answer::Refused(Why::Unknown)),

@@ -22,7 +22,7 @@ pub async fn expand(core: &Core, doc: &RequestDoc) -> Result<Result<(), Problem>
     core.hub.insert_tasks(&plan::expand::tasks(doc.id, &doc.request, &cells, doc.created_at)).await?;
     core.hub.update_request(doc, &RequestDoc { expanded: true, ..doc.clone() }).await?;
     tell::happened(core, doc.id, What::Expanded { tasks: doc.tasks });
-    core.work.notify_one();
+    core.wake();
     Ok(Ok(()))
 }
 

@@ -25,6 +25,11 @@ pub async fn add(core: &Core, model: &Model) -> Result<Model, Problem> {
     Err(Problem::new(Code::Busy, message).with_hint("add it again"))
 }
 
+/// The model as it would be in the hub if it was added now.
+pub(super) async fn as_added(core: &Core, model: &Model) -> Result<Model, Problem> {
+    Ok(merged(core.hub.model(&model.id.name, Some(&model.id.version)).await?.as_ref(), model))
+}
+
 /// The models of this name, or all where it is empty; newest first.
 pub async fn list(core: &Core, name: &str) -> Result<Vec<Model>, Problem> {
     Ok(core.hub.models(Some(name).filter(|name| !name.is_empty())).await?)

@@ -1,7 +1,7 @@
 //! Taking a request in: resolve the model, expand, store. Repeated after a crash it ends the same. A dry run asks the same
 //! questions and stores nothing.
 
-use super::expansion;
+use super::{expansion, models};
 use crate::{
     core::{Core, MAX_REQUESTS},
     hub::Inserted,
@@ -53,10 +53,13 @@ pub async fn submit(core: &Core, id: RequestId, request: Request) -> Result<(u64
     Ok((tasks, false))
 }
 
-/// The plan that a request would have.
-pub async fn plan(core: &Core, request: Request) -> Result<Dryrun, Problem> {
+/// The plan that a request would have; `of` is its model where the hub need not have that yet.
+pub async fn plan(core: &Core, request: Request, of: Option<Model>) -> Result<Dryrun, Problem> {
     let request = request.certified();
-    let model = model(core, &request).await?;
+    let model = match of {
+        Some(model) => models::as_added(core, &model).await?,
+        None => model(core, &request).await?,
+    };
     dryrun::dryrun(&request, &model, &core.pools().await?)
 }
 

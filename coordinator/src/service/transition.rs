@@ -48,7 +48,7 @@ pub async fn step_from(
             if new.state.is_terminal() {
                 ending::task_ended(core, &new).await?;
             } else if new.state == TaskState::Waiting {
-                core.work.notify_one();
+                core.wake();
             }
             return Ok(Step::Stepped(Box::new(new)));
         }

@@ -3,8 +3,9 @@
 
 use super::requests;
 use crate::{
-    core::{Core, Leadership},
+    core::Core,
     events::{Feed, Position},
+    hub::TaskCounts,
     plan::pool::Pool,
 };
 use modelmeter_common::{
@@ -13,22 +14,19 @@ use modelmeter_common::{
     request::RequestDoc,
     status::Status,
 };
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, sleep_until};
 
-/// News are gathered for this long.
+/// After news, the next ones are gathered for this long.
 const GAP: Duration = Duration::from_millis(100);
 /// Without news, this often is looked for what no event tells.
 const IDLE: Duration = Duration::from_secs(1);
-/// Another coordinator may change tasks unheard: the whole is read again this often by a follower, and by the leader, through
-/// which most changes come.
-const FOLLOWER_LOOKS: Duration = Duration::from_secs(1);
-const LEADER_LOOKS: Duration = Duration::from_secs(5);
-/// Each cell makes these looks rarer, since each reads them all.
-const LOOKS_A_CELL: Duration = Duration::from_millis(1);
+/// Another coordinator may end before it told what it did: after this long the tasks are counted, and the whole is read again
+/// if the counts differ.
+const COUNTS: Duration = Duration::from_secs(5);
+/// While other coordinators are not heard the whole is read this often, and with each cell more rarely, since it is of all.
+const DEAF_LOOKS: Duration = Duration::from_secs(1);
+const DEAF_LOOKS_A_CELL: Duration = Duration::from_millis(1);
 
 /// What a watcher is told.
 pub enum News {
@@ -50,6 +48,8 @@ pub struct Watch {
     revisions: HashMap<u32, u64>,
     surroundings: (Vec<Pool>, Option<String>),
     looked: Instant,
+    /// When there were news last.
+    told: Instant,
     is_new: bool,
     has_ended: bool,
 }
@@ -72,6 +72,7 @@ impl Watch {
             shown: None,
             revisions: HashMap::new(),
             looked: Instant::now(),
+            told: Instant::now(),
             is_new: resumed.is_none(),
             has_ended: false,
         })
@@ -84,6 +85,12 @@ impl Watch {
 
     /// The next news; none after the status of a request that has ended.
     pub async fn next(&mut self) -> Result<Option<News>, Problem> {
+        let news = self.wait().await;
+        self.told = Instant::now();
+        news
+    }
+
+    async fn wait(&mut self) -> Result<Option<News>, Problem> {
         if self.has_ended {
             return Ok(None);
         }
@@ -92,8 +99,8 @@ impl Watch {
         }
         loop {
             tokio::select! {
-                () = self.feed.beyond(self.position.seq) => tokio::time::sleep(GAP).await,
-                () = tokio::time::sleep(IDLE) => {}
+                () = self.feed.beyond(self.position.seq) => sleep_until(self.told + GAP).await,
+                () = sleep(IDLE) => {}
             }
             let news = self.events();
             if news.is_none() {
@@ -101,7 +108,8 @@ impl Watch {
                 self.shown = None;
             }
             let now = surroundings(&self.core).await?;
-            if news.is_none() || now != self.surroundings || self.is_look_due() {
+            let is_silent = news.as_ref().is_some_and(Vec::is_empty);
+            if news.is_none() || now != self.surroundings || self.has_unheard(is_silent).await? {
                 self.surroundings = now;
                 if let Some(status) = self.whole().await? {
                     return Ok(Some(News::Whole(status)));
@@ -137,16 +145,26 @@ impl Watch {
         is_enough.then_some(events)
     }
 
-    fn is_look_due(&self) -> bool {
+    /// Whether there may be changes of which no event tells. While events come in, it is not asked: what the hub has more than
+    /// they told is on its way.
+    async fn has_unheard(&mut self, is_silent: bool) -> Result<bool, Problem> {
+        let since = self.looked.elapsed();
         if self.core.is_alone {
-            return false;
+            return Ok(false);
         }
-        let usual = match *self.core.leadership.borrow() {
-            Leadership::Leader { .. } => LEADER_LOOKS,
-            Leadership::Follower => FOLLOWER_LOOKS,
-        };
-        let cells = u32::try_from(self.request.tasks).unwrap_or(u32::MAX);
-        self.looked.elapsed() >= usual + LOOKS_A_CELL * cells
+        if !self.core.outbox.hears() {
+            let cells = u32::try_from(self.request.tasks).unwrap_or(u32::MAX);
+            return Ok(since >= DEAF_LOOKS + DEAF_LOOKS_A_CELL * cells);
+        }
+        if !is_silent || since < COUNTS {
+            return Ok(false);
+        }
+        self.looked = Instant::now();
+        let Some(shown) = &self.shown else { return Ok(true) };
+        let mut counts = TaskCounts::new();
+        shown.cells.iter().for_each(|cell| *counts.entry(cell.state).or_default() += 1);
+        let has_ended = requests::find(&self.core, self.request.id).await?.state.is_terminal();
+        Ok(has_ended || self.core.hub.count_tasks(self.request.id).await? != counts)
     }
 
     /// The whole status, unless the watcher knows it.

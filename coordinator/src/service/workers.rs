@@ -2,6 +2,7 @@
 
 use super::transition::{Step, step};
 use crate::{
+    bulletin::Note,
     core::Core,
     hub::{HubError, TaskFilter},
     plan::pool::Pool,
@@ -143,7 +144,8 @@ pub async fn register(core: &Core, announced: Registration) -> Result<Vec<String
     };
     core.put_worker(&worker).await?;
     tracing::info!(worker = worker.name, slots = worker.slots.len(), "worker registered");
-    core.work.notify_one();
+    core.outbox.tell(Note::Workers);
+    core.wake();
     Ok(queues)
 }
 

@@ -2,6 +2,9 @@
 //! test.
 
 pub mod clock;
+pub mod counting;
+pub mod faulty;
+pub mod watcher;
 
 use modelmeter_common::{
     Code, Problem, RequestId, SCHEMA_VERSION, TaskId, Timestamp,
@@ -20,6 +23,7 @@ use modelmeter_common::{
 use modelmeter_coordinator::{
     Handle, Options,
     clock::{Clock, Real},
+    core::Leadership,
     hub::{self, Hub},
 };
 use modelmeter_proto::control::{
@@ -54,8 +58,12 @@ impl House {
 
     /// The same, by the time of this clock.
     pub async fn with_clock(lease: Duration, clock: Arc<dyn Clock>) -> Self {
+        Self::on(Arc::new(MemoryBroker::new()), lease, clock).await
+    }
+
+    /// The same, on this broker.
+    pub async fn on(broker: Arc<dyn Broker>, lease: Duration, clock: Arc<dyn Clock>) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new());
         let hub = hub::open(&home.path().join("hub.sqlite").display().to_string()).await.unwrap();
         let (coordinator, control, work) = start(lease, &broker, &hub, &clock).await;
         let coordinator = Some(coordinator);
@@ -73,7 +81,26 @@ impl House {
 
     /// One more coordinator, on the same hub and broker, with connections to it.
     pub async fn another(&self, lease: Duration) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
-        start(lease, &self.broker, &self.hub, &self.clock).await
+        self.another_on(&self.hub, lease).await
+    }
+
+    /// The same, which sees the hub through this one.
+    pub async fn another_on(
+        &self,
+        hub: &Arc<dyn Hub>,
+        lease: Duration,
+    ) -> (Handle, ControlClient<Channel>, WorkClient<Channel>) {
+        start(lease, &self.broker, hub, &self.clock).await
+    }
+
+    /// Returns once the coordinator leads.
+    pub async fn leads(&self) {
+        let leads = async {
+            while self.coordinator.as_ref().unwrap().leadership() == Leadership::Follower {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), leads).await.expect("it leads");
     }
 
     /// The coordinator is gone at once, as if it was killed: it gives nothing up.
@@ -263,8 +290,12 @@ impl House {
     }
 
     pub async fn fate(&mut self, incarnation: &str, of: &Assignment) -> Fate {
-        let attempt =
-            AttemptRef { task_id: of.task_id.to_string(), attempt: of.attempt, progress: "warming up".into() };
+        self.renewed(incarnation, of, "warming up").await
+    }
+
+    /// Renews the lease of an attempt, and says what it does.
+    pub async fn renewed(&mut self, incarnation: &str, of: &Assignment, progress: &str) -> Fate {
+        let attempt = AttemptRef { task_id: of.task_id.to_string(), attempt: of.attempt, progress: progress.into() };
         let request = RenewRequest { worker: "w".into(), incarnation: incarnation.into(), attempts: vec![attempt] };
         self.work.renew(request).await.unwrap().into_inner().fates[0].fate()
     }

@@ -4,6 +4,8 @@
 //! message comes only once.
 #![allow(clippy::unwrap_used)] // these are tests, and a failure is meant to panic
 
+pub mod fanout;
+
 use modelmeter_common::broker::{Broker, BrokerError, Consumer, Delivery, MAX_NAME_BYTES, QUARANTINE};
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};

@@ -96,6 +96,11 @@ impl Link {
         self.target.unreachable(error)
     }
 
+    /// The error of what ended without one.
+    pub(super) fn lost(&self, reason: &str) -> BrokerError {
+        BrokerError::Unreachable { address: self.target.address(), reason: reason.to_owned() }
+    }
+
     /// Ends the connection; with it go its channels.
     pub(super) async fn close(&self) {
         let connection = self.state.lock().await.connection.take();
@@ -127,6 +132,11 @@ pub(super) fn refusal(link: &Link, queue: &str, error: &Error) -> BrokerError {
         }
         _ => link.unreachable(error),
     }
+}
+
+/// Whether a channel was closed because an exchange or queue does not exist.
+pub(super) fn is_missing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e) if error.is_amqp_soft_error() && e.get_id() == NOT_FOUND)
 }
 
 /// AMQP's reply code for a thing that does not exist.

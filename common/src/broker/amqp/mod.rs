@@ -1,13 +1,18 @@
 //! RabbitMQ through lapin. Why each choice is made: `design.md` beside the trait.
 //!
-//! `target` knows where the broker is, `link` keeps one connection alive, `publish` and `consume` use one each.
+//! `target` knows where the broker is, `link` keeps one connection alive, `publish` uses one, `consume` and `subscribe`
+//! another.
 
 mod consume;
 mod link;
 mod publish;
+mod subscribe;
 mod target;
 
-use super::{Broker, BrokerError, CALL_TIMEOUT, Consumer, MAX_QUEUE_MESSAGES, QUARANTINE, check_name};
+use super::{
+    Broker, BrokerError, CALL_TIMEOUT, Consumer, MAX_QUEUE_MESSAGES, QUARANTINE, check_name,
+    fanout::{Subscription, check_size},
+};
 use async_trait::async_trait;
 use consume::AmqpConsumer;
 use lapin::{
@@ -135,6 +140,18 @@ impl Broker for AmqpBroker {
             deleted.map(drop).map_err(|error| refusal(&self.0.link, queue, &error))
         })
         .await
+    }
+
+    async fn broadcast(&self, topic: &str, body: &[u8]) -> Result<(), BrokerError> {
+        check_name("topic", topic)?;
+        check_size(body)?;
+        self.0.publisher.broadcast(topic, body).await
+    }
+
+    async fn subscribe(&self, topic: &str) -> Result<Box<dyn Subscription>, BrokerError> {
+        check_name("topic", topic)?;
+        let subscription = within(&self.0.closed, || subscribe::subscribe(&self.0.link, topic)).await?;
+        Ok(Box::new(subscription))
     }
 
     async fn close(&self) {

@@ -1,8 +1,8 @@
 //! Publishing with confirms, over a few channels with one message in flight each: with several in flight lapin
 //! attaches a returned message to the wrong confirm.
 
-use super::link::{Link, refusal, within};
-use crate::broker::{BrokerError, CALL_TIMEOUT};
+use super::link::{Link, is_missing, refusal, within};
+use crate::broker::{BrokerError, CALL_TIMEOUT, fanout::BROADCAST_TIMEOUT};
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 /// Messages in flight, over all callers. A confirm waits for the disk, which takes many at once.
 const CHANNELS: usize = 32;
@@ -72,6 +72,45 @@ impl Publisher {
         // Only a channel with nothing in flight is used again; any other is dropped, which closes it.
         self.idle().push(channel);
         verdict(queue, confirm)
+    }
+
+    /// Publishes to the queues that are bound to this exchange, in memory only and in one attempt.
+    pub(super) async fn broadcast(&self, exchange: &str, body: &[u8]) -> Result<(), BrokerError> {
+        let sent = async {
+            // A lost connection has a time limit of its own: with the shorter one a slow machine would never make it.
+            timeout(CALL_TIMEOUT, self.link.connect()).await.map_err(|_| BrokerError::TimedOut(CALL_TIMEOUT))??;
+            let attempt = timeout(BROADCAST_TIMEOUT, self.attempt_broadcast(exchange, body));
+            attempt.await.unwrap_or(Err(BrokerError::TimedOut(BROADCAST_TIMEOUT)))
+        };
+        tokio::select! {
+            biased;
+            () = self.link.closed().cancelled() => Err(BrokerError::Closed),
+            sent = sent => sent,
+        }
+    }
+
+    async fn attempt_broadcast(&self, exchange: &str, body: &[u8]) -> Result<(), BrokerError> {
+        let _permit = self.permits.acquire().await.map_err(|_| BrokerError::Closed)?;
+        if self.link.blocked().await {
+            return Err(BrokerError::Refused("it takes no publishes now, because of its memory or disk alarm".into()));
+        }
+        let channel = self.channel().await?;
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish(exchange.into(), "".into(), options, body, BasicProperties::default()).await;
+        let confirmed = match sent {
+            Ok(confirm) => confirm.await,
+            Err(error) => Err(error),
+        };
+        match confirmed {
+            Ok(Confirmation::Ack(_)) => {
+                self.idle().push(channel);
+                Ok(())
+            }
+            Ok(_) => Err(BrokerError::Refused("a subscriber's queue did not take the broadcast".into())),
+            // Without the exchange there is no subscriber.
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(refusal(&self.link, exchange, &error)),
+        }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
