@@ -131,7 +131,13 @@ class Child:
                 numbers[field] = value
         inspector = self.make(numbers.get(6, 1))
         inspector.server = Server(
-            texts.get(1, ""), texts.get(2, ""), texts.get(3, ""), tensors[4], tensors[5], numbers.get(7, 0), bool(numbers.get(8))
+            texts.get(1, ""),
+            texts.get(2, ""),
+            texts.get(3, ""),
+            tensors[4],
+            tensors[5],
+            numbers.get(7, 0),
+            bool(numbers.get(8)),
         )
         if inspector.server.timed and inspector.asynchronous:
             self.threads = ThreadPoolExecutor(MAX_THREADS)

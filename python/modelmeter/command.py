@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Callable
 
-from .binary import VARIABLE
 from .error import ModelmeterError
 
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -30,9 +29,8 @@ def run(program: str, arguments: Sequence[str], say: Callable[[str], None] | Non
     Raises ModelmeterError for what the program refuses. KeyboardInterrupt stops the program cleanly first.
     """
     script = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), program, *arguments]
-    env = {name: value for name, value in os.environ.items() if name != VARIABLE}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(script, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env)
+    process = subprocess.Popen(script, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     assert process.stdout and process.stderr
     out: list[bytes] = []
     reading = threading.Thread(target=_drain, args=(process.stdout, out), daemon=True)

@@ -115,10 +115,10 @@ POINT_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def value(document: Mapping[str, Any], column: Column) -> Any:
-    """The value of a column; None where the document has none."""
+def _value(document: Mapping[str, Any], column: Column, path: list[str]) -> Any:
+    """The value of a column, whose path this is; None where the document has none."""
     found: Any = document
-    for name in column.path.split("."):
+    for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
     if found is None:
         return None
@@ -138,11 +138,12 @@ def frame(documents: Iterable[Mapping[str, Any]], points: bool = False) -> pd.Da
     rows: Iterable[Mapping[str, Any]] = documents
     if points:
         rows = [{**document, "point": point} for document in documents for point in document["points"]]
-    values: dict[str, list[Any]] = {column.name: [] for column in columns}
-    for row in rows:
-        for column in columns:
-            values[column.name].append(value(row, column))
-    made: pd.DataFrame = module.DataFrame({each.name: _series(module, values[each.name], each.kind) for each in columns})
+    rows = list(rows)
+    series = {}
+    for column in columns:
+        path = column.path.split(".")
+        series[column.name] = _series(module, [_value(row, column, path) for row in rows], column.kind)
+    made: pd.DataFrame = module.DataFrame(series)
     return made
 
 

@@ -87,6 +87,8 @@ def flags(options: Mapping[str, Any]) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         if value is None or value is False:
             continue
+        if name == "labels" and any("," in f"{key}{each}" for key, each in dict(value).items()):
+            raise invalid(name, f"{value!r} has a comma in it", "the program takes commas for the end of a label")
         if value is True:
             arguments.append(flag)
         else:

@@ -118,7 +118,9 @@ class Tensor:
 
     __slots__ = ("name", "datatype", "shape", "contents")
 
-    def __init__(self, name: str = "", datatype: str = "", shape: Iterable[int] = (), contents: memoryview | None = None) -> None:
+    def __init__(
+        self, name: str = "", datatype: str = "", shape: Iterable[int] = (), contents: memoryview | None = None
+    ) -> None:
         self.name, self.datatype, self.shape, self.contents = name, datatype, list(shape), contents
 
     @classmethod
@@ -166,9 +168,7 @@ class InferRequest:
         return request
 
 
-def encode_response(
-    model_name: str, request_id: str, outputs: Sequence[tuple[str, str, Sequence[int], Buffer]]
-) -> bytes:
+def encode_response(model_name: str, request_id: str, outputs: Sequence[tuple[str, str, Sequence[int], Buffer]]) -> bytes:
     """A ModelInferResponse of (name, datatype, shape, buffer); each buffer is copied once, into the message."""
     parts: list[Buffer] = [string(1, model_name), string(3, request_id)]
     parts += [delimited(5, tensor_header(name, datatype, shape)) for name, datatype, shape, _ in outputs]

@@ -32,7 +32,11 @@ def wheels():
 def environment(home):
     """This process's, with a home, locks and ports of its own, and nothing of the user's configuration."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MODELMETER_")}
-    own = {"MODELMETER_HOME": home, "MODELMETER_WORKER_LOCK_DIR": os.path.join(home, "locks"), "MODELMETER_WORKER_PORTS": "auto"}
+    own = {
+        "MODELMETER_HOME": home,
+        "MODELMETER_WORKER_LOCK_DIR": os.path.join(home, "locks"),
+        "MODELMETER_WORKER_PORTS": "auto",
+    }
     return {**kept, **own}
 
 

@@ -16,6 +16,7 @@ import support
 
 import modelmeter
 from modelmeter import BaseModelInspector, ModelmeterError, Profiler, binary
+from modelmeter.options import Options
 
 SHORT = {"batches": 20, "concurrency": 1}
 
@@ -36,6 +37,7 @@ class Refusing(BaseModelInspector):
     def infer(self, request, response=None):
         raise ValueError("no such class")
 
+
 class Timed(BaseModelInspector):
     calls = []
 
@@ -45,10 +47,12 @@ class Timed(BaseModelInspector):
     def infer(self, request, response=None):
         Timed.calls.append(request)
 
+
 def diagnose(*args, inspector=None, timed_in="modelmeter", **options):
     """Of `mlp` on rten, without a word."""
     with contextlib.redirect_stderr(io.StringIO()):
         return Profiler("mlp", "rten", inspector, timed_in=timed_in).diagnose(*args, **{**SHORT, **options})
+
 
 class Profiling(unittest.TestCase):
     def setUp(self):
@@ -66,8 +70,12 @@ class Profiling(unittest.TestCase):
     def test_each_batch_size_has_a_profile(self):
         told = []
         profiler = Profiler("mlp", server_name="rten", say=told.append)
-        profiles = profiler.diagnose([2, 1], device="cpu", batches=200, concurrency=[1, 2], sla={"p95": "5s"}, labels={"team": "a b"})
-        self.assertEqual([(each.batch_size, each.state, each.engine) for each in profiles], [(1, "done", "rten"), (2, "done", "rten")])
+        profiles = profiler.diagnose(
+            [2, 1], device="cpu", batches=200, concurrency=[1, 2], sla={"p95": "5s"}, labels={"team": "a b"}
+        )
+        self.assertEqual(
+            [(each.batch_size, each.state, each.engine) for each in profiles], [(1, "done", "rten"), (2, "done", "rten")]
+        )
         one = profiles[0]
         self.assertEqual((one.model, one.device_class, one.error, dict(one.labels)), ("mlp", "cpu", None, {"team": "a b"}))
         self.assertEqual(one.throughput, one.document["peak"]["throughput_inferences_per_s"])
@@ -113,6 +121,11 @@ class Profiling(unittest.TestCase):
         with self.assertRaises(ModelmeterError) as caught:
             Profiler("mlp", inspector=Ones, coordinator="http://127.0.0.1:1").diagnose(1)
         self.assertIn("modelmeter.toml", caught.exception.hint)
+
+    def test_each_option_is_a_flag_of_the_program(self):
+        told = subprocess.run([support.binary(), "profile", "--help"], capture_output=True, text=True, check=True).stdout
+        for name in Options.__annotations__:
+            self.assertRegex(told, rf"(?m)^ +(-\w, )?--{name.replace('_', '-')}\b", name)
 
     def test_a_failed_cell_is_a_profile_with_an_error(self):
         (profile,) = diagnose(1, inspector=Refusing)
@@ -171,6 +184,7 @@ class Profiling(unittest.TestCase):
         os.environ["MODELMETER_BINARY"] = "/bin/false"
         self.assertEqual(self.refused(1).code, "internal")
 
+
 PROGRAM = """
     import sys
     from modelmeter import Profiler
@@ -180,6 +194,7 @@ PROGRAM = """
         print("interrupted cleanly", flush=True)
 """
 
+
 def processes_of(home):
     """Processes with this home in their environment."""
     found = set()
@@ -188,6 +203,7 @@ def processes_of(home):
             if entry.name.isdigit() and f"MODELMETER_HOME={home}".encode() in (entry / "environ").read_bytes():
                 found.add(int(entry.name))
     return found - {os.getpid()}
+
 
 class Stopping(unittest.TestCase):
     def interrupted(self, how):
@@ -216,6 +232,7 @@ class Stopping(unittest.TestCase):
 
     def test_the_program_does_not_outlive_a_python_that_is_killed(self):
         self.interrupted(signal.SIGKILL)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -34,7 +34,9 @@ def read(address: str, wanted: Filter) -> list[Mapping[str, Any]]:
     except (OSError, ValueError) as error:
         hint = "give the coordinator's HTTP port (modelmeter coordinator --http, by default 7601)"
         reason = getattr(error, "reason", error)
-        raise ModelmeterError("unreachable", f"no coordinator answers at {address}: {reason}", field="source", hint=hint) from None
+        raise ModelmeterError(
+            "unreachable", f"no coordinator answers at {address}: {reason}", field="source", hint=hint
+        ) from None
     return [document for document in found if _fits(document, wanted)]
 
 

@@ -25,7 +25,9 @@ def read(address: str, wanted: Filter, points: bool) -> list[Mapping[str, Any]]:
         hint = "pip install pymongo, or this package with it: pip install './python[mongodb]'"
         raise ModelmeterError("not_installed", "mongodb:// needs pymongo", field="source", hint=hint) from None
     hidden = {"keys": 0} if points else {"keys": 0, "points": 0, "unavailable": 0}
-    options: dict[str, Any] = {} if "serverselectiontimeoutms" in address.lower() else {"serverSelectionTimeoutMS": _SELECTION_MS}
+    options: dict[str, Any] = (
+        {} if "serverselectiontimeoutms" in address.lower() else {"serverSelectionTimeoutMS": _SELECTION_MS}
+    )
     try:
         with pymongo.MongoClient[Any](address, appname="modelmeter", tz_aware=True, **options) as client:
             profiles = client.get_default_database(_DATABASE)["profiles"]
