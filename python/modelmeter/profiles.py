@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
 
-from . import frame, html
+from . import frame, table
 from .error import ModelmeterError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Profile:
         what = f"{self.model} on {self.engine}, {self.device_class}, batch size {self.batch_size}"
         if self.throughput is None:
             return f"<Profile {what}: {self.state}>"
-        return f"<Profile {what}: {html.number(self.throughput)} inf/s>"
+        return f"<Profile {what}: {table.number(self.throughput)} inf/s>"
 
 
 class Profiles(Sequence[Profile]):
@@ -240,4 +240,4 @@ class Profiles(Sequence[Profile]):
         return "\n".join(["Profiles:", *(f"  {profile!r}" for profile in self._profiles)])
 
     def _repr_html_(self) -> str:
-        return html.table([profile.document for profile in self._profiles])
+        return table.html([profile.document for profile in self._profiles])

@@ -20,7 +20,7 @@ def number(value: float) -> str:
     return f"{value:,.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
-def table(documents: Iterable[Mapping[str, Any]]) -> str:
+def html(documents: Iterable[Mapping[str, Any]]) -> str:
     """The profiles as an HTML table."""
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(each))}</tr>" for each in documents)
     return f"<table><thead>{_HEAD}</thead><tbody>{rows}</tbody></table><small>{_FOOT}</small>"
