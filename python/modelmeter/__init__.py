@@ -1,11 +1,27 @@
-"""Custom inspectors for modelmeter, in Python: test data, requests and checks of your own.
+"""modelmeter in Python: measure a model as it is served, read the hub as data frames, and write inspectors.
 
-A worker runs the program that its configuration names as its child; `run` is what such a program calls. Nothing
-but the standard library is needed.
+`Profiler(model, server_name=…).diagnose(…)` runs the modelmeter program and gives profiles; `results(…)` reads those that a
+hub keeps into pandas. `BaseModelInspector` and `run` are for clients of your own: test data, requests and checks. Only the
+standard library is needed, and pandas and pymongo where they are used.
 """
 
 from .child import run
+from .error import ModelmeterError
+from .hub import results
 from .inspector import BaseModelInspector, GrpcRequest, Server
 from .ports import *  # noqa: F403
+from .profiler import Profiler
+from .profiles import Profile, Profiles, Summary
 
-__all__ = ["BaseModelInspector", "GrpcRequest", "Server", "run"]
+__all__ = [
+    "BaseModelInspector",
+    "GrpcRequest",
+    "ModelmeterError",
+    "Profile",
+    "Profiler",
+    "Profiles",
+    "Server",
+    "Summary",
+    "results",
+    "run",
+]

@@ -1,17 +1,38 @@
 """What a custom inspector derives from."""
 
-from collections import namedtuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from . import kserve
 
-GrpcRequest = namedtuple("GrpcRequest", "method message")
-GrpcRequest.__doc__ = "The bytes of a gRPC message, and the full name of the method that they are for."
 
-Tensor = namedtuple("Tensor", "name datatype shape")
-Tensor.__doc__ = "A tensor of the model; its shape has the batch in it, and -1 where it is open."
+class GrpcRequest(NamedTuple):
+    """The bytes of a gRPC message, and the full name of the method that they are for."""
 
-Server = namedtuple("Server", "endpoint model version inputs outputs seed timed")
-Server.__doc__ = "What is measured: host:port of its gRPC port (or https://host:port, unix:/path), the model there, its tensors, the seed, and whether `infer` is timed."
+    method: str
+    message: bytes
+
+
+class Tensor(NamedTuple):
+    """A tensor of the model; its shape has the batch in it, and -1 where it is open."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Server(NamedTuple):
+    """What is measured: host:port of its gRPC port (or https://host:port, unix:/path), the model there, its tensors, the seed,
+    and whether `infer` is timed."""
+
+    endpoint: str
+    model: str
+    version: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    seed: int
+    timed: bool
 
 
 class BaseModelInspector:
@@ -29,22 +50,32 @@ class BaseModelInspector:
         `--sla`.
     """
 
-    def __init__(self, repeat_data=None, batch_num=None, batch_size=1, asynchronous=False, sla=1.0, percentile=95):
+    # Set before any hook is called.
+    server: Server
+
+    def __init__(
+        self,
+        repeat_data: Any = None,
+        batch_num: int | None = None,
+        batch_size: int = 1,
+        asynchronous: bool | None = False,
+        sla: float = 1.0,
+        percentile: float = 95,
+    ) -> None:
         self.repeat_data = repeat_data
         self.batch_num = batch_num
         self.batch_size = batch_size
         self.asynchronous = asynchronous
         self.sla = sla
         self.percentile = percentile
-        self.server = None  # a Server, set before any hook is called
-        self._processed = None
-        self._requests = []
+        self._processed: list[Any] | None = None
+        self._requests: list[Any] = []
 
-    def data_preprocess(self, x):
+    def data_preprocess(self, x: Any) -> Any:
         """A raw item of `repeat_data` as `make_request` wants it. By default as it is."""
         return x
 
-    def make_request(self, input_batch):
+    def make_request(self, input_batch: Any) -> Any:
         """A GrpcRequest of `batch_size` items.
 
         input_batch: a list of what `data_preprocess` gave; without `repeat_data`, a dict of each input's bytes for
@@ -61,7 +92,7 @@ class BaseModelInspector:
         message = kserve.infer_request(self.server.model, inputs, self.server.version)
         return GrpcRequest(kserve.INFER_METHOD, message)
 
-    def infer(self, request, response=None):
+    def infer(self, request: Any, response: bytes | None = None) -> None:
         """Raises an exception where something is wrong.
 
         With a response, the bytes of a message that answered one of the requests: checks it (`request` is None). By
@@ -73,7 +104,7 @@ class BaseModelInspector:
         if not kserve.infer_response(response):
             raise ValueError("the response has no outputs")
 
-    def next_request(self, contents):
+    def next_request(self, contents: dict[str, Any]) -> Any:
         """The next distinct request, remembered."""
         made = len(self._requests)
         if self.batch_num and made >= self.batch_num:
@@ -85,11 +116,11 @@ class BaseModelInspector:
         self._requests.append(request)
         return request
 
-    def request(self, nth):
+    def request(self, nth: int) -> Any:
         """The nth request to send; they are sent in turn."""
         return self._requests[nth % len(self._requests)]
 
-    def _batch(self, nth):
+    def _batch(self, nth: int) -> list[Any]:
         if self._processed is None:
             raw = self.repeat_data if isinstance(self.repeat_data, list) else [self.repeat_data]
             if not raw:

@@ -4,16 +4,22 @@ Source of names and field numbers: the Open Inference Protocol specification, "g
 Buffers documentation, "Encoding".
 """
 
+from __future__ import annotations
+
 import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Union
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+Buffer = Union[bytes, bytearray, memoryview]
 
 
 class WireError(ValueError):
     """The bytes are not the message that they should be."""
 
 
-def varint(value):
+def varint(value: int) -> bytes:
     """Encodes an integer; a negative one takes ten bytes, as int64 does."""
     value &= (1 << 64) - 1
     out = bytearray()
@@ -24,7 +30,7 @@ def varint(value):
     return bytes(out)
 
 
-def read_varint(view, at):
+def read_varint(view: Buffer, at: int) -> tuple[int, int]:
     """The integer at `at`, and where the next thing begins."""
     value = shift = 0
     try:
@@ -41,7 +47,7 @@ def read_varint(view, at):
         raise WireError("the message ends within a number") from None
 
 
-def fields(view):
+def fields(view: memoryview) -> Iterator[tuple[int, int, Any]]:
     """Each field of a message: number, wire type and value (an integer, or a slice that is not copied)."""
     at, end = 0, len(view)
     while at < end:
@@ -65,7 +71,7 @@ def fields(view):
         at += size
 
 
-def text(wire, value):
+def text(wire: int, value: Any) -> str:
     if wire != BYTES:
         raise WireError("a text is not length-delimited")
     try:
@@ -74,7 +80,7 @@ def text(wire, value):
         raise WireError("a text is not UTF-8") from None
 
 
-def numbers(wire, value):
+def numbers(wire: int, value: Any) -> list[int]:
     """A repeated integer field: packed, or one element."""
     if wire == VARINT:
         return [value]
@@ -85,23 +91,23 @@ def numbers(wire, value):
     return found
 
 
-def signed(value):
+def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def delimited(number, payload):
+def delimited(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | BYTES) + varint(len(payload)) + payload
 
 
-def string(number, value):
+def string(number: int, value: str) -> bytes:
     return delimited(number, value.encode()) if value else b""
 
 
-def boolean(number, value):
+def boolean(number: int, value: bool) -> bytes:
     return varint(number << 3) + b"\x01" if value else b""
 
 
-def tensor_header(name, datatype, shape):
+def tensor_header(name: str, datatype: str, shape: Iterable[int]) -> bytes:
     """TensorMetadata, InferInputTensor and InferOutputTensor all begin with name 1, datatype 2, shape 3."""
     packed = b"".join(map(varint, shape))
     return string(1, name) + string(2, datatype) + (delimited(3, packed) if packed else b"")
@@ -112,11 +118,13 @@ class Tensor:
 
     __slots__ = ("name", "datatype", "shape", "contents")
 
-    def __init__(self, name="", datatype="", shape=(), contents=None):
+    def __init__(
+        self, name: str = "", datatype: str = "", shape: Iterable[int] = (), contents: memoryview | None = None
+    ) -> None:
         self.name, self.datatype, self.shape, self.contents = name, datatype, list(shape), contents
 
     @classmethod
-    def decode(cls, view):
+    def decode(cls, view: memoryview) -> Tensor:
         tensor = cls()
         for number, wire, value in fields(view):
             if number == 1:
@@ -135,12 +143,14 @@ class InferRequest:
 
     __slots__ = ("model_name", "model_version", "id", "inputs", "outputs", "raw")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.model_name = self.model_version = self.id = ""
-        self.inputs, self.outputs, self.raw = [], [], []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[str] = []
+        self.raw: list[memoryview] = []
 
     @classmethod
-    def decode(cls, message):
+    def decode(cls, message: Buffer) -> InferRequest:
         request = cls()
         for number, wire, value in fields(memoryview(message)):
             if number == 7:
@@ -158,9 +168,9 @@ class InferRequest:
         return request
 
 
-def encode_response(model_name, request_id, outputs):
+def encode_response(model_name: str, request_id: str, outputs: Sequence[tuple[str, str, Sequence[int], Buffer]]) -> bytes:
     """A ModelInferResponse of (name, datatype, shape, buffer); each buffer is copied once, into the message."""
-    parts = [string(1, model_name), string(3, request_id)]
+    parts: list[Buffer] = [string(1, model_name), string(3, request_id)]
     parts += [delimited(5, tensor_header(name, datatype, shape)) for name, datatype, shape, _ in outputs]
     for *_, buffer in outputs:
         parts += [varint(6 << 3 | BYTES), varint(len(buffer)), buffer]
@@ -168,7 +178,7 @@ def encode_response(model_name, request_id, outputs):
 
 
 # KServe datatype: torch dtype, field of InferTensorContents (None: it has none), struct code of an element.
-DATATYPES = {
+DATATYPES: dict[str, tuple[str, int | None, str]] = {
     "BOOL": ("bool", 1, "B"),
     "UINT8": ("uint8", 4, "B"),
     "UINT16": ("uint16", 4, "H"),
@@ -185,7 +195,7 @@ DATATYPES = {
 }
 
 
-def typed_contents(datatype, contents):
+def typed_contents(datatype: str, contents: memoryview) -> memoryview:
     """The little-endian bytes of an InferTensorContents."""
     _, wanted, code = DATATYPES[datatype]
     pieces = []

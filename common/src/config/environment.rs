@@ -4,8 +4,9 @@ use crate::Problem;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
-/// Variables that others than the configuration read: where it is, and where the NVIDIA driver's library is.
-const OTHER_VARIABLES: [&str; 2] = ["MODELMETER_CONFIG", "MODELMETER_NVML"];
+/// Variables that others than the configuration read: where it is, where the NVIDIA driver's library is, and where the
+/// Python package finds this program.
+const OTHER_VARIABLES: [&str; 3] = ["MODELMETER_CONFIG", "MODELMETER_NVML", "MODELMETER_BINARY"];
 
 /// Variables of the environment that start with `MODELMETER_` but that nothing reads: likely misspelt. What the
 /// tests read (`MODELMETER_TEST_*`) is left alone.
