@@ -71,7 +71,7 @@ fn numbers_out_of_range_and_contradictions() {
     let home = home.path();
     refused(home, &["profile", "mlp", "--batch-sizes", "0"], "batch_sizes: 0", "1 to 4096");
     refused(home, &["profile", "mlp", "--batch-sizes", "1,1000000"], "batch_sizes: 1000000", "1 to 4096");
-    refused(home, &["profile", "mlp", "--precision", "90%"], "precision", "50 %");
+    refused(home, &["profile", "mlp", "--precision", "90%"], "precision", "at most 0.5");
     refused(
         home,
         &["profile", "mlp", "--rate", "5", "--concurrency", "5"],

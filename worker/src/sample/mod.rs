@@ -142,7 +142,7 @@ pub struct Running {
 }
 
 /// A process' CPU time is told in ticks of 10 ms: over less than this it says nothing of the cores in use.
-const LEAST: Duration = Duration::from_millis(100);
+const LEAST: Duration = Duration::from_millis(50);
 
 impl Running {
     /// Ends sampling. Blocks for as long as the driver takes to answer.
