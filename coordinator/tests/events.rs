@@ -43,7 +43,11 @@ async fn a_watcher_of_many_cells_is_told_what_changes_and_no_more() {
     let mut bytes = 0;
     while watcher.count(TaskState::Done) == 0 || !watcher.events.iter().any(|e| matches!(e.what, What::CellDone { .. }))
     {
-        let next = tokio::time::timeout(LIMIT, watcher.replies.message()).await.expect("it is told").unwrap().unwrap();
+        let next = tokio::time::timeout(LIMIT, watcher.replies.message()).await;
+        let Ok(next) = next else {
+            panic!("{} bytes, done {}, {:?}", bytes, watcher.count(TaskState::Done), watcher.events)
+        };
+        let next = next.unwrap().unwrap();
         bytes += next.status_json.len() + next.events_json.iter().map(String::len).sum::<usize>();
         watcher.take(next);
     }

@@ -50,7 +50,8 @@ pub struct Watch {
     looked: Instant,
     /// When there were news last.
     told: Instant,
-    is_new: bool,
+    /// The whole is to be told next.
+    is_due: bool,
     has_ended: bool,
 }
 
@@ -73,7 +74,7 @@ impl Watch {
             revisions: HashMap::new(),
             looked: Instant::now(),
             told: Instant::now(),
-            is_new: resumed.is_none(),
+            is_due: resumed.is_none(),
             has_ended: false,
         })
     }
@@ -94,8 +95,10 @@ impl Watch {
         if self.has_ended {
             return Ok(None);
         }
-        if std::mem::take(&mut self.is_new) {
-            return Ok(self.whole().await?.map(News::Whole));
+        if std::mem::take(&mut self.is_due)
+            && let Some(status) = self.whole().await?
+        {
+            return Ok(Some(News::Whole(status)));
         }
         loop {
             tokio::select! {
@@ -111,12 +114,15 @@ impl Watch {
             let is_silent = news.as_ref().is_some_and(Vec::is_empty);
             if news.is_none() || now != self.surroundings || self.has_unheard(is_silent).await? {
                 self.surroundings = now;
-                if let Some(status) = self.whole().await? {
-                    return Ok(Some(News::Whole(status)));
-                }
+                self.is_due = true;
             }
             if let Some(events) = news.filter(|events| !events.is_empty()) {
                 return Ok(Some(News::Events(events)));
+            }
+            if std::mem::take(&mut self.is_due)
+                && let Some(status) = self.whole().await?
+            {
+                return Ok(Some(News::Whole(status)));
             }
         }
     }
