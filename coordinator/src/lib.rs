@@ -90,6 +90,11 @@ impl Handle {
         *self.core.leadership.borrow()
     }
 
+    /// Whether the coordinator hears of what happens through others of its hub.
+    pub fn hears_others(&self) -> bool {
+        self.core.outbox.hears()
+    }
+
     /// Waits until a part of the coordinator ends by itself, which is a fault that stops it from working.
     pub async fn wait(&mut self) {
         self.tasks.join_next().await;

@@ -50,8 +50,8 @@ async fn listen(core: &Core) {
     loop {
         let error = match core.broker.subscribe(TOPIC).await {
             Ok(mut subscription) => {
-                core.outbox.set_hears(true);
                 missed(core);
+                core.outbox.set_hears(true);
                 let mut expected = HashMap::new();
                 let error = loop {
                     match subscription.next().await {

@@ -103,6 +103,17 @@ impl House {
         tokio::time::timeout(Duration::from_secs(20), leads).await.expect("it leads");
     }
 
+    /// Returns once the coordinator leads and hears others: from then on it misses no event.
+    pub async fn hears(&self) {
+        self.leads().await;
+        let hears = async {
+            while !self.coordinator.as_ref().unwrap().hears_others() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), hears).await.expect("it hears others");
+    }
+
     /// The coordinator is gone at once, as if it was killed: it gives nothing up.
     pub fn kill(&mut self) {
         drop(self.coordinator.take());
