@@ -141,8 +141,8 @@ pub struct Running {
     no_gpu: Option<Reason>,
 }
 
-/// A process' CPU time is told in ticks of 10 ms: over less than this it says nothing of the cores in use.
-const LEAST: Duration = Duration::from_millis(50);
+/// A process' CPU time is told in ticks of 10 ms: over less than this the scheduler is asked instead.
+const LEAST: Duration = Duration::from_millis(500);
 
 impl Running {
     /// Ends sampling. Blocks for as long as the driver takes to answer.
@@ -162,14 +162,13 @@ impl Running {
                 pids = now.pids();
                 if now.is_empty() {
                     samples.null("engine_cpu", "engine_gone", "the engine's process ended");
-                } else if self.begun.elapsed() < LEAST {
-                    samples.null("engine_cpu", "too_short", "the load point was too short for the kernel's CPU times");
                 } else {
                     samples.engine_waited_ratio = now.waited_ratio_since(before);
-                    samples.engine_cpu = Some(EngineCpu {
-                        cores: now.cpu_seconds_since(before) / self.begun.elapsed().as_secs_f64(),
-                        rss_bytes: now.rss_bytes(),
-                    });
+                    let took = self.begun.elapsed();
+                    let used = now.ran_seconds_since(before).filter(|_| took < LEAST);
+                    let used = used.unwrap_or_else(|| now.cpu_seconds_since(before));
+                    let cores = (used / took.as_secs_f64()).min(samples.cores);
+                    samples.engine_cpu = Some(EngineCpu { cores, rss_bytes: now.rss_bytes() });
                 }
             }
         }

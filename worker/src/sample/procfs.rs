@@ -81,16 +81,27 @@ impl Tree {
         self.processes.iter().map(used).sum::<u64>() as f64 / ticks_per_second()
     }
 
+    /// The same by the scheduler, which counts in ns; none where it does not tell. Threads that ended meanwhile are left out.
+    pub fn ran_seconds_since(&self, before: &Self) -> Option<f64> {
+        let [ran, _] = self.scheduled_since(before);
+        (!self.threads.is_empty()).then_some(ran as f64 / 1e9)
+    }
+
     /// Of the time since an earlier look in which its threads could run, the share in which they waited for a core. None where
     /// that is not known, or they hardly ran.
     pub fn waited_ratio_since(&self, before: &Self) -> Option<f64> {
+        let [ran, waited] = self.scheduled_since(before);
+        (ran >= ENOUGH_NS).then(|| waited as f64 / (ran + waited) as f64)
+    }
+
+    /// How long its threads ran, and waited for a core, since an earlier look, in ns.
+    fn scheduled_since(&self, before: &Self) -> [u64; 2] {
         // A thread that came since counts from its start; one whose number is another's by now, from zero.
         let since = |(thread, now): (&u32, &Scheduled)| {
             let then = before.threads.get(thread).copied().unwrap_or_default();
             [now.ran.saturating_sub(then.ran), now.waited.saturating_sub(then.waited)]
         };
-        let [ran, waited] = self.threads.iter().map(since).fold([0, 0], |[a, b], [c, d]| [a + c, b + d]);
-        (ran >= ENOUGH_NS).then(|| waited as f64 / (ran + waited) as f64)
+        self.threads.iter().map(since).fold([0, 0], |[a, b], [c, d]| [a + c, b + d])
     }
 
     /// Resident memory.
