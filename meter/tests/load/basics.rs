@@ -114,7 +114,8 @@ async fn an_open_loop_keeps_its_schedule() {
     assert!((point.requests as f64 / 600.0 - 1.0).abs() < 0.2, "{}", point.requests);
     let (service, lateness) = (point.service.as_ref().unwrap(), point.send_lateness.as_ref().unwrap());
     assert_eq!(service.len(), point.requests);
-    assert!(lateness.percentile_ns(50.0) < 500_000, "{} ns", lateness.percentile_ns(50.0));
+    // A loop that waited for answers would be late by ever more of the 2.5 ms between calls; one on a busy core is late by less.
+    assert!(lateness.percentile_ns(50.0) < 2_500_000, "{} ns", lateness.percentile_ns(50.0));
 }
 
 #[tokio::test]
