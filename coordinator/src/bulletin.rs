@@ -176,7 +176,7 @@ impl Outbox {
         Some(Bulletin { from: self.id, first, is_hello: take(&mut waiting.is_hello), notes })
     }
 
-    /// A bulletin could not be sent: another one is due, by whose number the others see that.
+    /// Makes another bulletin due after one that could not be sent; its number shows the others the gap.
     pub fn not_sent(&self, bulletin: &Bulletin) {
         let mut waiting = self.waiting();
         (waiting.has_missed, waiting.is_due) = (true, true);

@@ -1,5 +1,5 @@
-//! The exchange with the other coordinators of the hub: sends what this one has to tell, and takes up what they tell. A broker
-//! that is away costs nobody anything: what is not told is dropped, and read from the hub instead.
+//! The exchange of bulletins with the other coordinators of the hub. Nothing waits for an unreachable broker: bulletins are
+//! dropped then, and their receivers read the hub instead.
 
 use crate::{
     bulletin::{Bulletin, Note, TOPIC},

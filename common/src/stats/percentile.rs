@@ -96,7 +96,7 @@ impl Percentile {
         self.ms?.interval()
     }
 
-    /// Whether there is an interval whose ends so many samples bound that precision can be asked of it.
+    /// Whether the percentile has an interval with enough effective samples for the stop rule to ask precision of it.
     pub fn is_bounded(&self) -> bool {
         self.interval().is_some() && self.sure_unjoined >= self.needs
     }

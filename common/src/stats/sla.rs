@@ -16,8 +16,8 @@ pub fn is_met(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
     shows(sla.percentile, sure, over.ceil() as u64)
 }
 
-/// Whether this sample shows that the SLA is missed: too many requests over the limit, at 99 % confidence, or a percentile
-/// up to the SLA's whose 95 % interval or lower bound lies over the limit.
+/// Whether this sample shows that the SLA is missed: too many requests over the limit, at 99 % confidence, or the 95 %
+/// interval (or lower bound) of the SLA's percentile, or of a lower one, lies over the limit.
 pub fn shows_miss(sla: &Sla, total: Sample, percentiles: &[Percentile]) -> bool {
     let (sure, over) = effective(sla, total, percentiles);
     let low = |p: &Percentile| p.ms.and_then(|ms| ms.ci95.map(|[low, _]| low).or(ms.lower95));

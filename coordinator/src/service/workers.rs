@@ -48,7 +48,7 @@ pub struct Progress {
     pub progress: String,
 }
 
-/// The fate of an attempt whose lease is to be renewed.
+/// The answer to a request for renewing the lease of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// The lease holds.

@@ -37,7 +37,7 @@ pub(super) struct AmqpSubscription {
 pub(super) async fn subscribe(link: &Arc<Link>, topic: &str) -> Result<AmqpSubscription, BrokerError> {
     let fail = |error| refusal(link, topic, &error);
     let channel = link.channel().await?;
-    // The exchange stays, so that a broadcast finds it whoever subscribes.
+    // The exchange stays, so that a broadcast finds it while nobody subscribes.
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declared = channel.exchange_declare(topic.into(), ExchangeKind::Fanout, durable, FieldTable::default());
     declared.await.map_err(fail)?;

@@ -133,7 +133,7 @@ impl Upload {
     }
 }
 
-/// Deletes the chunks of an upload whose caller went away in the middle.
+/// Deletes the chunks of an upload that its caller broke off.
 impl Drop for Upload {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
