@@ -4,6 +4,22 @@
 //! message comes only once.
 #![allow(clippy::unwrap_used)] // these are tests, and a failure is meant to panic
 
+/// Runs each property with a name of its own on a broker of its own, made by `$make`.
+macro_rules! properties {
+    ($make:ident: $($property:ident),* $(,)?) => {$(
+        let broker = $make().await;
+        let started = Instant::now();
+        let name = stringify!($property);
+        eprintln!("conformance: {name}");
+        let queue = fresh(name);
+        let outcome = timeout(LIMIT, $property(Arc::clone(&broker), &queue)).await;
+        assert!(outcome.is_ok(), "{name} did not end within {LIMIT:?}");
+        eprintln!("conformance: {name} holds ({:?})", started.elapsed());
+        let _ = broker.delete(&queue).await;
+        broker.close().await;
+    )*};
+}
+
 pub mod fanout;
 
 use modelmeter_common::broker::{Broker, BrokerError, Consumer, Delivery, MAX_NAME_BYTES, QUARANTINE};
@@ -25,21 +41,7 @@ where
     F: Fn() -> Fut,
     Fut: Future<Output = Shared>,
 {
-    macro_rules! properties {
-        ($($property:ident),* $(,)?) => {$(
-            let broker = make().await;
-            let started = Instant::now();
-            let name = stringify!($property);
-            eprintln!("conformance: {name}");
-            let queue = fresh(name);
-            let outcome = timeout(LIMIT, $property(Arc::clone(&broker), &queue)).await;
-            assert!(outcome.is_ok(), "{name} did not end within {LIMIT:?}");
-            eprintln!("conformance: {name} holds ({:?})", started.elapsed());
-            let _ = broker.delete(&queue).await;
-            broker.close().await;
-        )*};
-    }
-    properties!(
+    properties!(make:
         declaring_again_changes_nothing,
         everything_published_is_delivered,
         publishing_to_an_unknown_queue_is_an_error,
